@@ -1,0 +1,41 @@
+# Finds the libraries under Shoal. Debian packages bring all but libtorch, which comes from its PyPI
+# wheel unpacked in SHOAL_DEPS (see tools/install_dependencies).
+set(SHOAL_DEPS ${CMAKE_CURRENT_SOURCE_DIR}/.deps CACHE PATH "Folder holding the unpacked libtorch wheel")
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(Protobuf REQUIRED)
+find_package(yaml-cpp REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(MPI REQUIRED COMPONENTS C)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+find_package(dnnl REQUIRED)
+
+# libtorch, without the wheel's TorchConfig.cmake: that insists on a CUDA toolkit, and its include
+# folder shadows protobuf, fmt and oneDNN with copies of other versions. Only the folders that are
+# libtorch's own are put on the include path.
+set(SHOAL_TORCH ${SHOAL_DEPS}/torch)
+if(NOT EXISTS ${SHOAL_TORCH}/lib/libtorch_cpu.so)
+  message(FATAL_ERROR "libtorch is not in ${SHOAL_DEPS}: run tools/install_dependencies, "
+                      "or pass -DSHOAL_DEPS=<folder that holds torch/>")
+endif()
+set(shoal_torch_include ${CMAKE_BINARY_DIR}/torch_include)
+file(MAKE_DIRECTORY ${shoal_torch_include})
+foreach(entry ATen c10 torch caffe2 sleef.h)
+  file(CREATE_LINK ${SHOAL_TORCH}/include/${entry} ${shoal_torch_include}/${entry} SYMBOLIC)
+endforeach()
+
+add_library(shoal_torch INTERFACE)
+target_include_directories(shoal_torch SYSTEM INTERFACE
+  ${shoal_torch_include} ${SHOAL_TORCH}/include/torch/csrc/api/include)
+target_link_libraries(shoal_torch INTERFACE
+  ${SHOAL_TORCH}/lib/libtorch_cpu.so ${SHOAL_TORCH}/lib/libc10.so Threads::Threads)
+# Symbols that libtorch_cpu.so takes from the CUDA runtime wheels beside it (its own rpath finds them).
+file(GLOB shoal_cuda_runtime_dirs ${SHOAL_DEPS}/nvidia/*/lib)
+foreach(dir ${shoal_cuda_runtime_dirs})
+  target_link_options(shoal_torch INTERFACE -Wl,-rpath-link,${dir})
+endforeach()
+
+if(SHOAL_TESTS)
+  find_package(GTest REQUIRED)
+endif()

@@ -1,0 +1,33 @@
+# One static library a room. `shoal_room(name SOURCES ... DEPS ...)` makes target shoal_<name>; DEPS is
+# the room's "may use" list, which tests/structure_test checks against the #include lines.
+add_library(shoal_pch STATIC ${CMAKE_CURRENT_SOURCE_DIR}/cmake/precompiled.cc)
+target_link_libraries(shoal_pch PUBLIC shoal_torch)
+target_include_directories(shoal_pch PUBLIC ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_BINARY_DIR})
+target_precompile_headers(shoal_pch PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/cmake/precompiled.h)
+
+function(shoal_room name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(shoal_${name} STATIC ${ARG_SOURCES})
+  add_library(Shoal::${name} ALIAS shoal_${name})
+  target_include_directories(shoal_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}>)
+  target_link_libraries(shoal_${name} PUBLIC shoal_torch ${ARG_DEPS})
+  target_precompile_headers(shoal_${name} REUSE_FROM shoal_pch)
+endfunction()
+
+# `shoal_test(name SOURCES ... DEPS ... [LABELS ...] [RANKS n])` makes a GoogleTest program and its ctest
+# entry. With RANKS the program is started by mpirun on that many ranks.
+function(shoal_test name)
+  cmake_parse_arguments(ARG "" "RANKS" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest)
+  if(NOT ARG_RANKS)
+    target_link_libraries(${name} PRIVATE GTest::gtest_main)
+    add_test(NAME ${name} COMMAND ${name})
+  else()
+    add_test(NAME ${name} COMMAND mpirun --allow-run-as-root --oversubscribe -np ${ARG_RANKS} $<TARGET_FILE:${name}>)
+  endif()
+  target_precompile_headers(${name} REUSE_FROM shoal_pch)
+  set_tests_properties(${name} PROPERTIES
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} TIMEOUT 600 LABELS "${ARG_LABELS}" ENVIRONMENT "OMP_NUM_THREADS=1")
+endfunction()

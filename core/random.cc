@@ -1,0 +1,66 @@
+#include "core/random.h"
+
+#include <cmath>
+#include <numbers>
+
+#include <ATen/Dispatch.h>
+
+#include "core/status.h"
+
+namespace shoal {
+
+uint64_t StreamId(std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3u;
+  return hash;
+}
+
+std::array<uint32_t, 4> Philox::Block(uint64_t index) const {
+  std::array<uint32_t, 4> x = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+                               static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
+  uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = 0xD2511F53ull * x[0], p1 = 0xCD9E8D57ull * x[2];
+    x = {static_cast<uint32_t>(p1 >> 32) ^ x[1] ^ k0, static_cast<uint32_t>(p1),
+         static_cast<uint32_t>(p0 >> 32) ^ x[3] ^ k1, static_cast<uint32_t>(p0)};
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return x;
+}
+
+uint64_t Philox::Bits(uint64_t index) const {
+  const auto words = Block(index / 2);
+  const int half = static_cast<int>(index % 2) * 2;
+  return static_cast<uint64_t>(words[half + 1]) << 32 | words[half];
+}
+
+double Philox::Uniform(uint64_t index) const { return static_cast<double>(Bits(index) >> 11) * 0x1.0p-53; }
+
+namespace {
+
+// Elements 2k and 2k + 1 of the standard normal stream.
+std::array<double, 2> NormalPair(const Philox& philox, uint64_t pair) {
+  const double u = 1.0 - philox.Uniform(2 * pair);  // in (0, 1]
+  const double angle = 2 * std::numbers::pi * philox.Uniform(2 * pair + 1);
+  const double radius = std::sqrt(-2 * std::log(u));
+  return {radius * std::cos(angle), radius * std::sin(angle)};
+}
+
+}  // namespace
+
+void FillNormal(at::Tensor& out, const Philox& philox, uint64_t first, double stddev) {
+  SHOAL_CHECK(out.is_contiguous()) << "FillNormal needs contiguous memory";
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "FillNormal", [&] {
+    scalar_t* data = out.mutable_data_ptr<scalar_t>();
+    const uint64_t end = first + static_cast<uint64_t>(out.numel());
+    for (uint64_t i = first; i < end;) {
+      const auto pair = NormalPair(philox, i / 2);
+      for (uint64_t k = i % 2; k < 2 && i < end; ++k, ++i) {
+        data[i - first] = static_cast<scalar_t>(stddev * pair[k]);
+      }
+    }
+  });
+}
+
+}  // namespace shoal

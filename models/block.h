@@ -1,0 +1,72 @@
+// A model is a list of blocks: embedding, one block a layer, head. A block holds no weights; whoever runs
+// it passes them in, which is what lets ZeRO gather and release a block at a time, a pipeline take a run
+// of blocks, and inference share weights with training.
+//
+// Legend: B sequences, T tokens, C channels (hidden size), V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "core/batch.h"
+#include "core/parameter.h"
+
+namespace shoal {
+
+class KeyValueCache;  // models/key_value_cache.h
+
+// What a forward pass of a block may read besides its input.
+struct ForwardContext {
+  std::span<const Parameter> weights;  // In the order of Block::parameters()
+  const Batch* batch = nullptr;
+  KeyValueCache* cache = nullptr;  // Inference only: keys and values of earlier tokens, appended to
+  // Training head only: sum of losses is divided by this (the global number of targets).
+  double loss_denominator = 1.0;
+};
+
+// What flows from block to block.
+struct Activations {
+  Tensor hidden_BTC;  // Undefined before the embedding
+  // Set by the head:
+  Tensor loss;         // () float32 (float64 in float64 runs): sum of target losses / loss_denominator
+  Tensor logits_BTV;   // Only under HeadMode::kLogits
+  Tensor logprobs_BT;  // Only under HeadMode::kLogprobs: float32 log-probability of each target, 0 where ignored
+};
+
+enum class HeadMode { kLoss, kLogits, kLogprobs };
+
+// Where a weight of one block is really another block's (tied embeddings).
+struct TiedTo {
+  int block;
+  int parameter;
+};
+
+class Block {
+ public:
+  virtual ~Block() = default;
+
+  // Fixed order; Forward's weights come in the same order. A tied entry repeats its owner's spec.
+  std::span<const ParameterSpec> parameters() const { return parameters_; }
+  // Entry i: set iff parameters()[i] belongs to another block.
+  std::span<const std::optional<TiedTo>> ties() const { return ties_; }
+
+  // Differentiable in in.hidden_BTC; gradients of weights are added to ctx.weights[i].grad by the
+  // operations' backward passes (see Parameter).
+  virtual Activations Forward(const ForwardContext& ctx, const Activations& in) const = 0;
+
+  // Bytes aside, the matrix products' multiply-adds x 2 of a forward pass for one token of a sequence of
+  // `sequence_length` (causal attention counted at its half). Backward costs twice that.
+  virtual double ForwardFlopsPerToken(int64_t sequence_length) const = 0;
+
+ protected:
+  std::vector<ParameterSpec> parameters_;
+  std::vector<std::optional<TiedTo>> ties_;
+};
+
+}  // namespace shoal
