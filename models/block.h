@@ -21,13 +21,16 @@ namespace shoal {
 
 class KeyValueCache;  // models/key_value_cache.h
 
+// What the head computes: the training loss, all logits, or each target's log-probability.
+enum class HeadMode { kLoss, kLogits, kLogprobs };
+
 // What a forward pass of a block may read besides its input.
 struct ForwardContext {
   std::span<const Parameter> weights;  // In the order of Block::parameters()
   const Batch* batch = nullptr;
   KeyValueCache* cache = nullptr;  // Inference only: keys and values of earlier tokens, appended to
-  // Training head only: sum of losses is divided by this (the global number of targets).
-  double loss_denominator = 1.0;
+  HeadMode head_mode = HeadMode::kLoss;
+  double loss_denominator = 1.0;  // Of HeadMode::kLoss: the global number of targets
 };
 
 // What flows from block to block.
@@ -38,8 +41,6 @@ struct Activations {
   Tensor logits_BTV;   // Only under HeadMode::kLogits
   Tensor logprobs_BT;  // Only under HeadMode::kLogprobs: float32 log-probability of each target, 0 where ignored
 };
-
-enum class HeadMode { kLoss, kLogits, kLogprobs };
 
 // Where a weight of one block is really another block's (tied embeddings).
 struct TiedTo {

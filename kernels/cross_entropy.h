@@ -1,0 +1,27 @@
+// The language-model head: product with the vocabulary matrix and cross entropy together, in chunks of
+// rows, so that the (B*T, V) logits never exist.
+#pragma once
+
+#include "core/parameter.h"
+
+namespace shoal {
+
+struct CrossEntropyOptions {
+  double denominator = 1.0;     // The sum of losses is divided by this
+  int64_t ignore_index = -100;  // Rows with this target count nothing
+  int64_t chunk_rows = 0;       // 0: chosen so that a chunk's logits stay within a few MB
+};
+
+// hidden: (R, C), weight: (V, C), targets: (R) int64. Returns () float32 (float64 for float64 inputs):
+// sum over valid rows of logsumexp(hidden W^T) - logit of the target, / denominator.
+// The gradient is computed in the forward pass (chunk by chunk, as in Liger-Kernel) when gradients are
+// enabled; backward scales and hands it out, and adds dL/dW to weight.grad.
+Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
+                          const CrossEntropyOptions& options);
+
+// log softmax(hidden W^T)[target] per row, 0 where the target is ignored. (R) float32 (float64 for float64).
+// Differentiable; backward recomputes the chunk's logits.
+Tensor LinearLogprobs(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
+                      const CrossEntropyOptions& options);
+
+}  // namespace shoal
