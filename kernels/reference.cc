@@ -1,0 +1,182 @@
+#include "kernels/reference.h"
+
+#include <cmath>
+#include <limits>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace shoal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Identity on a weight; its backward adds the gradient to a buffer and lets nothing flow further.
+struct WeightTap : torch::autograd::Function<WeightTap> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& value, const Tensor& grad) {
+    ctx->saved_data["grad"] = grad;
+    return value.view_as(value);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    Tensor buffer = ctx->saved_data["grad"].toTensor();
+    buffer.add_(grads[0]);
+    return {Tensor(), Tensor()};
+  }
+};
+
+// Half precision computes in float32.
+at::ScalarType ComputeType(const Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+}  // namespace
+
+Tensor WeightOf(const Parameter& parameter) {
+  if (!parameter.grad.defined()) return parameter.value.detach();
+  return WeightTap::apply(parameter.value, parameter.grad);
+}
+
+namespace reference {
+
+Tensor Linear(const Tensor& x, const Tensor& weight, const Tensor& bias, LinearLayout layout) {
+  Tensor y = at::matmul(x, layout == LinearLayout::kOutIn ? weight.t() : weight);
+  return bias.defined() ? y + bias : y;
+}
+
+Tensor RmsNorm(const Tensor& x, const Tensor& weight, double epsilon) {
+  Tensor wide = x.to(ComputeType(x));
+  Tensor normalised = wide * at::rsqrt(wide.square().mean(-1, true) + epsilon);
+  return normalised.to(x.scalar_type()) * weight;
+}
+
+Tensor LayerNorm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon) {
+  Tensor wide = x.to(ComputeType(x));
+  Tensor centred = wide - wide.mean(-1, true);
+  Tensor normalised = centred * at::rsqrt(centred.square().mean(-1, true) + epsilon);
+  Tensor y = normalised * weight.to(wide.scalar_type()) + bias.to(wide.scalar_type());
+  return y.to(x.scalar_type());
+}
+
+Tensor ApplyRotary(const Tensor& x_BTNH, const Tensor& positions_BT, const RotaryTable& table) {
+  const int64_t half = x_BTNH.size(3) / 2;
+  Tensor flat = positions_BT.reshape({-1});
+  const std::vector<int64_t> shape = {positions_BT.size(0), positions_BT.size(1), 1, half};
+  Tensor cos = table.cos_PH.index_select(0, flat).view(shape);
+  Tensor sin = table.sin_PH.index_select(0, flat).view(shape);
+  Tensor wide = x_BTNH.to(cos.scalar_type());
+  Tensor low = wide.narrow(3, 0, half), high = wide.narrow(3, half, half);
+  return at::cat({low * cos - high * sin, high * cos + low * sin}, 3).to(x_BTNH.scalar_type());
+}
+
+Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
+  Tensor wide = gate.to(ComputeType(gate));
+  return (wide * at::sigmoid(wide) * up.to(wide.scalar_type())).to(gate.scalar_type());
+}
+
+Tensor Gelu(const Tensor& x, GeluKind kind) { return at::gelu(x, kind == GeluKind::kTanh ? "tanh" : "none"); }
+
+Tensor Embedding(const Tensor& indices, const Tensor& weight) {
+  std::vector<int64_t> shape = indices.sizes().vec();
+  shape.push_back(weight.size(1));
+  return weight.index_select(0, indices.reshape({-1})).view(shape);
+}
+
+namespace {
+
+// softmax(q k^T * scale + mask) v for (B, N, T, H) tensors; rows without any key give zeros.
+Tensor MaskedAttention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, double scale) {
+  Tensor scores = at::matmul(q, k.transpose(2, 3)) * scale;
+  scores = scores.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity());
+  Tensor weights = at::softmax(scores, -1);
+  weights = at::where(visible.any(-1, true), weights, at::zeros({}, weights.options()));
+  return at::matmul(weights, v);
+}
+
+// (B, S, K, H) -> (B, N, S, H) in the compute type, each key head repeated for its group of queries.
+Tensor HeadsFirst(const Tensor& x, int64_t num_heads) {
+  Tensor wide = x.to(ComputeType(x)).transpose(1, 2);
+  return wide.size(1) == num_heads ? wide : wide.repeat_interleave(num_heads / wide.size(1), 1);
+}
+
+double ScaleOr(double scale, int64_t head_dim) {
+  return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
+}
+
+}  // namespace
+
+Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
+                       const AttentionOptions& options) {
+  const int64_t num_heads = q_BTNH.size(2), length = q_BTNH.size(1);
+  Tensor visible = at::ones({length, length}, q_BTNH.options().dtype(at::kBool)).tril().view({1, 1, length, length});
+  if (options.documents_BT.defined()) {
+    const Tensor& documents = options.documents_BT;
+    visible = visible.logical_and(documents.unsqueeze(2).eq(documents.unsqueeze(1)).unsqueeze(1));
+  }
+  Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads), HeadsFirst(k_BTKH, num_heads),
+                               HeadsFirst(v_BTKH, num_heads), visible, ScaleOr(options.scale, q_BTNH.size(3)));
+  return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
+}
+
+Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH, const Tensor& lengths_B,
+                       double scale) {
+  const int64_t num_heads = q_BTNH.size(2), length = q_BTNH.size(1), places = k_BSKH.size(1);
+  Tensor key_place = at::arange(places, lengths_B.options()).view({1, 1, 1, places});
+  Tensor query_place = lengths_B.view({-1, 1, 1, 1}) - length +
+                       at::arange(length, lengths_B.options()).view({1, 1, length, 1});
+  // Places past the length may hold anything, NaN included: 0 * NaN would reach the result.
+  Tensor valid = at::arange(places, lengths_B.options()).view({1, -1, 1, 1}).lt(lengths_B.view({-1, 1, 1, 1}));
+  Tensor zero = at::zeros({}, v_BSKH.options());
+  Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads), HeadsFirst(at::where(valid, k_BSKH, zero), num_heads),
+                               HeadsFirst(at::where(valid, v_BSKH, zero), num_heads), key_place.le(query_place),
+                               ScaleOr(scale, q_BTNH.size(3)));
+  return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
+}
+
+Tensor LinearLogprobs(const Tensor& hidden_RC, const Tensor& weight, const Tensor& targets_R,
+                      const CrossEntropyOptions& options) {
+  const at::ScalarType type = ComputeType(hidden_RC);
+  Tensor logprobs = at::log_softmax(at::matmul(hidden_RC.to(type), weight.to(type).t()), -1);
+  Tensor valid = targets_R.ne(options.ignore_index);
+  Tensor index = targets_R.masked_fill(valid.logical_not(), 0).unsqueeze(1);
+  return at::where(valid, logprobs.gather(1, index).squeeze(1), at::zeros({}, logprobs.options()));
+}
+
+Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Tensor& weight, const Tensor& targets_R,
+                          const CrossEntropyOptions& options) {
+  return LinearLogprobs(hidden_RC, weight, targets_R, options).sum().neg() / options.denominator;
+}
+
+void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2, Tensor& compute_copy,
+               const AdamWOptions& options) {
+  at::NoGradGuard no_grad;
+  Tensor grad = grads.to(weights.scalar_type()) * options.grad_scale;
+  const double correction1 = 1 - std::pow(options.beta1, options.step);
+  const double correction2 = 1 - std::pow(options.beta2, options.step);
+  weights.mul_(1 - options.learning_rate * options.weight_decay);
+  moment1.lerp_(grad, 1 - options.beta1);
+  moment2.mul_(options.beta2).addcmul_(grad, grad, 1 - options.beta2);
+  Tensor denominator = moment2.sqrt().div_(std::sqrt(correction2)).add_(options.epsilon);
+  weights.addcdiv_(moment1, denominator, -options.learning_rate / correction1);
+  if (compute_copy.defined()) compute_copy.copy_(weights);
+}
+
+void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& compute_copy,
+             const SgdOptions& options) {
+  at::NoGradGuard no_grad;
+  Tensor grad = grads.to(weights.scalar_type()) * options.grad_scale;
+  if (options.weight_decay != 0) grad = grad.add(weights, options.weight_decay);
+  if (options.momentum != 0) {
+    if (options.step == 1) {
+      momentum.copy_(grad);
+    } else {
+      momentum.mul_(options.momentum).add_(grad);
+    }
+    grad = options.nesterov ? grad.add(momentum, options.momentum) : momentum;
+  }
+  weights.add_(grad, -options.learning_rate);
+  if (compute_copy.defined()) compute_copy.copy_(weights);
+}
+
+}  // namespace reference
+}  // namespace shoal
