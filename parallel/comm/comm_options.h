@@ -1,0 +1,21 @@
+// How a job's communicators behave; the `comm` section of the recipe and `run.deterministic`.
+#pragma once
+
+#include "absl/time/time.h"
+
+namespace shoal {
+
+enum class CommTransport {
+  kAuto,  // Shared memory when all ranks are on one host, MPI's own collectives across hosts
+  kMpi,   // MPI's own collectives everywhere
+};
+
+struct CommOptions {
+  CommTransport transport = CommTransport::kAuto;
+  // Sums in rank order. Shared memory always adds so: there it is the fastest way too.
+  bool deterministic = true;
+  // A collective that takes longer throws CommError naming the ranks that did not come.
+  absl::Duration timeout = absl::Minutes(5);
+};
+
+}  // namespace shoal

@@ -1,0 +1,28 @@
+#include "parallel/flat_layout.h"
+
+#include <algorithm>
+
+namespace shoal {
+
+FlatLayout::FlatLayout(std::vector<ParameterSpec> specs, int num_shards)
+    : specs_(std::move(specs)), offsets_{0}, num_shards_(num_shards) {
+  for (const ParameterSpec& spec : specs_) offsets_.push_back(offsets_.back() + spec.numel());
+  shard_numel_ = (numel() + num_shards_ - 1) / num_shards_;
+}
+
+std::vector<FlatLayout::Slice> FlatLayout::Slices(int64_t begin, int64_t end) const {
+  std::vector<Slice> slices;
+  for (int i = 0; i < static_cast<int>(specs_.size()); ++i) {
+    const int64_t from = std::max(begin, offsets_[i]);
+    const int64_t to = std::min(end, offsets_[i + 1]);
+    if (to <= from) continue;
+    slices.push_back({.parameter = i, .first = from - offsets_[i], .count = to - from, .offset = from});
+  }
+  return slices;
+}
+
+Tensor FlatLayout::View(const Tensor& flat, int parameter) const {
+  return flat.narrow(0, offsets_[parameter], specs_[parameter].numel()).view(specs_[parameter].shape);
+}
+
+}  // namespace shoal

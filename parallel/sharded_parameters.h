@@ -1,0 +1,73 @@
+// All weights of a model (or of a pipeline stage) under a ZeRO stage, addressed by block.
+//
+// Use, a step of m micro-batches (this is what trainer/block_runner.cc does):
+//   for each micro-batch i:
+//     for b = 0 .. B-1:   weights = parameters.BeginForward(b);  forward
+//     for b = B-1 .. 0:   parameters.BeginBackward(b, i);  backward;  parameters.EndBackward(b, i)
+//   gradients of optimizer_slices() are now the sums over ranks;  update them;  parameters.PublishWeights()
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/parameter.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/sharded_unit.h"
+
+namespace shoal {
+
+// A block's weights: its own, and those that it borrows from another block (tied embeddings).
+struct BlockParameters {
+  struct Tie {
+    int block;
+    int parameter;
+  };
+  std::vector<ParameterSpec> specs;
+  std::vector<std::optional<Tie>> ties;  // One a spec; set: the spec is that block's
+};
+
+class ShardedParameters {
+ public:
+  // Collective over `comm`, which must outlive this. Weights start as zeros.
+  ShardedParameters(const std::vector<BlockParameters>& blocks, const ZeroOptions& options, Communicator& comm);
+
+  // The block's weights, in the order of its specs, until another block's pass begins. Collective, as are
+  // the calls below. Under stage 3 each unit is gathered once a forward and once a backward pass.
+  std::span<const Parameter> BeginForward(int block);
+  void BeginBackward(int block, int micro_batch);
+  void EndBackward(int block, int micro_batch);
+  // After the optimizer's step (and once after loading).
+  void PublishWeights();
+  // After owned weights were written: rounds them to the compute dtype and publishes. Collective.
+  void SyncFromMaster();
+
+  std::vector<OptimizerSlice> optimizer_slices() const;
+  const std::vector<std::unique_ptr<ShardedUnit>>& units() const { return units_; }
+  const ZeroOptions& options() const { return options_; }
+
+  int64_t num_trainable() const;  // Elements over all ranks, tied ones once, no padding
+  int64_t num_padded() const;     // Of trainable units, with padding: the P of the formulas
+  HeldBytes held_bytes() const;
+
+ private:
+  struct BlockView {
+    std::vector<int> units;  // Own units and those borrowed from, ascending
+    std::vector<Parameter> parameters;
+  };
+  struct UnitUse {
+    int first_block;  // Lowest and highest block that touch the unit
+    int last_block;
+  };
+
+  ShardedUnit::Arenas MakeArenas(int64_t numel, bool trainable, Communicator& comm);
+
+  ZeroOptions options_;
+  std::vector<std::unique_ptr<ShardedUnit>> units_;
+  std::vector<UnitUse> uses_;  // One a unit
+  std::vector<BlockView> blocks_;
+  int64_t arena_bytes_ = 0;
+};
+
+}  // namespace shoal

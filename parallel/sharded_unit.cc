@@ -1,0 +1,123 @@
+#include "parallel/sharded_unit.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include "core/status.h"
+
+namespace shoal {
+namespace {
+
+Tensor ZeroedRegistered(Communicator& comm, int64_t numel, at::ScalarType dtype) {
+  Tensor memory = comm.AllocateRegistered(numel, dtype);
+  memory.zero_();
+  return memory;
+}
+
+}  // namespace
+
+ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable, const ZeroOptions& options,
+                         Communicator& comm, const Arenas& arenas)
+    : layout_(std::move(specs), comm.size()), trainable_(trainable), options_(options), comm_(comm) {
+  const int64_t padded = layout_.padded_numel();
+  const int64_t shard = layout_.shard_numel();
+  if (options_.stage == 3) {
+    weights_full_ = arenas.gathered.narrow(0, 0, padded);
+    weights_shard_ = ZeroedRegistered(comm_, shard, options_.compute_dtype);
+  } else {
+    weights_full_ = ZeroedRegistered(comm_, padded, options_.compute_dtype);
+    weights_shard_ = Shard(weights_full_);
+  }
+  const bool owns_all = options_.stage == 0;
+  owned_begin_ = owns_all ? 0 : shard_begin();
+  owned_weights_ = owns_all ? weights_full_ : weights_shard_;
+  if (trainable_) {
+    if (options_.has_master_copy()) {
+      owned_weights_ = at::zeros({owned_weights_.numel()}, options_.master_dtype());
+    }
+    gradients_full_ = options_.stage >= 2 ? arenas.gradients.narrow(0, 0, padded)
+                                          : ZeroedRegistered(comm_, padded, options_.gradient_dtype);
+    gradients_shard_ =
+        gradients_sharded() ? at::zeros({shard}, options_.gradient_dtype) : Shard(gradients_full_);
+  }
+  for (int i = 0; i < static_cast<int>(layout_.specs().size()); ++i) {
+    Parameter parameter{.value = layout_.View(weights_full_, i).detach(), .grad = {}};
+    if (trainable_) {
+      parameter.value.set_requires_grad(true);
+      parameter.grad = layout_.View(gradients_full_, i);
+    }
+    parameters_.push_back(std::move(parameter));
+  }
+}
+
+Tensor ShardedUnit::Shard(const Tensor& full) const {
+  return full.narrow(0, shard_begin(), layout_.shard_numel());
+}
+
+void ShardedUnit::Gather() {
+  if (options_.stage == 3) comm_.AllGather(weights_full_, weights_shard_);
+}
+
+void ShardedUnit::ZeroGradients(bool first_micro_batch) {
+  if (trainable_ && (first_micro_batch || gradients_sharded())) gradients_full_.zero_();
+}
+
+void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
+  if (!trainable_) return;
+  if (!gradients_sharded()) {
+    if (!place.last_micro_batch) return;
+    if (options_.stage == 0) {
+      comm_.AllReduce(gradients_full_);
+    } else {
+      comm_.ReduceScatter(gradients_shard_, gradients_full_);
+    }
+    return;
+  }
+  if (place.first_micro_batch) {
+    comm_.ReduceScatter(gradients_shard_, gradients_full_);
+  } else {
+    Tensor reduced = at::empty_like(gradients_shard_);
+    comm_.ReduceScatter(reduced, gradients_full_);
+    gradients_shard_.add_(reduced);
+  }
+  if (place.last_micro_batch && options_.stage == 0) comm_.AllGather(gradients_full_, gradients_shard_);
+}
+
+void ShardedUnit::PublishWeights() {
+  if (trainable_ && (options_.stage == 1 || options_.stage == 2)) {
+    comm_.AllGather(weights_full_, weights_shard_);
+  }
+}
+
+OptimizerSlice ShardedUnit::optimizer_slice() const {
+  SHOAL_CHECK(trainable_);
+  const bool owns_all = options_.stage == 0;
+  OptimizerSlice slice{.layout = &layout_,
+                       .begin = owned_begin_,
+                       .weights = owned_weights_,
+                       .gradients = owns_all ? gradients_full_ : gradients_shard_,
+                       .compute_copy = {},
+                       .shard_numel = layout_.shard_numel()};
+  if (options_.has_master_copy()) slice.compute_copy = owns_all ? weights_full_ : weights_shard_;
+  return slice;
+}
+
+void ShardedUnit::SyncFromMaster() {
+  if (trainable_ && options_.has_master_copy()) {
+    (options_.stage == 0 ? weights_full_ : weights_shard_).copy_(owned_weights_);
+  }
+  if (options_.stage == 1 || options_.stage == 2) comm_.AllGather(weights_full_, weights_shard_);
+}
+
+HeldBytes ShardedUnit::held_bytes() const {
+  HeldBytes held;
+  held.weights = options_.stage == 3 ? weights_shard_.nbytes() : weights_full_.nbytes();
+  if (!trainable_) return held;
+  if (options_.stage < 2) held.gradients += gradients_full_.nbytes();
+  if (gradients_sharded()) held.gradients += gradients_shard_.nbytes();
+  if (options_.has_master_copy()) held.master_weights = owned_weights_.nbytes();
+  return held;
+}
+
+}  // namespace shoal

@@ -1,0 +1,122 @@
+// One flat unit of weights under a ZeRO stage (Rajbhandari et al. 2020): its buffers, and the collectives
+// that move them. A block's trainable weights are one unit, its frozen ones another.
+//
+// [Note: one result for every stage]
+// Every stage reduces gradients over the same equal shards, in rank order, and the optimizer's arithmetic
+// is element by element, so stages 0 to 3 compute the same bits; they differ in what is held and sent:
+//
+//   stage  weights  gradients  optimizer  sent a step (elements, N ranks, P padded elements, one micro-batch)
+//   0      P        P          P          all-reduce of gradients              2 P (N-1)/N
+//   1      P        P          P/N        reduce-scatter, all-gather weights   2 P (N-1)/N
+//   2      P        P/N        P/N        the same                             2 P (N-1)/N
+//   3      P/N      P/N        P/N        two gathers and a reduce-scatter     3 P (N-1)/N
+//
+// With m micro-batches a step, stages 2 and 3 reduce after each one ((m + 1) P (N-1)/N and 3 m P (N-1)/N);
+// stages 0 and 1 add up locally and reduce once. That changes the order of additions, so under
+// `reduce_every_micro_batch` (run.deterministic) stages 0 and 1 reduce after each one too, at (m + 1)
+// P (N-1)/N and one more shard of gradients.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/parameter.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/flat_layout.h"
+
+namespace shoal {
+
+struct ZeroOptions {
+  int stage = 0;
+  at::ScalarType compute_dtype = at::kFloat;   // Weights as the model sees them
+  at::ScalarType gradient_dtype = at::kFloat;  // Gradients held and sent
+  int micro_batches = 1;                       // A step
+  bool reduce_every_micro_batch = false;       // In stages 0 and 1 too; see the note above
+
+  // Weights as the optimizer sees them: float32 unless the model computes in float64.
+  at::ScalarType master_dtype() const { return compute_dtype == at::kDouble ? at::kDouble : at::kFloat; }
+  bool has_master_copy() const { return compute_dtype != master_dtype(); }
+  bool reduces_each_micro_batch() const {
+    return stage >= 2 || (reduce_every_micro_batch && micro_batches > 1);
+  }
+};
+
+// The elements of a unit that this rank's optimizer updates, as equally long flat tensors.
+struct OptimizerSlice {
+  const FlatLayout* layout;
+  int64_t begin;         // First flat element
+  Tensor weights;        // (n) master dtype
+  Tensor gradients;      // (n) gradient dtype
+  Tensor compute_copy;   // (n) compute dtype, or undefined if weights are the compute weights themselves
+  int64_t shard_numel;   // n is this, or (stage 0) layout->padded_numel()
+};
+
+// Bytes that a rank holds, by what they are for.
+struct HeldBytes {
+  int64_t weights = 0;
+  int64_t gradients = 0;
+  int64_t master_weights = 0;
+  int64_t gathered = 0;  // Buffers of gathered weights and of a block's gradients before reduction
+};
+
+class ShardedUnit {
+ public:
+  // Buffers that units of different blocks take turns in; (padded_numel or more).
+  struct Arenas {
+    Tensor gathered;   // Stage 3: compute dtype
+    Tensor gradients;  // Stages 2 and 3, trainable units: gradient dtype
+  };
+
+  // Collective over `comm`, which must outlive the unit. `trainable` is of all specs alike.
+  ShardedUnit(std::vector<ParameterSpec> specs, bool trainable, const ZeroOptions& options,
+              Communicator& comm, const Arenas& arenas);
+
+  const FlatLayout& layout() const { return layout_; }
+  bool trainable() const { return trainable_; }
+  // One a spec; valid while gathered, gradients between ZeroGradients and ReduceGradients.
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+
+  // Stage 3: fills the gathered weights from all shards. Collective.
+  void Gather();
+  // Before the first block of a micro-batch's backward pass that touches the unit.
+  void ZeroGradients(bool first_micro_batch);
+  struct MicroBatchPlace {
+    bool first_micro_batch;
+    bool last_micro_batch;
+  };
+  // After the last such block. Collective.
+  void ReduceGradients(const MicroBatchPlace& place);
+  // After the optimizer has written its slice: stages 1 and 2 gather the new weights. Collective.
+  void PublishWeights();
+
+  // Trainable units: what the optimizer updates.
+  OptimizerSlice optimizer_slice() const;
+  // The weights that this rank keeps in master precision (frozen units: compute dtype): flat elements
+  // [owned_begin(), owned_begin() + size), its shard or (stage 0) all. Whoever writes them calls
+  // SyncFromMaster() afterwards, which is collective.
+  const Tensor& owned_weights() const { return owned_weights_; }
+  int64_t owned_begin() const { return owned_begin_; }
+  int64_t shard_begin() const { return layout_.shard_numel() * comm_.rank(); }
+  void SyncFromMaster();
+
+  HeldBytes held_bytes() const;
+
+ private:
+  Tensor Shard(const Tensor& full) const;
+  bool gradients_sharded() const { return options_.reduces_each_micro_batch(); }
+
+  FlatLayout layout_;
+  bool trainable_;
+  ZeroOptions options_;
+  Communicator& comm_;
+
+  Tensor weights_full_;     // (P) compute dtype; stage 3: the arena
+  Tensor weights_shard_;    // (P/N) compute dtype; below stage 3 a view of weights_full_
+  Tensor owned_weights_;    // (P) at stage 0, else (P/N); master dtype. Without a master copy a view of the above
+  int64_t owned_begin_;
+  Tensor gradients_full_;   // (P) gradient dtype; stages 2 and 3: the arena
+  Tensor gradients_shard_;  // (P/N) sum of reduced gradients; undefined or a view of gradients_full_
+  std::vector<Parameter> parameters_;
+};
+
+}  // namespace shoal
