@@ -27,6 +27,9 @@ function(shoal_test name)
   else()
     add_test(NAME ${name} COMMAND mpirun --allow-run-as-root --oversubscribe -np ${ARG_RANKS} $<TARGET_FILE:${name}>)
   endif()
+  # The precompiled header is made with -fPIC; an executable's -fPIE would not match it.
+  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+  target_compile_options(${name} PRIVATE -fPIC)
   target_precompile_headers(${name} REUSE_FROM shoal_pch)
   set_tests_properties(${name} PROPERTIES
     WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} TIMEOUT 600 LABELS "${ARG_LABELS}" ENVIRONMENT "OMP_NUM_THREADS=1")
