@@ -1,6 +1,7 @@
 #include "optim/sharded_optimizer.h"
 
-#include <ATen/ops/zeros.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "absl/strings/str_cat.h"
 

@@ -1,0 +1,71 @@
+#include "trainer/trainer.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "core/status.h"
+#include "optim/grad_norm.h"
+
+namespace shoal {
+namespace {
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+absl::StatusOr<StepMetrics> Trainer::TrainStep() {
+  const auto start = std::chrono::steady_clock::now();
+  Communicator& control = parts_.mesh.control();
+  const int64_t bytes_before = parts_.mesh.shard().counters().bytes_sent;
+
+  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches, parts_.batches.MicroBatches(progress_.step));
+  StepMetrics metrics{.step = progress_.step + 1, .learning_rate = options_.learning_rate.At(progress_.step)};
+  int64_t targets = 0;
+  for (const Batch& batch : micro_batches) {
+    targets += batch.num_targets;
+    metrics.tokens += batch.tokens_BT.numel();
+  }
+  targets = SumOverRanks(control, targets);
+  metrics.tokens = SumOverRanks(control, metrics.tokens);
+
+  const double local_loss = parts_.runner.ForwardBackward(micro_batches, std::max<int64_t>(1, targets));
+  metrics.loss = SumOverRanks(control, local_loss);
+  metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), control);
+
+  metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
+  if (!metrics.skipped) {
+    parts_.optimizer.Step({.learning_rate = metrics.learning_rate,
+                           .grad_scale = ClipScale(metrics.grad_norm, options_.max_grad_norm),
+                           .step = ++progress_.updates});
+  }
+  ++progress_.step;
+  progress_.tokens += metrics.tokens;
+  metrics.bytes_sent = parts_.mesh.shard().counters().bytes_sent - bytes_before;
+  metrics.seconds = SecondsSince(start);
+  return metrics;
+}
+
+absl::Status Trainer::CountSkipped(const StepMetrics& metrics) {
+  progress_.skipped_in_a_row = metrics.skipped ? progress_.skipped_in_a_row + 1 : 0;
+  const int64_t limit = options_.stop_on_non_finite ? 1 : options_.max_skipped_steps;
+  if (progress_.skipped_in_a_row < limit) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(
+      "step ", metrics.step, ": loss ", metrics.loss, ", gradient norm ", metrics.grad_norm, " (",
+      progress_.skipped_in_a_row, " non-finite in a row). Weights are as they were before. Lower "
+      "optimizer.learning_rate, or raise training.max_skipped_steps."));
+}
+
+absl::Status Trainer::Run() {
+  while (progress_.step < options_.num_steps) {
+    SHOAL_ASSIGN_OR_RETURN(const StepMetrics metrics, TrainStep());
+    SHOAL_RETURN_IF_ERROR(CountSkipped(metrics));
+    for (auto& hook : hooks_) SHOAL_RETURN_IF_ERROR(hook->AfterStep(*this, metrics));
+  }
+  for (auto& hook : hooks_) SHOAL_RETURN_IF_ERROR(hook->AtEnd(*this));
+  return absl::OkStatus();
+}
+
+}  // namespace shoal

@@ -1,0 +1,88 @@
+// The training loop. A step reads in Trainer::TrainStep; logging, evaluation and saving are hooks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "optim/lr_schedule.h"
+#include "optim/sharded_optimizer.h"
+#include "parallel/device_mesh.h"
+#include "trainer/batch_source.h"
+#include "trainer/block_runner.h"
+
+namespace shoal {
+
+// What a step did. Equal on every rank, but for `seconds`.
+struct StepMetrics {
+  int64_t step = 0;  // From 1
+  double loss = 0;   // Mean over the global batch's targets, before the update
+  double grad_norm = 0;  // Before clipping
+  double learning_rate = 0;
+  int64_t tokens = 0;  // Read by this step, over all ranks
+  int64_t bytes_sent = 0;  // By this rank's shard communicator
+  double seconds = 0;
+  bool skipped = false;  // Loss or gradients were not finite: weights and states are as before
+};
+
+// What a resumed run continues from, beside weights and optimizer states.
+struct TrainProgress {
+  int64_t step = 0;     // Steps taken, skipped ones included
+  int64_t updates = 0;  // Steps whose update was applied: the optimizer's own count
+  int64_t tokens = 0;
+  int64_t skipped_in_a_row = 0;
+};
+
+class Trainer;
+
+// Called on every rank, in the order in which hooks were added.
+class Hook {
+ public:
+  virtual ~Hook() = default;
+  virtual absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) = 0;
+  // Once, after the last step.
+  virtual absl::Status AtEnd(const Trainer& trainer) { return absl::OkStatus(); }
+};
+
+class Trainer {
+ public:
+  struct Options {
+    int64_t num_steps = 0;
+    double max_grad_norm = 0;  // 0: no clipping
+    LrSchedule learning_rate;
+    bool stop_on_non_finite = false;
+    int64_t max_skipped_steps = 10;  // So many in a row end the run
+  };
+  // Borrowed; all outlive the trainer.
+  struct Parts {
+    DeviceMesh& mesh;
+    BlockRunner& runner;
+    ShardedParameters& parameters;
+    ShardedOptimizer& optimizer;
+    BatchSource& batches;
+  };
+
+  Trainer(const Options& options, const Parts& parts) : options_(options), parts_(parts) {}
+
+  void AddHook(std::unique_ptr<Hook> hook) { hooks_.push_back(std::move(hook)); }
+  void Resume(const TrainProgress& progress) { progress_ = progress; }
+
+  // One optimizer step. Collective over the mesh. A failed collective throws CommError.
+  absl::StatusOr<StepMetrics> TrainStep();
+  // Steps until options.num_steps, calling the hooks. Collective.
+  absl::Status Run();
+
+  const Options& options() const { return options_; }
+  const TrainProgress& progress() const { return progress_; }
+
+ private:
+  absl::Status CountSkipped(const StepMetrics& metrics);
+
+  Options options_;
+  Parts parts_;
+  TrainProgress progress_;
+  std::vector<std::unique_ptr<Hook>> hooks_;
+};
+
+}  // namespace shoal
