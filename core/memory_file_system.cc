@@ -8,8 +8,8 @@ namespace shoal {
 
 struct MemoryFileSystem::Node {
   bool is_directory = false;
-  std::string data, durable_data;
-  Entries entries, durable_entries;
+  std::string data{}, durable_data{};
+  Entries entries{}, durable_entries{};
 };
 
 namespace {
