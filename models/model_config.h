@@ -1,0 +1,82 @@
+// What a model is made of: its config.json, read through its family's table (models/families/).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/file_system.h"
+#include "core/status.h"
+#include "models/json.h"
+#include "models/rope.h"
+
+namespace shoal {
+
+struct ModelFamily;  // models/family.h
+
+enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu };
+
+struct ModelConfig {
+  std::shared_ptr<const ModelFamily> family;
+  // config.json as it was read, keys and order kept, overrides applied. An export writes it back with every
+  // key of the family's table present.
+  Json json;
+  // generation_config.json, if there was one.
+  std::optional<Json> generation_json;
+  std::string origin;  // The folder it was read from; "" for a model described in a recipe
+
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t num_key_value_heads = 0;
+  int64_t head_dim = 0;
+  int64_t max_positions = 0;
+  Activation activation = Activation::kSilu;
+  double norm_epsilon = 0;
+  double initializer_range = 0.02;
+  bool attention_bias = false;
+  bool mlp_bias = false;
+  bool tie_word_embeddings = false;
+  bool scale_attention = true;            // By 1 / sqrt(head_dim)
+  bool scale_attention_by_layer = false;  // By 1 / (layer + 1) too
+  RopeOptions rope;                       // Of families with rotary positions
+
+  // The largest dropout rate that config.json asks for in training, and the keys that do ("resid_pdrop,
+  // attn_pdrop"). Blocks apply none: training must refuse unless it is 0; inference never drops.
+  double training_dropout = 0;
+  std::string training_dropout_keys;
+
+  // Of generation_config.json if it has them, else of config.json.
+  std::optional<int64_t> bos_token_id, pad_token_id;
+  std::vector<int64_t> eos_token_ids;
+};
+
+// One thing wrong with a configuration. `key` is its path in config.json: "rope_parameters.factor"; "" if no
+// key is to blame.
+struct ConfigIssue {
+  std::string key;
+  std::string message;  // Without the key
+};
+
+struct ConfigOptions {
+  std::string family_file;  // A family of the user's own instead of the compiled-in ones
+  // Receives everything wrong, for callers that can point at the line of each key. May be null: the returned
+  // status tells the same, one "key: message" after another.
+  std::vector<ConfigIssue>* issues = nullptr;
+};
+
+// A configuration written by hand (a recipe's model.config): unknown keys are errors that name the nearest
+// key, as are unsupported values. `overrides` must be an object with a model_type.
+absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options = {});
+
+// `directory`/config.json (and generation_config.json, if there is one) with `overrides` merged over it (RFC
+// 7386; null for none). Keys of the file that the family does not know are kept and ignored; those of
+// `overrides` are errors.
+absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory,
+                                            const Json& overrides = nullptr, const ConfigOptions& options = {});
+
+}  // namespace shoal
