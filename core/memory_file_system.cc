@@ -114,6 +114,7 @@ absl::StatusOr<MemoryFileSystem::Place> MemoryFileSystem::FindPlace(const std::s
 absl::StatusOr<std::unique_ptr<WritableFile>> MemoryFileSystem::OpenForWrite(const std::string& path, OpenMode mode) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const Place place, FindPlace(path));
+  if (mode == OpenMode::kUpdate && !place.folder->entries.contains(place.name)) return NotFound(path);
   std::shared_ptr<Node>& node = place.folder->entries[place.name];
   if (node && mode == OpenMode::kCreateNew) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
   if (node && node->is_directory) return absl::FailedPreconditionError(absl::StrCat(path, " is a folder"));
@@ -147,6 +148,7 @@ absl::StatusOr<std::vector<std::string>> MemoryFileSystem::List(const std::strin
 absl::Status MemoryFileSystem::CreateDirectory(const std::string& path) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const Place place, FindPlace(path));
+  if (mode == OpenMode::kUpdate && !place.folder->entries.contains(place.name)) return NotFound(path);
   std::shared_ptr<Node>& node = place.folder->entries[place.name];
   if (node) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
   node = std::make_shared<Node>(Node{.is_directory = true});

@@ -108,6 +108,7 @@ int OpenFlags(OpenMode mode) {
     case OpenMode::kCreateNew: return O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
     case OpenMode::kTruncate: return O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC;
     case OpenMode::kAppend: return O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
+    case OpenMode::kUpdate: return O_WRONLY | O_CLOEXEC;
   }
   SHOAL_CHECK(false) << "open mode " << static_cast<int>(mode);
   return 0;
