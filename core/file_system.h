@@ -43,6 +43,7 @@ enum class OpenMode {
   kCreateNew,  // AlreadyExists if there is one
   kTruncate,   // created, or emptied
   kAppend,     // created, or written after its end
+  kUpdate,     // NotFound if there is none; its content is kept, for WriteAt
 };
 
 struct FileInfo {

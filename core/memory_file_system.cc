@@ -148,7 +148,6 @@ absl::StatusOr<std::vector<std::string>> MemoryFileSystem::List(const std::strin
 absl::Status MemoryFileSystem::CreateDirectory(const std::string& path) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const Place place, FindPlace(path));
-  if (mode == OpenMode::kUpdate && !place.folder->entries.contains(place.name)) return NotFound(path);
   std::shared_ptr<Node>& node = place.folder->entries[place.name];
   if (node) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
   node = std::make_shared<Node>(Node{.is_directory = true});
