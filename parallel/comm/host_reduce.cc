@@ -56,10 +56,63 @@ struct Min {
   }
 };
 
-// Each is one pass over its operands; `out` is none of them or exactly one of them.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define SHOAL_VECTORISED __attribute__((target_clones("avx512f,avx512bw", "avx2", "default")))
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SHOAL_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define SHOAL_VECTORISED
+#define SHOAL_VECTOR_CLONES
 #endif
 
+// out[i] = a[i] op b[i]; `out` overlaps neither operand, or is exactly one of them.
+template <typename Op, typename Acc, typename Out, typename A, typename B>
+SHOAL_VECTOR_CLONES void Combine(Out* out, const A* a, const B* b, int64_t numel) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < numel; ++i) out[i] = Narrow<Out>(Op()(Acc(Widen(a[i])), Acc(Widen(b[i]))));
+}
+
+// The last pass reads the last source and writes `out`, so `out` may be any source: earlier passes only
+// write `partial`.
+template <typename Op, typename T, typename Acc>
+void ReduceTyped(std::span<const std::byte* const> sources, std::byte* out_bytes, int64_t numel) {
+  const size_t count = sources.size();
+  auto source = [&](size_t s) { return reinterpret_cast<const T*>(sources[s]); };
+  T* out = reinterpret_cast<T*>(out_bytes);
+  if (count == 1) {
+    if (out != source(0)) std::memmove(out, source(0), numel * sizeof(T));
+    return;
+  }
+  Acc partial[kBlock];
+  for (int64_t begin = 0; begin < numel; begin += kBlock) {
+    const int64_t n = std::min(kBlock, numel - begin);
+    if (count == 2) {
+      Combine<Op, Acc>(out + begin, source(0) + begin, source(1) + begin, n);
+      continue;
+    }
+    Combine<Op, Acc>(partial, source(0) + begin, source(1) + begin, n);
+    for (size_t s = 2; s + 1 < count; ++s) Combine<Op, Acc>(partial, partial, source(s) + begin, n);
+    Combine<Op, Acc>(out + begin, partial, source(count - 1) + begin, n);
+  }
+}
+
+template <typename T, typename Acc>
+void ReduceDtype(ReduceOp op, std::span<const std::byte* const> sources, std::byte* out, int64_t numel) {
+  switch (op) {
+    case ReduceOp::kSum: return ReduceTyped<Sum, T, Acc>(sources, out, numel);
+    case ReduceOp::kMax: return ReduceTyped<Max, T, Acc>(sources, out, numel);
+    case ReduceOp::kMin: return ReduceTyped<Min, T, Acc>(sources, out, numel);
+  }
+}
+
+}  // namespace
+
+void ReduceInOrder(ReduceOp op, at::ScalarType dtype, std::span<const std::byte* const> sources,
+                   std::byte* out, int64_t numel) {
+  switch (dtype) {
+    case c10::kFloat: return ReduceDtype<float, float>(op, sources, out, numel);
+    case c10::kDouble: return ReduceDtype<double, double>(op, sources, out, numel);
+    case c10::kBFloat16: return ReduceDtype<Bf16, float>(op, sources, out, numel);
+    case c10::kLong: return ReduceDtype<int64_t, int64_t>(op, sources, out, numel);
+    default: throw CommError("ReduceInOrder: dtype cannot be reduced");
+  }
+}
+
+}  // namespace shoal
