@@ -1,11 +1,79 @@
 #include "kernels/linear.h"
 
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "kernels/matmul.h"
 #include "kernels/reference.h"
 
 namespace shoal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The weight as (in, out), whichever way it lies.
+Tensor InOut(const Tensor& weight, LinearLayout layout) {
+  return layout == LinearLayout::kInOut ? weight : weight.t();
+}
+
+Tensor Rows(const Tensor& x) {
+  return x.dim() == 2 ? x : x.reshape({x.numel() / std::max<int64_t>(x.size(-1), 1), x.size(-1)});
+}
+
+struct LinearFunction : torch::autograd::Function<LinearFunction> {
+  // `anchor` ties the node to the graph when only weights want gradients. Weights and gradient buffers are
+  // kept as plain tensors, past autograd's version check: ZeRO refills and reduces the flat buffers under
+  // them between forward and backward.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& anchor, const Parameter& weight,
+                        const Parameter& bias, LinearLayout layout) {
+    const Tensor weight_io = InOut(weight.value, layout);
+    std::vector<int64_t> shape = x.sizes().vec();
+    shape.back() = weight_io.size(1);
+    Tensor y = at::empty(shape, x.options());
+    Tensor y_RO = Rows(y);
+    MatMul(Rows(x), weight_io, y_RO, {.accumulate = false, .bias = bias.value});
+    ctx->save_for_backward({x});
+    ctx->saved_data["weight"] = weight.value.detach();
+    ctx->saved_data["weight_grad"] = weight.grad;
+    ctx->saved_data["bias_grad"] = bias.grad;
+    ctx->saved_data["layout"] = static_cast<int64_t>(layout);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor x = ctx->get_saved_variables()[0];
+    const auto layout = static_cast<LinearLayout>(ctx->saved_data["layout"].toInt());
+    const Tensor grad_RO = Rows(grads[0]);
+    if (Tensor bias_grad = ctx->saved_data["bias_grad"].toTensor(); bias_grad.defined()) {
+      bias_grad.add_(at::sum(grad_RO, {0}, false, bias_grad.scalar_type()));
+    }
+    if (Tensor weight_grad = ctx->saved_data["weight_grad"].toTensor(); weight_grad.defined()) {
+      const Tensor x_RI = Rows(x);
+      if (layout == LinearLayout::kOutIn) {
+        MatMul(grad_RO.t(), x_RI, weight_grad, {.accumulate = true, .bias = {}});
+      } else {
+        MatMul(x_RI.t(), grad_RO, weight_grad, {.accumulate = true, .bias = {}});
+      }
+    }
+    Tensor grad_x;
+    if (ctx->needs_input_grad(0)) {
+      const Tensor weight_io = InOut(ctx->saved_data["weight"].toTensor(), layout);
+      grad_x = at::empty(x.sizes(), grads[0].options());
+      Tensor grad_RI = Rows(grad_x);
+      MatMul(grad_RO, weight_io.t(), grad_RI);
+    }
+    return {grad_x, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
 
 Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias, LinearLayout layout) {
-  return reference::Linear(x, WeightOf(weight), bias ? WeightOf(*bias) : Tensor(), layout);
+  const Parameter no_bias;
+  if (!bias) bias = &no_bias;
+  const Tensor& anchor = bias->grad.defined() ? bias->value : weight.value;
+  return LinearFunction::apply(x, anchor, weight, *bias, layout);
 }
 
 }  // namespace shoal
