@@ -52,7 +52,7 @@ absl::Status Trainer::CountSkipped(const StepMetrics& metrics) {
   progress_.skipped_in_a_row = metrics.skipped ? progress_.skipped_in_a_row + 1 : 0;
   const int64_t limit = options_.stop_on_non_finite ? 1 : options_.max_skipped_steps;
   if (progress_.skipped_in_a_row < limit) return absl::OkStatus();
-  return absl::OutOfRangeError(absl::StrCat(
+  return absl::AbortedError(absl::StrCat(
       "step ", metrics.step, ": loss ", metrics.loss, ", gradient norm ", metrics.grad_norm, " (",
       progress_.skipped_in_a_row, " non-finite in a row). Weights are as they were before. Lower "
       "optimizer.learning_rate, or raise training.max_skipped_steps."));

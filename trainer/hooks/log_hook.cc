@@ -1,0 +1,52 @@
+#include "trainer/hooks/log_hook.h"
+
+#include "core/process_memory.h"
+#include "core/status.h"
+#include "kernels/matmul.h"
+
+namespace shoal {
+
+absl::Status LogHook::Write(const MetricsRow& row) {
+  for (auto& sink : sinks_) SHOAL_RETURN_IF_ERROR(sink->Write(row));
+  return absl::OkStatus();
+}
+
+double LogHook::ModelFlopsUtilization(double tokens_per_second) {
+  if (matrix_peak_flops_ == 0) {
+    matrix_peak_flops_ = MeasureMatMulPeak(options_.compute_dtype, options_.threads_per_rank);
+  }
+  return options_.train_flops_per_token * tokens_per_second / (mesh_.control().size() * matrix_peak_flops_);
+}
+
+absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metrics) {
+  ++steps_;
+  tokens_ += metrics.tokens;
+  seconds_ += metrics.seconds;
+  const bool last = metrics.step == trainer.options().num_steps;
+  if (metrics.step % options_.every_steps != 0 && !last) return absl::OkStatus();
+
+  MetricsRow row{.step = metrics.step,
+                 .loss = metrics.loss,
+                 .grad_norm = metrics.grad_norm,
+                 .learning_rate = metrics.learning_rate,
+                 .tokens = trainer.progress().tokens,
+                 .tokens_per_second = tokens_ / seconds_,
+                 .step_seconds = seconds_ / steps_,
+                 .peak_rss_bytes = MaxOverRanks(mesh_.control(), PeakRssBytes()),
+                 .bytes_sent = metrics.bytes_sent,
+                 .eval_loss = {},
+                 .extra = {}};
+  // The first step warms caches up; what it says of speed is not worth a measurement of the peak.
+  if (metrics.step > 1) row.extra.emplace_back("mfu", ModelFlopsUtilization(*row.tokens_per_second));
+  if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
+  steps_ = tokens_ = 0;
+  seconds_ = 0;
+  return Write(row);
+}
+
+absl::Status LogHook::AtEnd(const Trainer& trainer) {
+  for (auto& sink : sinks_) SHOAL_RETURN_IF_ERROR(sink->Close());
+  return absl::OkStatus();
+}
+
+}  // namespace shoal
