@@ -1,0 +1,58 @@
+"""One recipe on several layouts of ranks gives the same losses."""
+import unittest
+
+from harness import GPT2, EndToEndTest
+
+
+class LayoutsTest(EndToEndTest):
+    def test_number_of_ranks_does_not_change_losses(self):
+        want = self.train("one", "-n", 1, model=dict(dtype="float64"))
+        self.assertEqual(sorted(want), [1, 2, 3, 4, 5, 6])
+        self.assertLess(want[6], want[1])
+        for ranks in (2, 4):
+            got = self.train(f"ranks{ranks}", "-n", ranks, model=dict(dtype="float64"))
+            self.assert_losses(got, want, relative=1e-12)
+
+    def test_mpirun_joins(self):
+        want = self.train("started", "-n", 2)
+        joined = self.train("joined", command=["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"])
+        self.assert_losses(joined, want)
+
+    def test_zero_stages_are_equal_to_the_last_bit(self):
+        for ranks in (1, 2, 3):
+            batch = dict(max_steps=4, global_batch_size=6, gradient_accumulation_steps=2)
+            want = self.train(f"n{ranks}stage0", "-n", ranks, "zero.stage=0", training=batch)
+            for stage in (1, 2, 3):
+                got = self.train(f"n{ranks}stage{stage}", "-n", ranks, f"zero.stage={stage}", training=batch)
+                self.assert_losses(got, want)
+
+    def test_bfloat16_stages_are_equal_to_the_last_bit(self):
+        want = self.train("stage0", "-n", 2, "zero.stage=0", model=dict(dtype="bfloat16"))
+        got = self.train("stage3", "-n", 2, "zero.stage=3", model=dict(dtype="bfloat16"))
+        self.assert_losses(got, want)
+
+    def test_accumulation_does_not_change_losses(self):
+        want = self.train("whole", "-n", 2, model=dict(dtype="float64"))
+        got = self.train("pieces", "-n", 2, "training.gradient_accumulation_steps=4",
+                         model=dict(dtype="float64"))
+        self.assert_losses(got, want, relative=1e-12)
+
+    def test_runs_are_repeatable(self):
+        model = dict(dtype="float32", config=GPT2)
+        want = self.train("first", "-n", 2, model=model)
+        self.assert_losses(self.train("second", "-n", 2, model=model), want)
+
+    def test_bytes_sent_follow_the_formulas(self):
+        """Ranks n, N elements of weights (padded so that n divides them): all-reduce 2 N (n-1)/n, ZeRO-3 3 N (n-1)/n."""
+        sent = {}
+        for stage in range(4):
+            self.train(f"stage{stage}", "-n", 2, f"zero.stage={stage}")
+            sent[stage] = [row["bytes_sent"] for row in self.metrics(f"stage{stage}") if "loss" in row][-1]
+        small = 4096  # Counts of tokens, norms and flags
+        self.assertAlmostEqual(sent[1], sent[0], delta=small)
+        self.assertAlmostEqual(sent[2], sent[0], delta=small)
+        self.assertAlmostEqual(sent[3], 1.5 * sent[0], delta=0.01 * sent[0] + small)
+
+
+if __name__ == "__main__":
+    unittest.main()
