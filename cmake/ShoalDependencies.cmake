@@ -25,15 +25,27 @@ foreach(entry ATen c10 torch caffe2 sleef.h)
   file(CREATE_LINK ${SHOAL_TORCH}/include/${entry} ${shoal_torch_include}/${entry} SYMBOLIC)
 endforeach()
 
+# Installed, the same wheel folders lie under lib/shoal (see ShoalInstall.cmake).
 add_library(shoal_torch INTERFACE)
+set(shoal_torch_prefix $<INSTALL_PREFIX>/${CMAKE_INSTALL_LIBDIR}/shoal/torch)
 target_include_directories(shoal_torch SYSTEM INTERFACE
-  ${shoal_torch_include} ${SHOAL_TORCH}/include/torch/csrc/api/include)
-target_link_libraries(shoal_torch INTERFACE
-  ${SHOAL_TORCH}/lib/libtorch_cpu.so ${SHOAL_TORCH}/lib/libc10.so Threads::Threads)
+  $<BUILD_INTERFACE:${shoal_torch_include}>
+  $<BUILD_INTERFACE:${SHOAL_TORCH}/include/torch/csrc/api/include>
+  $<INSTALL_INTERFACE:${shoal_torch_prefix}/include>
+  $<INSTALL_INTERFACE:${shoal_torch_prefix}/include/torch/csrc/api/include>)
+foreach(library libtorch_cpu.so libc10.so)
+  target_link_libraries(shoal_torch INTERFACE
+    $<BUILD_INTERFACE:${SHOAL_TORCH}/lib/${library}>
+    $<INSTALL_INTERFACE:${shoal_torch_prefix}/lib/${library}>)
+endforeach()
+target_link_libraries(shoal_torch INTERFACE Threads::Threads)
 # Symbols that libtorch_cpu.so takes from the CUDA runtime wheels beside it (its own rpath finds them).
 file(GLOB shoal_cuda_runtime_dirs ${SHOAL_DEPS}/nvidia/*/lib)
 foreach(dir ${shoal_cuda_runtime_dirs})
-  target_link_options(shoal_torch INTERFACE -Wl,-rpath-link,${dir})
+  cmake_path(RELATIVE_PATH dir BASE_DIRECTORY ${SHOAL_DEPS} OUTPUT_VARIABLE below)
+  target_link_options(shoal_torch INTERFACE
+    $<BUILD_INTERFACE:-Wl,-rpath-link,${dir}>
+    $<INSTALL_INTERFACE:-Wl,-rpath-link,$<INSTALL_PREFIX>/${CMAKE_INSTALL_LIBDIR}/shoal/${below}>)
 endforeach()
 
 if(SHOAL_TESTS)

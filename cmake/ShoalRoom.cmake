@@ -10,9 +10,12 @@ function(shoal_room name)
   add_library(shoal_${name} STATIC ${ARG_SOURCES})
   add_library(Shoal::${name} ALIAS shoal_${name})
   target_include_directories(shoal_${name} PUBLIC
-    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}>)
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}> $<BUILD_INTERFACE:${PROJECT_BINARY_DIR}>
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/shoal>)
   target_link_libraries(shoal_${name} PUBLIC shoal_torch ${ARG_DEPS})
   target_precompile_headers(shoal_${name} REUSE_FROM shoal_pch)
+  set_target_properties(shoal_${name} PROPERTIES EXPORT_NAME ${name})
+  set_property(GLOBAL APPEND PROPERTY SHOAL_ROOMS shoal_${name})
 endfunction()
 
 # `shoal_test(name SOURCES ... DEPS ... [LABELS ...] [RANKS n])` makes a GoogleTest program and its ctest
