@@ -1,6 +1,8 @@
 // How a job's communicators behave; the `comm` section of the recipe and `run.deterministic`.
 #pragma once
 
+#include <cstdint>
+
 #include "absl/time/time.h"
 
 namespace shoal {
@@ -16,6 +18,9 @@ struct CommOptions {
   bool deterministic = true;
   // A collective that takes longer throws CommError naming the ranks that did not come.
   absl::Duration timeout = absl::Minutes(5);
+  // MPI's own collectives work through larger tensors in chunks of so many bytes a rank; their temporary
+  // memory is a few times this.
+  int64_t chunk_bytes = int64_t{32} << 20;
 };
 
 }  // namespace shoal

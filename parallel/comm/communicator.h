@@ -49,7 +49,7 @@ class Communicator {
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual std::string name() const = 0;  // "mpi", "local", "nccl"
+  virtual std::string name() const = 0;  // "local", "shm", "mpi", "nccl"
 
   // tensor: (n) in place, reduced over ranks, on every rank.
   virtual void AllReduce(at::Tensor& tensor, ReduceOp op = ReduceOp::kSum) = 0;

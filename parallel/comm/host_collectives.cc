@@ -41,7 +41,6 @@ HostCommunicator::Call HostCommunicator::Begin(Signature signature, const void* 
   call.signature = signature;
   call.source = static_cast<const std::byte*>(source);
   if (size() == 1) return call;
-  backend_->Sweep();
   Slot slot;
   slot.signature = signature;
   if (source != nullptr) {

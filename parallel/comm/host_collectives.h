@@ -37,8 +37,6 @@ class HostBackend {
   virtual Location Locate(const std::byte* data) = 0;
   // A peer's memory in this rank's address space. Throws CommError if it cannot be mapped.
   virtual const std::byte* Resolve(const Location& location) = 0;
-  // Called now and then: drops mappings of memory that peers have freed.
-  virtual void Sweep() = 0;
   virtual at::Tensor Allocate(int64_t numel, at::ScalarType dtype) = 0;
 
   // A zero-filled region for a HostGroup of `size` ranks and where the others find it; and the others'

@@ -40,7 +40,6 @@ class LocalBackend final : public HostBackend {
   const std::byte* Resolve(const Location& location) override {
     return reinterpret_cast<const std::byte*>(static_cast<intptr_t>(location.offset));
   }
-  void Sweep() override {}
   at::Tensor Allocate(int64_t numel, at::ScalarType dtype) override { return at::empty({numel}, dtype); }
 
   std::pair<std::shared_ptr<std::byte>, Location> CreateRegion(int size) override {

@@ -1,0 +1,304 @@
+#include "parallel/comm/mpi_collectives.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include <ATen/ops/empty.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "parallel/comm/host_reduce.h"
+
+namespace shoal {
+namespace {
+
+enum Tag { kSignatureTag = 1, kHeaderTag = 2, kDataTag = 3 };
+
+// Precedes a message between two ranks.
+struct MessageHeader {
+  int64_t bytes;
+  int32_t dtype;
+};
+
+// `count` bytes in a row, the next such `stride` bytes further: one slice's part of a chunk.
+class StridedBytes {
+ public:
+  StridedBytes(int count, int64_t stride) {
+    MPI_Datatype row;
+    MPI_Type_contiguous(count, MPI_BYTE, &row);
+    MPI_Type_create_resized(row, 0, stride, &type_);
+    MPI_Type_free(&row);
+    MPI_Type_commit(&type_);
+  }
+  ~StridedBytes() { MPI_Type_free(&type_); }
+  StridedBytes(const StridedBytes&) = delete;
+  StridedBytes& operator=(const StridedBytes&) = delete;
+  MPI_Datatype get() const { return type_; }
+
+ private:
+  MPI_Datatype type_;
+};
+
+MPI_Datatype TypeOf(at::ScalarType dtype) {
+  if (dtype == at::kFloat) return MPI_FLOAT;
+  if (dtype == at::kDouble) return MPI_DOUBLE;
+  return MPI_INT64_T;
+}
+
+std::byte* Bytes(at::Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
+const std::byte* Bytes(const at::Tensor& tensor) {
+  return static_cast<const std::byte*>(tensor.const_data_ptr());
+}
+
+std::vector<const std::byte*> Rows(const std::vector<std::byte>& buffer, int rows) {
+  std::vector<const std::byte*> begins;
+  for (int row = 0; row < rows; ++row) begins.push_back(buffer.data() + buffer.size() / rows * row);
+  return begins;
+}
+
+}  // namespace
+
+MpiCommunicator::MpiCommunicator(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm,
+                                 const CommOptions& options)
+    : runtime_(std::move(runtime)), comm_(comm), options_(options) {
+  MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(comm_, &rank_);
+  MPI_Comm_size(comm_, &size_);
+}
+
+MpiCommunicator::~MpiCommunicator() {
+  if (broken_.empty()) MPI_Comm_free(&comm_);
+}
+
+void MpiCommunicator::Fail(const std::string& reason) {
+  if (broken_.empty()) broken_ = reason;
+  throw CommError(broken_);
+}
+
+void MpiCommunicator::Check(int error, const char* call) {
+  if (error == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  MPI_Error_string(error, text, &length);
+  Fail(absl::StrCat(call, ": ", std::string(text, length)));
+}
+
+std::vector<int> MpiCommunicator::WaitAll(std::vector<MPI_Request>& requests) {
+  const absl::Time deadline = absl::Now() + options_.timeout;
+  for (int64_t polls = 0;; ++polls) {
+    int done = 0;
+    Check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
+          "MPI_Testall");
+    if (done) return {};
+    if (polls < 200) continue;
+    sched_yield();
+    if (polls % 256 == 0 && absl::Now() > deadline) break;
+  }
+  std::vector<int> open;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    int done = 0;
+    MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE);
+    if (!done) open.push_back(static_cast<int>(i));
+  }
+  return open;
+}
+
+void MpiCommunicator::Meet(Signature signature) {
+  if (!broken_.empty()) throw CommError(broken_);
+  signature.sequence = sequence_++;
+  std::vector<Signature> signatures(size_, signature);
+  // Rank j's receive stands at place j; sends follow.
+  std::vector<MPI_Request> requests(2 * size_, MPI_REQUEST_NULL);
+  for (int peer = 0; peer < size_; ++peer) {
+    if (peer == rank_) continue;
+    MPI_Irecv(&signatures[peer], sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_, &requests[peer]);
+  }
+  for (int peer = 0; peer < size_; ++peer) {
+    if (peer == rank_) continue;
+    MPI_Isend(&signature, sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_, &requests[size_ + peer]);
+  }
+  const std::vector<int> open = WaitAll(requests);
+  if (!open.empty()) {
+    std::vector<int> absent;
+    for (int place : open) {
+      const int peer = place % size_;
+      if (absent.empty() || absent.back() != peer) absent.push_back(peer);
+    }
+    Fail(absl::StrCat(Describe(signature), ": rank ", rank_, " waited ", absl::FormatDuration(options_.timeout),
+                      " for ", absent.size() == 1 ? "rank " : "ranks ", absl::StrJoin(absent, ", "),
+                      "; if they are only slow, raise comm.timeout_s"));
+  }
+  try {
+    CheckSameSignature(signatures);
+  } catch (const CommError& error) {
+    Fail(error.what());
+  }
+}
+
+void MpiCommunicator::ForChunks(int64_t numel, int64_t element, int64_t copies,
+                                const std::function<void(int64_t begin, int count)>& body) {
+  const int64_t chunk =
+      std::clamp<int64_t>(options_.chunk_bytes / (element * copies), 1, (int64_t{1} << 30) / element);
+  for (int64_t begin = 0; begin < numel; begin += chunk) {
+    body(begin, static_cast<int>(std::min(chunk, numel - begin)));
+  }
+}
+
+bool MpiCommunicator::UsesPieces(const Signature& signature) const {
+  return options_.deterministic || signature.op != ReduceOp::kSum || signature.dtype == at::kBFloat16;
+}
+
+void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
+  const Signature signature = CheckAllReduce(tensor, op);
+  Count(BytesSent(signature, size_, rank_));
+  Meet(signature);
+  if (size_ == 1) return;
+  const int64_t element = tensor.element_size();
+  std::byte* data = Bytes(tensor);
+  ForChunks(tensor.numel(), element, 1, [&](int64_t begin, int count) {
+    if (UsesPieces(signature)) return AllReducePieces(data + begin * element, count, signature);
+    Check(MPI_Allreduce(MPI_IN_PLACE, data + begin * element, count, TypeOf(signature.dtype), MPI_SUM, comm_),
+          "MPI_Allreduce");
+  });
+}
+
+void MpiCommunicator::AllReducePieces(std::byte* data, int count, const Signature& signature) {
+  const int64_t element = static_cast<int64_t>(c10::elementSize(signature.dtype));
+  const int piece = (count + size_ - 1) / size_;
+  const int piece_bytes = static_cast<int>(piece * element);
+  std::vector<std::byte> padded(int64_t{piece_bytes} * size_);
+  std::vector<std::byte> pieces(padded.size());
+  std::memcpy(padded.data(), data, count * element);
+  Check(MPI_Alltoall(padded.data(), piece_bytes, MPI_BYTE, pieces.data(), piece_bytes, MPI_BYTE, comm_),
+        "MPI_Alltoall");
+  ReduceInOrder(signature.op, signature.dtype, Rows(pieces, size_), pieces.data(), piece);
+  Check(MPI_Allgather(pieces.data(), piece_bytes, MPI_BYTE, padded.data(), piece_bytes, MPI_BYTE, comm_),
+        "MPI_Allgather");
+  std::memcpy(data, padded.data(), count * element);
+}
+
+void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op) {
+  const Signature signature = CheckReduceScatter(out, in, op, size_, rank_);
+  Count(BytesSent(signature, size_, rank_));
+  Meet(signature);
+  const int64_t element = in.element_size();
+  const int64_t slice_bytes = out.nbytes();
+  const std::byte* source = Bytes(in);
+  std::byte* result = Bytes(out);
+  ForChunks(out.numel(), element, size_, [&](int64_t begin, int count) {
+    const int64_t bytes = count * element;
+    std::vector<std::byte> pieces(bytes * size_);
+    if (!UsesPieces(signature)) {
+      for (int slice = 0; slice < size_; ++slice) {
+        std::memcpy(pieces.data() + slice * bytes, source + slice * slice_bytes + begin * element, bytes);
+      }
+      return Check(MPI_Reduce_scatter_block(pieces.data(), result + begin * element, count,
+                                            TypeOf(signature.dtype), MPI_SUM, comm_),
+                   "MPI_Reduce_scatter_block");
+    }
+    const StridedBytes slices(static_cast<int>(bytes), slice_bytes);
+    Check(MPI_Alltoall(source + begin * element, 1, slices.get(), pieces.data(), static_cast<int>(bytes),
+                       MPI_BYTE, comm_),
+          "MPI_Alltoall");
+    ReduceInOrder(op, signature.dtype, Rows(pieces, size_), result + begin * element, count);
+  });
+}
+
+void MpiCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
+  const Signature signature = CheckAllGather(out, in, size_, rank_);
+  Count(BytesSent(signature, size_, rank_));
+  Meet(signature);
+  const int64_t slice_bytes = in.nbytes();
+  const bool in_place = Bytes(out) + rank_ * slice_bytes == Bytes(in);
+  ForChunks(slice_bytes, 1, 1, [&](int64_t begin, int count) {
+    const StridedBytes slices(count, slice_bytes);
+    const void* source = in_place ? MPI_IN_PLACE : Bytes(in) + begin;
+    Check(MPI_Allgather(source, count, MPI_BYTE, Bytes(out) + begin, 1, slices.get(), comm_), "MPI_Allgather");
+  });
+}
+
+void MpiCommunicator::Broadcast(at::Tensor& tensor, int root) {
+  const Signature signature = CheckBroadcast(tensor, root, size_);
+  Count(BytesSent(signature, size_, rank_));
+  Meet(signature);
+  ForChunks(tensor.nbytes(), 1, 1, [&](int64_t begin, int count) {
+    Check(MPI_Bcast(Bytes(tensor) + begin, count, MPI_BYTE, root, comm_), "MPI_Bcast");
+  });
+}
+
+void MpiCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
+  const Signature signature = CheckAllToAll(out, in, size_);
+  Count(BytesSent(signature, size_, rank_));
+  Meet(signature);
+  const int64_t slice_bytes = in.nbytes() / size_;
+  ForChunks(slice_bytes, 1, size_, [&](int64_t begin, int count) {
+    const StridedBytes slices(count, slice_bytes);
+    Check(MPI_Alltoall(Bytes(in) + begin, 1, slices.get(), Bytes(out) + begin, 1, slices.get(), comm_),
+          "MPI_Alltoall");
+  });
+}
+
+void MpiCommunicator::Send(const at::Tensor& tensor, int destination) {
+  CheckPointToPoint("Send", tensor, destination, size_, rank_);
+  if (!broken_.empty()) throw CommError(broken_);
+  Count(tensor.nbytes());
+  const MessageHeader header{static_cast<int64_t>(tensor.nbytes()),
+                             static_cast<int32_t>(tensor.scalar_type())};
+  std::vector<MPI_Request> requests(1);
+  MPI_Isend(&header, sizeof(header), MPI_BYTE, destination, kHeaderTag, comm_, &requests[0]);
+  ForChunks(header.bytes, 1, 1, [&](int64_t begin, int count) {
+    requests.emplace_back();
+    MPI_Isend(Bytes(tensor) + begin, count, MPI_BYTE, destination, kDataTag, comm_, &requests.back());
+  });
+  if (WaitAll(requests).empty()) return;
+  Fail(absl::StrCat("Send of ", header.bytes, " bytes: rank ", rank_, " waited ",
+                    absl::FormatDuration(options_.timeout), " for rank ", destination, " to receive"));
+}
+
+void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
+  CheckPointToPoint("Recv", tensor, source, size_, rank_);
+  if (!broken_.empty()) throw CommError(broken_);
+  Count(0);
+  const int64_t bytes = tensor.nbytes();
+  const std::string late = absl::StrCat("Recv of ", bytes, " bytes: rank ", rank_, " waited ",
+                                        absl::FormatDuration(options_.timeout), " for rank ", source, " to send");
+  MessageHeader header{};
+  std::vector<MPI_Request> requests(1);
+  MPI_Irecv(&header, sizeof(header), MPI_BYTE, source, kHeaderTag, comm_, &requests[0]);
+  if (!WaitAll(requests).empty()) Fail(late);
+  if (header.bytes != bytes || header.dtype != static_cast<int32_t>(tensor.scalar_type())) {
+    Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", header.bytes, " bytes of ",
+                      c10::toString(static_cast<at::ScalarType>(header.dtype)), "; rank ", rank_, " receives ",
+                      bytes, " bytes of ", c10::toString(tensor.scalar_type())));
+  }
+  requests.clear();
+  ForChunks(bytes, 1, 1, [&](int64_t begin, int count) {
+    requests.emplace_back();
+    MPI_Irecv(Bytes(tensor) + begin, count, MPI_BYTE, source, kDataTag, comm_, &requests.back());
+  });
+  if (!WaitAll(requests).empty()) Fail(late);
+}
+
+void MpiCommunicator::Barrier() {
+  Count(0);
+  Meet({.kind = CollectiveKind::kBarrier});
+}
+
+std::unique_ptr<Communicator> MpiCommunicator::Split(int color, int key) {
+  Meet({.kind = CollectiveKind::kSplit});
+  MPI_Comm part;
+  Check(MPI_Comm_split(comm_, color < 0 ? MPI_UNDEFINED : color, key, &part), "MPI_Comm_split");
+  if (part == MPI_COMM_NULL) return nullptr;
+  return std::make_unique<MpiCommunicator>(runtime_, part, options_);
+}
+
+at::Tensor MpiCommunicator::AllocateRegistered(int64_t numel, at::ScalarType dtype) {
+  return at::empty({numel}, dtype);
+}
+
+void MpiCommunicator::Abort(int exit_code, const std::string& reason) { runtime_->Abort(exit_code, reason); }
+
+}  // namespace shoal
