@@ -5,20 +5,6 @@
 
 namespace shoal {
 
-std::vector<BlockParameters> DescribeParameters(const Model& model) {
-  std::vector<BlockParameters> blocks;
-  for (const auto& block : model.blocks) {
-    BlockParameters description;
-    description.specs.assign(block->parameters().begin(), block->parameters().end());
-    for (const std::optional<TiedTo>& tie : block->ties()) {
-      description.ties.push_back(tie ? std::optional<BlockParameters::Tie>({tie->block, tie->parameter})
-                                     : std::nullopt);
-    }
-    blocks.push_back(std::move(description));
-  }
-  return blocks;
-}
-
 BlockRunner::BlockPass BlockRunner::Forward(int block, const Batch& batch, const Tensor& hidden_BTC,
                                             double denominator) {
   BlockPass pass;

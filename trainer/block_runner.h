@@ -12,9 +12,6 @@
 
 namespace shoal {
 
-// What ShardedParameters needs to know of a model.
-std::vector<BlockParameters> DescribeParameters(const Model& model);
-
 class BlockRunner {
  public:
   // Both must outlive the runner.

@@ -44,7 +44,7 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
   return Write(row);
 }
 
-absl::Status LogHook::AtEnd(const Trainer& trainer) {
+absl::Status LogHook::Close() {
   for (auto& sink : sinks_) SHOAL_RETURN_IF_ERROR(sink->Close());
   return absl::OkStatus();
 }

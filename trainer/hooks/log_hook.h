@@ -24,10 +24,11 @@ class LogHook final : public Hook {
       : options_(options), mesh_(mesh), sinks_(std::move(sinks)) {}
 
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;
-  absl::Status AtEnd(const Trainer& trainer) override;
 
   // A row of another hook's, to the same sinks.
   absl::Status Write(const MetricsRow& row);
+  // The last call.
+  absl::Status Close();
 
  private:
   // Share of the machine's matrix peak that the model's own products use:

@@ -1,0 +1,174 @@
+#include "tests/trainer/training_job.h"
+
+#include <limits>
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <gtest/gtest.h>
+
+#include "core/random.h"
+#include "core/status.h"
+#include "models/weights.h"
+#include "optim/adamw.h"
+#include "optim/sgd.h"
+#include "parallel/comm/local_communicator.h"
+#include "trainer/weights_setup.h"
+
+namespace shoal {
+namespace {
+
+constexpr int64_t kGlobalBatch = 12;
+constexpr int64_t kSeqLength = 7;
+constexpr int64_t kVocab = 31;
+
+Json ConfigOf(const std::string& model) {
+  if (model == "gpt2") {
+    return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},      {"n_layer", 2},    {"n_head", 3},
+            {"n_positions", 16},    {"resid_pdrop", 0.0},  {"embd_pdrop", 0.0}, {"attn_pdrop", 0.0}};
+  }
+  return {{"model_type", "llama"},        {"vocab_size", kVocab},       {"hidden_size", 12},
+          {"intermediate_size", 17},      {"num_hidden_layers", 2},     {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},     {"head_dim", 4},              {"max_position_embeddings", 16},
+          {"rms_norm_eps", 1e-5},         {"tie_word_embeddings", model == "llama-tied"}};
+}
+
+// Sequence `index` of an endless stream; its first few targets are ignored, so that ranks have different counts.
+class RandomSequences final : public BatchSource {
+ public:
+  RandomSequences(const TrainingJob& job, int rank) : job_(job), rank_(rank) {}
+
+  absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override {
+    const int64_t rows = kGlobalBatch / (job_.ranks * job_.micro_batches);
+    std::vector<Batch> batches;
+    for (int m = 0; m < job_.micro_batches; ++m) {
+      Batch batch{.tokens_BT = at::empty({rows, kSeqLength}, at::kLong),
+                  .targets_BT = at::empty({rows, kSeqLength}, at::kLong),
+                  .positions_BT = at::arange(kSeqLength, at::kLong).expand({rows, kSeqLength}).contiguous(),
+                  .documents_BT = {}};
+      for (int64_t row = 0; row < rows; ++row) {
+        FillRow(batch, row, step * kGlobalBatch + (m * job_.ranks + rank_) * rows + row);
+      }
+      batches.push_back(std::move(batch));
+    }
+    return batches;
+  }
+
+ private:
+  static void FillRow(Batch& batch, int64_t row, int64_t index) {
+    const Philox philox(/*seed=*/7, static_cast<uint64_t>(index));
+    for (int64_t t = 0; t < kSeqLength; ++t) {
+      batch.tokens_BT[row][t] = static_cast<int64_t>(philox.Bits(t) % kVocab);
+      const bool ignored = t < index % 4;
+      batch.targets_BT[row][t] = ignored ? Batch::kIgnoreIndex : static_cast<int64_t>(philox.Bits(t + 1) % kVocab);
+      batch.num_targets += !ignored;
+    }
+  }
+
+  TrainingJob job_;
+  int rank_;
+};
+
+// The first element of the first weight, made not finite before a step on one rank.
+class Poison final : public Hook {
+ public:
+  Poison(const TrainingJob& job, ShardedParameters& parameters, Communicator& comm)
+      : job_(job), parameters_(parameters), comm_(comm) {}
+
+  absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override {
+    Tensor weights = parameters_.units()[0]->owned_weights();
+    if (comm_.rank() != job_.ranks - 1 && job_.stage != 0) return Sync();
+    if (metrics.step == job_.poison_step) {
+      saved_ = weights.clone();
+      weights.fill_(std::numeric_limits<double>::quiet_NaN());
+    } else if (metrics.step == job_.poison_step + 1) {
+      weights.copy_(saved_);
+    }
+    return Sync();
+  }
+
+ private:
+  absl::Status Sync() {
+    parameters_.SyncFromMaster();
+    return absl::OkStatus();
+  }
+
+  TrainingJob job_;
+  ShardedParameters& parameters_;
+  Communicator& comm_;
+  Tensor saved_;
+};
+
+std::unique_ptr<UpdateRule> MakeRule(const TrainingJob& job) {
+  if (job.sgd) return std::make_unique<Sgd>(Sgd::Options{.momentum = 0.9});
+  return std::make_unique<AdamW>(AdamW::Options{.weight_decay = 0.1});
+}
+
+}  // namespace
+
+absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
+                              const std::function<absl::Status(JobParts)>& train) {
+  SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, {.shard = job.ranks}));
+  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfigFromJson(ConfigOf(job.model)));
+  SHOAL_ASSIGN_OR_RETURN(const Model model, BuildModel(config));
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockParameters> blocks, DescribeParameters(model, job.freeze));
+  ShardedParameters parameters(blocks,
+                               {.stage = job.stage,
+                                .compute_dtype = job.dtype,
+                                .gradient_dtype = job.dtype == at::kBFloat16 && job.micro_batches > 1 ? at::kFloat : job.dtype,
+                                .micro_batches = job.micro_batches,
+                                .reduce_every_micro_batch = job.deterministic},
+                               mesh.shard());
+  ShardedOptimizer optimizer(MakeRule(job), parameters, {});
+  InitializeWeights(/*seed=*/3, optimizer, parameters);
+
+  BlockRunner runner(model, parameters);
+  RandomSequences batches(job, comm.rank());
+  Trainer trainer({.num_steps = job.steps,
+                   .max_grad_norm = job.max_grad_norm,
+                   .learning_rate = {.type = LrSchedule::Type::kCosine, .peak = 0.01, .total_steps = 20}},
+                  {.mesh = mesh, .runner = runner, .parameters = parameters, .optimizer = optimizer, .batches = batches});
+  if (job.poison_step >= 0) trainer.AddHook(std::make_unique<Poison>(job, parameters, comm));
+  return train({comm, mesh, model, parameters, optimizer, trainer});
+}
+
+namespace {
+
+class Record final : public Hook {
+ public:
+  explicit Record(std::vector<StepMetrics>& steps) : steps_(steps) {}
+  absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override {
+    steps_.push_back(metrics);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::vector<StepMetrics>& steps_;
+};
+
+}  // namespace
+
+TrainingResult RunTrainingJob(const TrainingJob& job) {
+  TrainingResult result;
+  std::mutex mutex;
+  const absl::Status status = RunRanks(job.ranks, [&](Communicator& comm) {
+    return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
+      std::vector<StepMetrics> steps;
+      parts.trainer.AddHook(std::make_unique<Record>(steps));
+      SHOAL_RETURN_IF_ERROR(parts.trainer.Run());
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (comm.rank() == 0) result.steps = steps;
+      for (const auto& piece : parts.optimizer.PiecesToSave()) {
+        auto& whole = result.state[piece.name];
+        whole.resize(piece.spec->numel());
+        const Tensor data = piece.data.to(at::kDouble);
+        std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
+      }
+      return absl::OkStatus();
+    });
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  return result;
+}
+
+}  // namespace shoal

@@ -1,0 +1,32 @@
+#include "trainer/hooks/eval_hook.h"
+
+#include "core/status.h"
+
+namespace shoal {
+
+absl::Status EvalHook::Evaluate(int64_t step) {
+  if (batches_.empty() || evaluated_step_ == step) return absl::OkStatus();
+  double loss = 0;
+  int64_t targets = 0;
+  for (const Batch& batch : batches_) {
+    loss += runner_.Loss(batch, /*denominator=*/1.0);
+    targets += batch.num_targets;
+  }
+  loss = SumOverRanks(mesh_.control(), loss);
+  targets = SumOverRanks(mesh_.control(), targets);
+  loss_ = loss / static_cast<double>(targets);
+  evaluated_step_ = step;
+  MetricsRow row;
+  row.step = step;
+  row.eval_loss = loss_;
+  return log_.Write(row);
+}
+
+absl::Status EvalHook::AfterStep(const Trainer& trainer, const StepMetrics& metrics) {
+  if (options_.every_steps == 0 || metrics.step % options_.every_steps != 0) return absl::OkStatus();
+  return Evaluate(metrics.step);
+}
+
+absl::Status EvalHook::AtEnd(const Trainer& trainer) { return Evaluate(trainer.progress().step); }
+
+}  // namespace shoal

@@ -1,0 +1,137 @@
+#include "trainer/recipe_options.h"
+
+#include <cmath>
+
+#include <google/protobuf/util/json_util.h>
+
+#include "absl/strings/str_cat.h"
+#include "core/status.h"
+#include "optim/adamw.h"
+#include "optim/sgd.h"
+
+namespace shoal {
+
+at::ScalarType ComputeDtype(const Recipe& recipe) {
+  switch (recipe.model().dtype()) {
+    case float32: return at::kFloat;
+    case bfloat16: return at::kBFloat16;
+    case float64: return at::kDouble;
+  }
+  return at::kFloat;
+}
+
+MeshShape ShapeOf(const MeshPlan& plan) {
+  return {.replicate = plan.replicate,
+          .shard = plan.shard,
+          .context = plan.context,
+          .tensor = plan.tensor,
+          .pipeline = plan.pipeline};
+}
+
+ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch) {
+  ZeroOptions options{.stage = recipe.zero().stage(),
+                      .compute_dtype = ComputeDtype(recipe),
+                      .gradient_dtype = at::kFloat,
+                      .micro_batches = static_cast<int>(batch.accumulation),
+                      .reduce_every_micro_batch = recipe.run().deterministic()};
+  const bool adds_up = batch.accumulation > 1;
+  switch (recipe.zero().gradient_dtype()) {
+    case ZeroSection::auto_dtype:
+      options.gradient_dtype = adds_up ? options.master_dtype() : options.compute_dtype;
+      break;
+    case ZeroSection::gradient_float32: options.gradient_dtype = options.master_dtype(); break;
+    case ZeroSection::gradient_bfloat16: options.gradient_dtype = at::kBFloat16; break;
+  }
+  return options;
+}
+
+LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps) {
+  static constexpr LrSchedule::Type kTypes[] = {LrSchedule::Type::kConstant, LrSchedule::Type::kLinear,
+                                                LrSchedule::Type::kCosine, LrSchedule::Type::kWsd};
+  const SchedulerSection& scheduler = recipe.scheduler();
+  return {.type = kTypes[scheduler.type()],
+          .peak = recipe.optimizer().learning_rate(),
+          .min_ratio = scheduler.min_lr_ratio(),
+          .total_steps = num_steps,
+          .warmup_steps = StepsFromShare(scheduler.warmup_steps(), num_steps),
+          .decay_steps = StepsFromShare(scheduler.decay_steps(), num_steps)};
+}
+
+std::unique_ptr<UpdateRule> UpdateRuleOf(const OptimizerSection& optimizer) {
+  if (optimizer.name() == OptimizerSection::sgd) {
+    return std::make_unique<Sgd>(Sgd::Options{.momentum = optimizer.momentum(),
+                                              .weight_decay = optimizer.weight_decay(),
+                                              .nesterov = optimizer.nesterov()});
+  }
+  return std::make_unique<AdamW>(AdamW::Options{.beta1 = optimizer.adam_beta1(),
+                                                .beta2 = optimizer.adam_beta2(),
+                                                .epsilon = optimizer.adam_epsilon(),
+                                                .weight_decay = optimizer.weight_decay()});
+}
+
+int64_t NumSteps(const TrainingSection& training, const StepBudget& budget) {
+  if (training.has_max_steps()) return training.max_steps();
+  const double sequences =
+      training.has_max_tokens()
+          ? static_cast<double>(training.max_tokens()) / static_cast<double>(budget.seq_length)
+          : training.num_train_epochs() * static_cast<double>(budget.sequences_per_epoch);
+  return std::max<int64_t>(1, std::llround(std::ceil(sequences / static_cast<double>(budget.sequences_per_step))));
+}
+
+namespace {
+
+absl::StatusOr<Json> JsonOf(const google::protobuf::Struct& config) {
+  std::string text;
+  const auto status = google::protobuf::util::MessageToJsonString(config, &text);
+  if (!status.ok()) return absl::InternalError(absl::StrCat("model.config: ", status.ToString()));
+  return Json::parse(text);
+}
+
+absl::Status CheckFits(const LoadedRecipe& recipe, const ModelConfig& config, int64_t tokenizer_vocab_size) {
+  const std::string vocab_key =
+      recipe.IsSet("model.config.vocab_size") ? "model.config.vocab_size" : "model.name_or_path";
+  if (config.vocab_size < tokenizer_vocab_size) {
+    return recipe.ErrorAt(vocab_key, absl::StrCat("the model has ", config.vocab_size, " rows, the tokenizer ",
+                                                  tokenizer_vocab_size, " ids: raise vocab_size"));
+  }
+  if (recipe.proto.data().seq_length() > config.max_positions) {
+    return recipe.ErrorAt("data.seq_length",
+                          absl::StrCat("got ", recipe.proto.data().seq_length(), ", the model has ",
+                                       config.max_positions, " positions: shorten it or raise max_position_embeddings"));
+  }
+  if (config.training_dropout > 0) {
+    return recipe.ErrorAt("model.config", absl::StrCat("the model asks for dropout ", config.training_dropout, " (",
+                                                       config.training_dropout_keys,
+                                                       "), which this version does not train with: set the keys to 0"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files, int64_t tokenizer_vocab_size) {
+  const ModelSection& model = recipe.proto.model();
+  SHOAL_ASSIGN_OR_RETURN(Json overrides, JsonOf(model.config()));
+  std::vector<ConfigIssue> issues;
+  const ConfigOptions options{.family_file = model.family_file(), .issues = &issues};
+  absl::StatusOr<ModelConfig> config;
+  if (model.has_name_or_path()) {
+    config = LoadModelConfig(files, model.name_or_path(), overrides.empty() ? Json(nullptr) : overrides, options);
+  } else {
+    if (!overrides.contains("vocab_size") && tokenizer_vocab_size > 0) overrides["vocab_size"] = tokenizer_vocab_size;
+    config = ModelConfigFromJson(overrides, options);
+  }
+  if (!config.ok()) {
+    if (issues.empty()) return config.status();
+    std::vector<RecipeError> errors;
+    for (const ConfigIssue& issue : issues) {
+      const std::string key = issue.key.empty() ? "model.config" : absl::StrCat("model.config.", issue.key);
+      errors.push_back({.origin = recipe.OriginOf(key), .key = key, .message = issue.message});
+    }
+    return RecipeErrorsToStatus(std::move(errors));
+  }
+  SHOAL_RETURN_IF_ERROR(CheckFits(recipe, *config, tokenizer_vocab_size));
+  return config;
+}
+
+}  // namespace shoal

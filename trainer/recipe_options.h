@@ -1,0 +1,37 @@
+// From the recipe's sections to the options of the objects that they describe. The recipe is read here and
+// nowhere below.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "core/recipe.h"
+#include "core/recipe_validation.h"
+#include "models/model.h"
+#include "optim/lr_schedule.h"
+#include "optim/update_rule.h"
+#include "parallel/device_mesh.h"
+#include "parallel/sharded_unit.h"
+
+namespace shoal {
+
+at::ScalarType ComputeDtype(const Recipe& recipe);
+MeshShape ShapeOf(const MeshPlan& plan);
+ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch);
+LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps);
+std::unique_ptr<UpdateRule> UpdateRuleOf(const OptimizerSection& optimizer);
+
+// Steps of the run by whichever of max_steps, num_train_epochs and max_tokens is given, rounded up.
+struct StepBudget {
+  int64_t sequences_per_epoch = 0;
+  int64_t sequences_per_step = 0;
+  int64_t seq_length = 0;
+};
+int64_t NumSteps(const TrainingSection& training, const StepBudget& budget);
+
+// The model that `model` describes: name_or_path's config.json with model.config over it, or model.config
+// alone. A missing vocab_size becomes the tokenizer's (0: there is none); one that is too small, a seq_length
+// beyond the model's positions, and dropout are errors with the place of the key to blame.
+absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files, int64_t tokenizer_vocab_size);
+
+}  // namespace shoal
