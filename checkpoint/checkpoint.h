@@ -6,8 +6,8 @@
 //     ...
 //
 // A piece is a range of a flattened tensor. Each rank saves the pieces it holds and asks for those it wants;
-// what ranges other ranks held then does not matter. Nothing is gathered: a rank needs at most one chunk
-// (kChunkBytes) of memory beyond its own pieces.
+// what ranges other ranks held then does not matter. Nothing is gathered: a rank needs at most one chunk (16 MiB)
+// of memory beyond its own pieces.
 //
 // The order of a save is its contract: every file is written and synced in `.tmp-step-N-<attempt>`, then the
 // manifest, then the folder; the rename to `step-N` is the commit, and the sync of `checkpoints/` makes it
@@ -43,6 +43,8 @@ struct SaveOptions {
   // Told, on rank 0, of what went wrong after the commit (an old checkpoint that could not be removed). May
   // be empty.
   std::function<void(const std::string&)> warn;
+  // Bytes a checksum covers, and the most that is read to get at one element.
+  int64_t chunk_bytes = 16 << 20;
 };
 
 // Writes `directory`/step-<state.step()>, with `directory` made if it is missing. A piece that several ranks
@@ -51,6 +53,7 @@ struct SaveOptions {
 // Collective: every rank of `comm` calls it with equal `directory`, `state` and options, and all return the
 // same status, naming the first rank that failed; after a failure no new step is visible (or, if the very last
 // sync failed, a whole one). InvalidArgument: pieces that do not tile their tensors, or differ in dtype or shape.
+// A failing collective throws CommError, here and below.
 absl::Status SaveCheckpoint(FileSystem& files, Communicator& comm, const std::string& directory,
                             const TrainerState& state, const std::vector<StatePiece>& pieces,
                             const SaveOptions& options = {});
