@@ -6,6 +6,7 @@
 // add them in rank order; others use MPI's reductions.
 #pragma once
 
+#define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links
 #include <mpi.h>
 
 #include <functional>

@@ -1,7 +1,5 @@
 #include "parallel/comm/mpi_communicator.h"
 
-#include <mpi.h>
-
 #include <string>
 #include <utility>
 

@@ -1,5 +1,6 @@
 #include "parallel/comm/mpi_runtime.h"
 
+#define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links
 #include <mpi.h>
 #include <sys/resource.h>
 

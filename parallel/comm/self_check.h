@@ -10,11 +10,11 @@
 namespace shoal {
 
 struct CollectiveCheck {
-  std::string name;          // "AllReduce(bfloat16)"
+  std::string name;  // "AllReduce(bfloat16)"
   bool correct = false;
-  std::string problem;       // If not correct: got, want and where
-  int64_t bytes = 0;         // Of the whole tensor in the timed calls
-  double seconds = 0;        // A call: the best of several, on the slowest rank
+  std::string problem = "";  // If not correct: got, want and where
+  int64_t bytes = 0;  // Of the whole tensor in the timed calls
+  double seconds = 0;  // A call: the best of several, on the slowest rank
   double bytes_per_second = 0;  // bytes / seconds
 };
 
