@@ -3,9 +3,10 @@
     python3 tests/structure_test.py [repository root]
 
 Checked: includes go only to rooms below; every room links what it includes and nothing above it;
-MPI, NCCL and oneDNN are named only in the files that wrap them; headers have #pragma once; no file is
-longer than 450 lines; only launch/ reads the environment.
+MPI, NCCL and oneDNN are named only in the files that wrap them; headers have #pragma once; no file
+is longer than 450 lines; only launch/ reads the environment.
 """
+
 import pathlib
 import re
 import sys
@@ -21,19 +22,44 @@ MAY_USE = {
     "models": {"core", "kernels", "parallel/comm", "parallel"},
     "checkpoint": {"core", "kernels", "parallel/comm", "parallel", "models", "optim", "data"},
     "inference": {"core", "kernels", "parallel/comm", "parallel", "models", "data"},
-    "trainer": {"core", "kernels", "parallel/comm", "parallel", "models", "optim", "data",
-                "checkpoint", "inference"},
-    "launch": {"core", "kernels", "parallel/comm", "parallel", "models", "optim", "data",
-               "checkpoint", "inference", "trainer"},
+    "trainer": {
+        "core",
+        "kernels",
+        "parallel/comm",
+        "parallel",
+        "models",
+        "optim",
+        "data",
+        "checkpoint",
+        "inference",
+    },
+    "launch": {
+        "core",
+        "kernels",
+        "parallel/comm",
+        "parallel",
+        "models",
+        "optim",
+        "data",
+        "checkpoint",
+        "inference",
+        "trainer",
+    },
 }
 TARGET_OF = {room: room.split("/")[-1] for room in MAY_USE}  # shoal_room()'s names
 
-# Names of a library, and the files that may speak them. launch/doctor_machine.cc tells their versions.
+# Names of a library, and the files that may speak them. launch/doctor_machine.cc tells their
+# versions.
 WRAPPED = {
-    "MPI": (r"\bMPI_[A-Z]\w*|<mpi\.h>", r"parallel/comm/\w*mpi\w*\.(h|cc)|launch/doctor_machine\.cc"),
+    "MPI": (
+        r"\bMPI_[A-Z]\w*|<mpi\.h>",
+        r"parallel/comm/\w*mpi\w*\.(h|cc)|launch/doctor_machine\.cc",
+    ),
     "NCCL": (r"\bnccl[A-Z]\w*|<nccl\.h>", r"parallel/comm/\w*nccl\w*\.(h|cc)"),
-    "oneDNN": (r"\bdnnl::|\bdnnl_\w+|<dnnl\.hp*>|oneapi/dnnl",
-               r"kernels/matmul\.cc|launch/doctor_machine\.cc"),
+    "oneDNN": (
+        r"\bdnnl::|\bdnnl_\w+|<dnnl\.hp*>|oneapi/dnnl",
+        r"kernels/matmul\.cc|launch/doctor_machine\.cc",
+    ),
     "CUDA": (r"\bcuda[A-Z]\w*\(|<cuda\w*\.h>", r".*(cuda|nccl)\w*\.(h|cc)|.*\.cu"),
     "the environment": (r"\b(std::)?(getenv|setenv|unsetenv)\(", r"launch/.*"),
 }
@@ -44,7 +70,9 @@ COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 def room_of(path):
     """The room of a repository-relative path, innermost first; None outside all rooms."""
-    return next((r for r in sorted(MAY_USE, key=len, reverse=True) if path.startswith(r + "/")), None)
+    return next(
+        (r for r in sorted(MAY_USE, key=len, reverse=True) if path.startswith(r + "/")), None
+    )
 
 
 def linked_rooms(root):
@@ -55,7 +83,9 @@ def linked_rooms(root):
         text = re.sub(r"#[^\n]*", "", (root / room / "CMakeLists.txt").read_text())
         links[room] = set()
         for call in re.findall(r"\bshoal_room\(([^)]*)\)", text):
-            links[room] |= {by_target[t] for t in re.findall(r"\bShoal::(\w+)", call) if t in by_target}
+            links[room] |= {
+                by_target[t] for t in re.findall(r"\bShoal::(\w+)", call) if t in by_target
+            }
     return links
 
 
@@ -94,15 +124,20 @@ def check_file(root, path, links):
         if other not in MAY_USE[room]:
             yield f'{name}: includes "{include}", but {room} may not use {other}'
         elif other not in reachable(links, room):
-            yield (f'{name}: includes "{include}", but {room}/CMakeLists.txt does not link '
-                   f"Shoal::{TARGET_OF[other]}")
+            yield (
+                f'{name}: includes "{include}", but {room}/CMakeLists.txt does not link '
+                f"Shoal::{TARGET_OF[other]}"
+            )
 
 
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
     links = linked_rooms(root)
-    faults = [f"{room}/CMakeLists.txt: links Shoal::{TARGET_OF[other]}, but {room} may not use {other}"
-              for room in MAY_USE for other in sorted(links[room] - MAY_USE[room])]
+    faults = [
+        f"{room}/CMakeLists.txt: links Shoal::{TARGET_OF[other]}, but {room} may not use {other}"
+        for room in MAY_USE
+        for other in sorted(links[room] - MAY_USE[room])
+    ]
     files = 0
     for folder in [*(r for r in MAY_USE if "/" not in r), "tests", "bench"]:
         for path in sorted((root / folder).rglob("*")):

@@ -3,6 +3,7 @@
 Usage: check_wheels.py REQUIREMENTS FOLDER. A wheel's RECORD names its files with their sizes; an
 interrupted or damaged installation lacks some or holds them shorter.
 """
+
 import csv
 import os
 import re
@@ -16,7 +17,9 @@ def fault(folder, name, version):
         return f"{name} {version} is not installed"
     with open(record, newline="") as lines:
         for path, _, size in csv.reader(lines):
-            if path.startswith("..") or not size:  # Scripts lie elsewhere; RECORD has no size of its own
+            if (
+                path.startswith("..") or not size
+            ):  # Scripts lie elsewhere; RECORD has no size of its own
                 continue
             try:
                 found = os.path.getsize(os.path.join(folder, path))

@@ -4,7 +4,8 @@ stages_start=$SECONDS
 
 total_seconds() { echo $((SECONDS - stages_start)); }
 
-# stage NAME COMMAND...: prints a heading, runs the command, prints its seconds; its exit code is returned.
+# stage NAME COMMAND...: prints a heading, runs the command, prints its seconds; its exit code is
+# returned.
 stage() {
   local name=$1 start=$SECONDS status=0
   shift

@@ -1,4 +1,5 @@
 """The Markdown tables of a comparison (see run.py)."""
+
 import collections
 import statistics
 
@@ -10,9 +11,15 @@ def medians(rows):
         if "error" not in row and not row.get("trace"):
             groups[row["size"], row["dtype"], row["program"]].append(row)
     fields = ("tokens_per_second", "first_step_seconds", "peak_rss_bytes")
-    return {key: dict({f: statistics.median(r[f] for r in group) for f in fields},
-                      repeats=len(group), first_loss=group[0]["losses"][0], last_loss=group[0]["losses"][-1])
-            for key, group in groups.items()}
+    return {
+        key: dict(
+            {f: statistics.median(r[f] for r in group) for f in fields},
+            repeats=len(group),
+            first_loss=group[0]["losses"][0],
+            last_loss=group[0]["losses"][-1],
+        )
+        for key, group in groups.items()
+    }
 
 
 def stage_of(program, peer_stages):
@@ -20,11 +27,14 @@ def stage_of(program, peer_stages):
 
 
 def best(results, key, field, better, peer_stages):
-    """The best figure among the peers at the stage, size and dtype of Shoal's `key`; None without one."""
+    """The best of the peers' figures at the stage, size and dtype of `key`; None without one."""
     size, dtype, program = key
     stage = stage_of(program, peer_stages)
-    figures = [value[field] for (s, d, p), value in results.items()
-               if (s, d) == (size, dtype) and not p.startswith("shoal") and peer_stages[p] == stage]
+    figures = [
+        value[field]
+        for (s, d, p), value in results.items()
+        if (s, d) == (size, dtype) and not p.startswith("shoal") and peer_stages[p] == stage
+    ]
     return better(figures) if figures else None
 
 
@@ -33,32 +43,45 @@ def ratio(value, reference):
 
 
 def speed_table(results, size, dtype, peer_stages):
-    lines = [f"### Size {size}, {dtype}", "",
-             "| stage | program | tokens/s | of the best peer | first step after (s) | of the best peer "
-             "| peak memory a rank (MB) | of the best peer | loss, first → last | runs |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"### Size {size}, {dtype}",
+        "",
+        "| stage | program | tokens/s | of the best peer | first step after (s) | of the best peer "
+        "| peak memory a rank (MB) | of the best peer | loss, first → last | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     keys = [key for key in results if key[:2] == (size, dtype)]
-    for key in sorted(keys, key=lambda k: (stage_of(k[2], peer_stages), not k[2].startswith("shoal"), k[2])):
+    for key in sorted(
+        keys, key=lambda k: (stage_of(k[2], peer_stages), not k[2].startswith("shoal"), k[2])
+    ):
         r = results[key]
         ours = key[2].startswith("shoal")
 
         def against(field, better):
             return ratio(r[field], best(results, key, field, better, peer_stages)) if ours else ""
+
         name = "**Shoal**" if ours else key[2]
         lines.append(
             f"| {stage_of(key[2], peer_stages)} | {name} | {r['tokens_per_second']:,.0f} "
             f"| {against('tokens_per_second', max)} | {r['first_step_seconds']:.2f} "
             f"| {against('first_step_seconds', min)} | {r['peak_rss_bytes'] / 1e6:,.0f} "
             f"| {against('peak_rss_bytes', min)} | {r['first_loss']:.5f} → {r['last_loss']:.5f} "
-            f"| {r['repeats']} |")
+            f"| {r['repeats']} |"
+        )
     return lines + [""]
 
 
 def trace_table(rows):
     """Largest difference of Shoal's float32 losses from PyTorch's, step by step."""
-    traces = {(r["size"], r["program"]): r["losses"] for r in rows if r.get("trace") and "error" not in r}
-    lines = ["### Losses against PyTorch's, float32", "",
-             "| size | program | steps | largest difference | relative to the loss |", "|---|---|---|---|---|"]
+    traces = {
+        (r["size"], r["program"]): r["losses"] for r in rows if r.get("trace") and "error" not in r
+    }
+    lines = [
+        "### Losses against PyTorch's, float32",
+        "",
+        "| size | program | steps | largest difference | relative to the loss |",
+        "|---|---|---|---|---|",
+    ]
     for (size, program), losses in sorted(traces.items()):
         reference = traces.get((size, "pytorch"))
         if program == "pytorch" or not reference:
@@ -80,5 +103,8 @@ def markdown(rows, peer_stages):
         lines += trace_table(rows)
     for row in rows:
         if "error" in row:
-            lines.append(f"{row['program']} {row['size']} {row['dtype']} failed: {row['error'].splitlines()[0]}")
+            lines.append(
+                f"{row['program']} {row['size']} {row['dtype']} failed: "
+                f"{row['error'].splitlines()[0]}"
+            )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
 """One rank of one peer: trains the workload and writes what it measured. Started by run.py."""
+
 import argparse
 import contextlib
 import json
@@ -30,7 +31,8 @@ BF16 = args.dtype == "bfloat16"
 def load_model():
     folder = workload.model_folder(args.work, args.size)
     return LlamaForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa").train()
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).train()
 
 
 def adamw(model):
@@ -45,6 +47,7 @@ def plain_step(model, optimizer, context):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
     return step
 
 
@@ -69,7 +72,8 @@ def zero_redundancy():
     dist.init_process_group("gloo")
     model = torch.nn.parallel.DistributedDataParallel(load_model(), gradient_as_bucket_view=True)
     optimizer = ZeroRedundancyOptimizer(
-        model.parameters(), optimizer_class=torch.optim.AdamW, fused=True, **workload.ADAMW)
+        model.parameters(), optimizer_class=torch.optim.AdamW, fused=True, **workload.ADAMW
+    )
     return plain_step(model, optimizer, autocast)
 
 
@@ -78,9 +82,13 @@ def fsdp2(reshard_after_forward):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     dist.init_process_group("gloo")
-    options = dict(mesh=init_device_mesh("cpu", (WORLD,)), reshard_after_forward=reshard_after_forward)
+    options = dict(
+        mesh=init_device_mesh("cpu", (WORLD,)), reshard_after_forward=reshard_after_forward
+    )
     if BF16:
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        options["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
     model = load_model()
     for layer in model.model.layers:
         fully_shard(layer, **options)
@@ -101,14 +109,16 @@ def deepspeed(stage):
         "steps_per_print": 10**9,
         "bf16": {"enabled": BF16},
     }
-    engine, *_ = ds.initialize(model=model, model_parameters=model.parameters(),
-                               optimizer=adamw(model), config=config)
+    engine, *_ = ds.initialize(
+        model=model, model_parameters=model.parameters(), optimizer=adamw(model), config=config
+    )
 
     def step(rows):
         loss = engine(input_ids=rows, labels=rows).loss
         engine.backward(loss)
         engine.step()
         return loss.detach()
+
     return step
 
 
@@ -139,12 +149,15 @@ def main():
         if WORLD > 1:
             dist.barrier()
         start = time.perf_counter()
-        losses.append(step(rows[first:first + share]))
+        losses.append(step(rows[first : first + share]))
         seconds.append(time.perf_counter() - start)
         if index == 0 and RANK == 0:
             open(os.path.join(args.out, "first_step"), "w").close()
-    result = dict(losses=[float(loss) for loss in losses], step_seconds=seconds,
-                  peak_rss_bytes=peak_rss_bytes())
+    result = dict(
+        losses=[float(loss) for loss in losses],
+        step_seconds=seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
     with open(os.path.join(args.out, f"rank{RANK}.json"), "w") as file:
         json.dump(result, file)
     if WORLD > 1:

@@ -1,11 +1,12 @@
 """The job that every program in the comparison runs, stated once.
 
 Model  Llama: RMSNorm, rotary positions, SwiGLU, as many key as query heads, untied embeddings.
-Data   uniform random tokens from a fixed seed; step s takes rows [s B, (s+1) B) of one table, rank r of n
-       the r-th n-th of those.
+Data   uniform random tokens from a fixed seed; step s takes rows [s B, (s+1) B) of one table, rank
+       r of n the r-th n-th of those.
 Loss   next-token cross entropy, mean over the T - 1 predicted places of every row.
 AdamW  constant learning rate, weight decay on every weight, no clipping, no accumulation.
 """
+
 import json
 import os
 
@@ -38,7 +39,7 @@ def read_tokens(work, size):
 
 
 def prepare(work, size):
-    """Writes the initial weights and the data of one size, unless they are there. Needs transformers."""
+    """Writes initial weights and data of one size, unless they are there. Needs transformers."""
     if os.path.exists(tokens_file(work, size)):
         return
     import torch
@@ -48,10 +49,20 @@ def prepare(work, size):
     os.makedirs(work, exist_ok=True)
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        hidden_size=c["hidden"], num_hidden_layers=c["layers"], num_attention_heads=c["heads"],
-        num_key_value_heads=c["heads"], intermediate_size=c["ffn"], vocab_size=c["vocab"],
-        max_position_embeddings=1024, rms_norm_eps=1e-5, tie_word_embeddings=False, use_cache=False,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        hidden_size=c["hidden"],
+        num_hidden_layers=c["layers"],
+        num_attention_heads=c["heads"],
+        num_key_value_heads=c["heads"],
+        intermediate_size=c["ffn"],
+        vocab_size=c["vocab"],
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(model_folder(work, size))
     rows = torch.randint(3, c["vocab"], (STEPS_OF_DATA * c["batch"], c["seq_length"]))
     part = tokens_file(work, size) + ".part"

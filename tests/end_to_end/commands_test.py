@@ -1,4 +1,5 @@
 """Every command on the model of one tiny run."""
+
 import json
 import math
 import pathlib
@@ -22,31 +23,57 @@ class CommandsTest(EndToEndTest):
     def run_folder(self):
         if CommandsTest.trained is None:
             own, self.folder = self.folder, self.shared
-            self.train("run", "-n", 2, checkpoint=dict(export_hf="final"), eval=dict(steps=3),
-                       sample=dict(prompts=["The"], max_new_tokens=4))
+            self.train(
+                "run",
+                "-n",
+                2,
+                checkpoint=dict(export_hf="final"),
+                eval=dict(steps=3),
+                sample=dict(prompts=["The"], max_new_tokens=4),
+            )
             self.folder = own
             CommandsTest.trained = self.shared / "run"
         return self.trained
 
     def test_run_leaves_what_it_promises(self):
         run = self.run_folder()
-        for name in ("metrics.jsonl", "recipe.resolved.yaml", "report.html", "export/config.json",
-                     "export/model.safetensors", "export/tokenizer.json", "export/generation_config.json"):
+        for name in (
+            "metrics.jsonl",
+            "recipe.resolved.yaml",
+            "report.html",
+            "export/config.json",
+            "export/model.safetensors",
+            "export/tokenizer.json",
+            "export/generation_config.json",
+        ):
             self.assertTrue((run / name).exists(), name)
         self.assertTrue(list((run / "tensorboard").iterdir()))
         self.assertTrue((run / "checkpoints/step-6").is_dir())
         rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
         steps = [row for row in rows if "loss" in row]
         self.assertEqual([row["step"] for row in steps], [1, 2, 3, 4, 5, 6])
-        for key in ("grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds",
-                    "peak_rss_bytes", "bytes_sent"):
+        for key in (
+            "grad_norm",
+            "learning_rate",
+            "tokens",
+            "tokens_per_second",
+            "step_seconds",
+            "peak_rss_bytes",
+            "bytes_sent",
+        ):
             self.assertIn(key, steps[0])
         self.assertTrue(any("eval_loss" in row for row in rows))
 
     def test_the_resolved_recipe_runs_again(self):
         run = self.run_folder()
-        self.shoal("run", run / "recipe.resolved.yaml", "-n", 2, f"run.output_dir={self.folder / 'again'}")
-        want = {r["step"]: r["loss"] for r in map(json.loads, open(run / "metrics.jsonl")) if "loss" in r}
+        self.shoal(
+            "run", run / "recipe.resolved.yaml", "-n", 2, f"run.output_dir={self.folder / 'again'}"
+        )
+        want = {
+            r["step"]: r["loss"]
+            for r in map(json.loads, open(run / "metrics.jsonl"))
+            if "loss" in r
+        }
         self.assert_losses(self.losses("again"), want)
 
     def test_tokenize_then_score(self):
@@ -65,7 +92,16 @@ class CommandsTest(EndToEndTest):
 
     def test_generate(self):
         export = self.run_folder() / "export"
-        arguments = ("generate", export, "--prompt", "The License", "--max-new-tokens", 8, "--temperature", 0)
+        arguments = (
+            "generate",
+            export,
+            "--prompt",
+            "The License",
+            "--max-new-tokens",
+            8,
+            "--temperature",
+            0,
+        )
         first = self.shoal(*arguments)
         self.assertIn("The License", first)
         self.assertEqual(first, self.shoal(*arguments))
@@ -75,13 +111,26 @@ class CommandsTest(EndToEndTest):
         for source in (run, run / "checkpoints/step-6"):
             target = self.folder / f"from-{source.name}"
             self.shoal("export", source, target)
-            self.assertEqual((target / "model.safetensors").read_bytes(),
-                             (run / "export/model.safetensors").read_bytes())
+            self.assertEqual(
+                (target / "model.safetensors").read_bytes(),
+                (run / "export/model.safetensors").read_bytes(),
+            )
 
     def test_training_continues_from_an_export(self):
-        losses = self.train("tuned", "-n", 2, "tokenizer.train.vocab_size=320",
-                            model=dict(config={}, name_or_path=str(self.run_folder() / "export"), init="pretrained"))
-        first = {r["step"]: r["loss"] for r in map(json.loads, open(self.run_folder() / "metrics.jsonl")) if "loss" in r}
+        losses = self.train(
+            "tuned",
+            "-n",
+            2,
+            "tokenizer.train.vocab_size=320",
+            model=dict(
+                config={}, name_or_path=str(self.run_folder() / "export"), init="pretrained"
+            ),
+        )
+        first = {
+            r["step"]: r["loss"]
+            for r in map(json.loads, open(self.run_folder() / "metrics.jsonl"))
+            if "loss" in r
+        }
         self.assertLess(losses[6], first[6])
 
     def test_inspect(self):
@@ -97,7 +146,7 @@ class CommandsTest(EndToEndTest):
         text = page.read_text()
         self.assertIn("learning_rate", text)
         self.assertNotIn("http://", text.replace("http://www.w3.org/", ""))
-        self.assertNotIn("src=\"http", text)
+        self.assertNotIn('src="http', text)
 
     def test_check_and_schema(self):
         path = self.write_recipe("checked")
@@ -109,13 +158,28 @@ class CommandsTest(EndToEndTest):
         self.assertIn("MPI", self.shoal("doctor"))
 
     def test_every_command_has_help_with_an_example(self):
-        for command in ("run", "check", "schema", "generate", "score", "tokenize", "export", "inspect",
-                        "doctor", "report"):
+        for command in (
+            "run",
+            "check",
+            "schema",
+            "generate",
+            "score",
+            "tokenize",
+            "export",
+            "inspect",
+            "doctor",
+            "report",
+        ):
             self.assertIn(f"shoal {command}", self.shoal(command, "--help"))
 
     def test_commands_refuse_what_is_not_there(self):
-        for command in (("generate", "/nonexistent", "--prompt", "x"), ("export", "/nonexistent", self.folder / "x"),
-                        ("inspect", "/nonexistent"), ("report", "/nonexistent"), ("tokenize", "/nonexistent", "--file", TEXT)):
+        for command in (
+            ("generate", "/nonexistent", "--prompt", "x"),
+            ("export", "/nonexistent", self.folder / "x"),
+            ("inspect", "/nonexistent"),
+            ("report", "/nonexistent"),
+            ("tokenize", "/nonexistent", "--file", TEXT),
+        ):
             self.assertIn("/nonexistent", self.shoal(*command, expect=None))
 
 

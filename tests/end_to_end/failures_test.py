@@ -1,11 +1,21 @@
 """What is wrong is said once and leaves nothing behind."""
+
 import json
 import os
 import signal
 import time
 import unittest
 
-from harness import EndToEndTest, descendants, environment, rank_processes, recipe, shared_memory_of, start, wait_for
+from harness import (
+    EndToEndTest,
+    descendants,
+    environment,
+    rank_processes,
+    recipe,
+    shared_memory_of,
+    start,
+    wait_for,
+)
 
 
 class FailuresTest(EndToEndTest):
@@ -17,8 +27,16 @@ class FailuresTest(EndToEndTest):
         trap.parent.mkdir(exist_ok=True)
         trap.write_text(f"#!/bin/sh\ntouch {self.folder}/started\n")
         trap.chmod(0o755)
-        output = self.shoal("run", path, "-n", 2, f"run.output_dir={self.folder / 'out'}", *arguments, expect=None,
-                            env=environment(PATH=f"{trap.parent}:{os.environ['PATH']}"))
+        output = self.shoal(
+            "run",
+            path,
+            "-n",
+            2,
+            f"run.output_dir={self.folder / 'out'}",
+            *arguments,
+            expect=None,
+            env=environment(PATH=f"{trap.parent}:{os.environ['PATH']}"),
+        )
         self.assertFalse((self.folder / "started").exists(), "ranks were started for a bad recipe")
         return output.strip().splitlines()
 
@@ -53,8 +71,12 @@ class FailuresTest(EndToEndTest):
         process = start("run", path, "-n", 4, f"run.output_dir={self.folder / 'long'}")
         metrics = self.folder / "long/metrics.jsonl"
         try:
-            wait_for(lambda: (metrics.exists() and metrics.stat().st_size > 0) or process.poll() is not None,
-                     120, "first step")
+            wait_for(
+                lambda: (metrics.exists() and metrics.stat().st_size > 0)
+                or process.poll() is not None,
+                120,
+                "first step",
+            )
             ranks = rank_processes(process.pid)
             self.assertEqual(len(ranks), 4)
             family, segments = descendants(process.pid), shared_memory_of(ranks)

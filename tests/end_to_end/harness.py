@@ -2,6 +2,7 @@
 
 The program is $SHOAL, or build/release/shoal. Needs only Python's standard library.
 """
+
 import json
 import os
 import pathlib
@@ -15,9 +16,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHOAL = os.environ.get("SHOAL", str(ROOT / "build/release/shoal"))
 TEXT = ROOT / "LICENSE"
 
-LLAMA = dict(model_type="llama", vocab_size=320, hidden_size=32, num_hidden_layers=2,
-             num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-             max_position_embeddings=64, tie_word_embeddings=True)
+LLAMA = dict(
+    model_type="llama",
+    vocab_size=320,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
 GPT2 = dict(model_type="gpt2", vocab_size=320, n_positions=64, n_embd=32, n_layer=2, n_head=4)
 
 
@@ -45,9 +54,16 @@ def environment(**extra):
 
 def start(*arguments, **options):
     """The program, started in a session of its own, output to pipes."""
-    return subprocess.Popen([SHOAL, *map(str, arguments)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True,
-                            env=options.pop("env", environment()), **options)
+    return subprocess.Popen(
+        [SHOAL, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        env=options.pop("env", environment()),
+        **options,
+    )
 
 
 def descendants(pid):
@@ -77,7 +93,9 @@ def rank_processes(pid):
             program = os.readlink(f"/proc/{process}/exe")
         except OSError:
             continue
-        if os.path.samefile(program, SHOAL) and any(v.startswith(b"OMPI_COMM_WORLD_RANK=") for v in variables):
+        if os.path.samefile(program, SHOAL) and any(
+            v.startswith(b"OMPI_COMM_WORLD_RANK=") for v in variables
+        ):
             ranks.append(process)
     return ranks
 
@@ -116,7 +134,7 @@ class EndToEndTest(unittest.TestCase):
         return path
 
     def shoal(self, *arguments, expect=0, **options):
-        """Runs the program to its end; its output. `expect`: the exit code, or None for any but 0."""
+        """Runs the program to its end; its output. `expect`: the exit code, None: any but 0."""
         process = start(*arguments, **options)
         try:
             output, _ = process.communicate(timeout=300)
@@ -144,9 +162,15 @@ class EndToEndTest(unittest.TestCase):
         path = self.write_recipe(name, **sections)
         arguments = [path, *arguments, f"run.output_dir={self.folder / name}"]
         if command:
-            done = subprocess.run([*command, SHOAL, "run", *map(str, arguments)], cwd=ROOT, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(),
-                                  timeout=300)
+            done = subprocess.run(
+                [*command, SHOAL, "run", *map(str, arguments)],
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                timeout=300,
+            )
             self.assertEqual(done.returncode, 0, done.stdout)
         else:
             self.shoal("run", *arguments)
@@ -165,5 +189,8 @@ class EndToEndTest(unittest.TestCase):
         self.assertEqual(sorted(got), sorted(want))
         for step in sorted(want):
             difference = abs(got[step] - want[step])
-            self.assertLessEqual(difference, relative * abs(want[step]),
-                                 f"step {step}: got {got[step]!r}, want {want[step]!r}")
+            self.assertLessEqual(
+                difference,
+                relative * abs(want[step]),
+                f"step {step}: got {got[step]!r}, want {want[step]!r}",
+            )

@@ -1,4 +1,5 @@
 """One recipe on several layouts of ranks gives the same losses."""
+
 import unittest
 
 from harness import GPT2, LLAMA, EndToEndTest
@@ -15,7 +16,9 @@ class LayoutsTest(EndToEndTest):
 
     def test_mpirun_joins(self):
         want = self.train("started", "-n", 2)
-        joined = self.train("joined", command=["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"])
+        joined = self.train(
+            "joined", command=["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "2"]
+        )
         self.assert_losses(joined, want)
 
     def test_zero_stages_are_equal_to_the_last_bit(self):
@@ -23,7 +26,9 @@ class LayoutsTest(EndToEndTest):
             batch = dict(max_steps=4, global_batch_size=6, gradient_accumulation_steps=2)
             want = self.train(f"n{ranks}stage0", "-n", ranks, "zero.stage=0", training=batch)
             for stage in (1, 2, 3):
-                got = self.train(f"n{ranks}stage{stage}", "-n", ranks, f"zero.stage={stage}", training=batch)
+                got = self.train(
+                    f"n{ranks}stage{stage}", "-n", ranks, f"zero.stage={stage}", training=batch
+                )
                 self.assert_losses(got, want)
 
     def test_bfloat16_stages_are_equal_to_the_last_bit(self):
@@ -33,8 +38,9 @@ class LayoutsTest(EndToEndTest):
 
     def test_accumulation_does_not_change_losses(self):
         want = self.train("whole", "-n", 2, model=dict(dtype="float64"))
-        got = self.train("pieces", "-n", 2, "training.gradient_accumulation_steps=4",
-                         model=dict(dtype="float64"))
+        got = self.train(
+            "pieces", "-n", 2, "training.gradient_accumulation_steps=4", model=dict(dtype="float64")
+        )
         self.assert_losses(got, want, relative=1e-12)
 
     def test_runs_are_repeatable(self):
@@ -43,7 +49,7 @@ class LayoutsTest(EndToEndTest):
         self.assert_losses(self.train("second", "-n", 2, model=model), want)
 
     def test_bytes_sent_follow_the_formulas(self):
-        """N elements of weights, n ranks: 2 N (n-1)/n elements a step at stages 0 to 2, 3 N (n-1)/n at 3."""
+        """N weights, n ranks: 2 N (n-1)/n elements a step at stages 0 to 2, 3 N (n-1)/n at 3."""
         model = dict(config=dict(LLAMA, tie_word_embeddings=False))
         layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
         elements = 2 * layer + 2 * 320 * 32 + 32
@@ -51,7 +57,9 @@ class LayoutsTest(EndToEndTest):
             self.train(f"stage{stage}", "-n", 2, f"zero.stage={stage}", model=model)
             sent = [row["bytes_sent"] for row in self.metrics(f"stage{stage}") if "loss" in row][-1]
             # Units are padded to whole rows; losses, norms and counts cross too.
-            self.assertAlmostEqual(sent, passes * 4 * elements // 2, delta=0.02 * sent, msg=f"stage {stage}")
+            self.assertAlmostEqual(
+                sent, passes * 4 * elements // 2, delta=0.02 * sent, msg=f"stage {stage}"
+            )
 
 
 if __name__ == "__main__":

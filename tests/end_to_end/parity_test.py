@@ -2,6 +2,7 @@
 
 Run with an interpreter that has tests/fixtures/requirements.txt (./test makes one in .venv).
 """
+
 import json
 import unittest
 
@@ -13,7 +14,8 @@ from harness import GPT2, LLAMA, TEXT, EndToEndTest
 
 torch.set_num_threads(1)
 
-# Text that breaks tokenizers: scripts, combining marks, emoji sequences, odd spaces, controls, contractions.
+# Text that breaks tokenizers: scripts, combining marks, emoji sequences, odd spaces, controls,
+# contractions.
 HOSTILE = [
     "plain words, 12345 numbers and     runs  of spaces\t\ttabs\n\n\nnewlines\r\n",
     "don't WE'LL i'm they've 's 't ' 'd''ll",
@@ -25,7 +27,7 @@ HOSTILE = [
     "\x00\x01\x7f\x80 \u0085 control",
     "x²³ ½ Ⅷ ٣٤٥ ௧௨ 1,000.00 3.14e-10 #1 $5",
     "<|endoftext|> inside <|endoftext|><|endoftext|> text",
-    "_under_score_ snake_case CamelCase http://a.b/c?d=e&f=%20 {\"json\": [1, 2]}",
+    '_under_score_ snake_case CamelCase http://a.b/c?d=e&f=%20 {"json": [1, 2]}',
     "\U0010ffff \ud7ff \ue000 𝔘𝔫𝔦 𐍈",
 ]
 
@@ -44,7 +46,9 @@ def gpt2(**changes):
 
 class ParityTest(EndToEndTest):
     def rows(self, count=3, length=24, vocab=300):
-        return torch.randint(3, vocab, (count, length), generator=torch.Generator().manual_seed(1)).tolist()
+        return torch.randint(
+            3, vocab, (count, length), generator=torch.Generator().manual_seed(1)
+        ).tolist()
 
     def write_tokens(self, rows):
         path = self.folder / "tokens.json"
@@ -58,7 +62,9 @@ class ParityTest(EndToEndTest):
                 ids = torch.tensor([row])
                 logprobs = model(ids).logits.double().log_softmax(-1)[0, :-1]
                 want = logprobs.gather(1, ids[0, 1:, None])[:, 0]
-                torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), want, rtol=0, atol=places)
+                torch.testing.assert_close(
+                    torch.tensor(ours, dtype=torch.float64), want, rtol=0, atol=places
+                )
 
     def test_models_that_transformers_wrote(self):
         models = {
@@ -86,11 +92,18 @@ class ParityTest(EndToEndTest):
     def test_exports_open_in_python(self):
         for name, config, stage in (("llama", LLAMA, 3), ("gpt2", GPT2, 1)):
             with self.subTest(model=name):
-                self.train(name, "-n", 2, f"zero.stage={stage}", model=dict(config=config),
-                           checkpoint=dict(export_hf="final"))
+                self.train(
+                    name,
+                    "-n",
+                    2,
+                    f"zero.stage={stage}",
+                    model=dict(config=config),
+                    checkpoint=dict(export_hf="final"),
+                )
                 export = self.folder / name / "export"
                 model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                    export, dtype=torch.float32, output_loading_info=True)
+                    export, dtype=torch.float32, output_loading_info=True
+                )
                 for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                     self.assertFalse(report[problem], f"{problem}: {report[problem]}")
                 self.assert_scores_equal(export, model.eval(), self.rows(vocab=320))
@@ -104,50 +117,86 @@ class ParityTest(EndToEndTest):
             path = self.folder / "text.txt"
             path.write_bytes(text.encode())
             got = json.loads(self.shoal("tokenize", folder, "--file", path))
-            self.assertEqual(got, tokenizer.encode(text, add_special_tokens=False).ids, repr(text[:60]))
+            self.assertEqual(
+                got, tokenizer.encode(text, add_special_tokens=False).ids, repr(text[:60])
+            )
 
     def test_tokenizer_that_python_trained(self):
         tokenizer = tokenizers.ByteLevelBPETokenizer()
-        tokenizer.train_from_iterator([TEXT.read_text(), *HOSTILE], vocab_size=600, show_progress=False,
-                                      special_tokens=["<|endoftext|>"])
+        tokenizer.train_from_iterator(
+            [TEXT.read_text(), *HOSTILE],
+            vocab_size=600,
+            show_progress=False,
+            special_tokens=["<|endoftext|>"],
+        )
         folder = self.folder / "tokenizer"
         folder.mkdir()
         tokenizer.save(str(folder / "tokenizer.json"))
-        self.assert_ids_equal(folder, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self.assert_ids_equal(
+            folder, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        )
 
     def test_greedy_generation(self):
         self.train("run", "-n", 2, checkpoint=dict(export_hf="final"))
         export = self.folder / "run/export"
-        model = transformers.AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            export, dtype=torch.float32
+        ).eval()
         tokenizer = tokenizers.Tokenizer.from_file(str(export / "tokenizer.json"))
         ids = tokenizer.encode("The License").ids
         model.generation_config.eos_token_id = None
-        want = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0)
-        output = self.shoal("generate", export, "--prompt", "The License", "--max-new-tokens", 12,
-                            "--temperature", 0)
+        want = model.generate(
+            torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        output = self.shoal(
+            "generate",
+            export,
+            "--prompt",
+            "The License",
+            "--max-new-tokens",
+            12,
+            "--temperature",
+            0,
+        )
         self.assertIn(tokenizer.decode(want[0].tolist()).strip(), output)
 
     def test_training_losses_equal_pytorch_s(self):
         steps, batch = 20, 4
-        for name, model in (("llama", llama(tie_word_embeddings=False)), ("gpt2", gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))):
+        for name, model in (
+            ("llama", llama(tie_word_embeddings=False)),
+            ("gpt2", gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)),
+        ):
             with self.subTest(model=name):
                 model.train().save_pretrained(self.folder / f"{name}-start")
                 rows = self.rows(steps * batch, 32)
                 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
                 want = {}
                 for step in range(steps):
-                    ids = torch.tensor(rows[step * batch:(step + 1) * batch])
+                    ids = torch.tensor(rows[step * batch : (step + 1) * batch])
                     loss = model(input_ids=ids, labels=ids).loss
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     want[step + 1] = loss.item()
                 got = self.train(
-                    name, "-n", 2, "tokenizer.train=null",
-                    model=dict(config={}, name_or_path=str(self.folder / f"{name}-start"), init="pretrained"),
-                    data=dict(train=[dict(path=str(self.write_tokens(rows)))], packing=False, shuffle=False, holdout=0),
+                    name,
+                    "-n",
+                    2,
+                    "tokenizer.train=null",
+                    model=dict(
+                        config={},
+                        name_or_path=str(self.folder / f"{name}-start"),
+                        init="pretrained",
+                    ),
+                    data=dict(
+                        train=[dict(path=str(self.write_tokens(rows)))],
+                        packing=False,
+                        shuffle=False,
+                        holdout=0,
+                    ),
                     training=dict(max_steps=steps, global_batch_size=batch, max_grad_norm=0),
-                    optimizer=dict(learning_rate=1e-3, weight_decay=0.01, decay_all=True))
+                    optimizer=dict(learning_rate=1e-3, weight_decay=0.01, decay_all=True),
+                )
                 self.assert_losses(got, want, relative=1e-5)
 
 

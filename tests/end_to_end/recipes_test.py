@@ -1,4 +1,5 @@
 """Every recipe under recipes/ passes `shoal check`, builds its model and runs two steps."""
+
 import unittest
 
 from harness import ROOT, EndToEndTest
@@ -14,8 +15,13 @@ class RecipesTest(EndToEndTest):
         self.assertTrue(recipes)
         for path in recipes:
             with self.subTest(recipe=path.name):
-                overrides = ["training.max_steps=2", "training.global_batch_size=4", "eval.max_batches=1",
-                             "sample.max_new_tokens=2", f"run.output_dir={self.folder / path.stem}"]
+                overrides = [
+                    "training.max_steps=2",
+                    "training.global_batch_size=4",
+                    "eval.max_batches=1",
+                    "sample.max_new_tokens=2",
+                    f"run.output_dir={self.folder / path.stem}",
+                ]
                 if path.name == "finetune.yaml":  # Starts from the model that the quickstart leaves
                     overrides.append(f"model.name_or_path={self.tiny_export()}")
                 self.shoal("check", path, *overrides)

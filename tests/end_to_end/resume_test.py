@@ -1,4 +1,5 @@
 """A run that was killed goes on as if nothing had happened."""
+
 import signal
 import unittest
 
@@ -14,8 +15,12 @@ class ResumeTest(EndToEndTest):
         path = self.write_recipe(name, training=self.STEPS, checkpoint=self.SAVE)
         process = start("run", path, "-n", ranks, f"run.output_dir={self.folder / name}")
         try:
-            wait_for(lambda: (self.folder / name / "checkpoints/step-8").exists() or process.poll() is not None,
-                     120, "first checkpoint")
+            wait_for(
+                lambda: (self.folder / name / "checkpoints/step-8").exists()
+                or process.poll() is not None,
+                120,
+                "first checkpoint",
+            )
         finally:
             self.end(process)
         self.assertEqual(process.returncode, -signal.SIGKILL, "the run ended before it was killed")
@@ -31,16 +36,25 @@ class ResumeTest(EndToEndTest):
     def test_resumes_on_another_number_of_ranks(self):
         want = self.train("whole", "-n", 2, training=self.STEPS, checkpoint=self.SAVE)
         path = self.killed_run("killed", 2)
-        self.shoal("run", path, "-n", 3, "training.global_batch_size=8",
-                   "training.per_device_train_batch_size=8", f"run.output_dir={self.folder / 'killed'}",
-                   expect=None)  # 8 rows do not divide among 3 ranks: refused, not rounded
+        self.shoal(
+            "run",
+            path,
+            "-n",
+            3,
+            "training.global_batch_size=8",
+            "training.per_device_train_batch_size=8",
+            f"run.output_dir={self.folder / 'killed'}",
+            expect=None,
+        )  # 8 rows do not divide among 3 ranks: refused, not rounded
         self.shoal("run", path, "-n", 4, f"run.output_dir={self.folder / 'killed'}")
         self.assert_losses(self.losses("killed"), want, relative=1e-5)
 
     def test_a_finished_run_trains_nothing_again(self):
         want = self.train("run", "-n", 2, checkpoint=self.SAVE)
         rows = len(self.metrics("run"))
-        self.shoal("run", self.folder / "run.yaml", "-n", 2, f"run.output_dir={self.folder / 'run'}")
+        self.shoal(
+            "run", self.folder / "run.yaml", "-n", 2, f"run.output_dir={self.folder / 'run'}"
+        )
         self.assertEqual(len(self.metrics("run")), rows)
         self.assert_losses(self.losses("run"), want)
 
