@@ -48,6 +48,19 @@ foreach(dir ${shoal_cuda_runtime_dirs})
     $<INSTALL_INTERFACE:-Wl,-rpath-link,$<INSTALL_PREFIX>/${CMAKE_INSTALL_LIBDIR}/shoal/${below}>)
 endforeach()
 
+# With the `cuda` preset programs load libtorch's CUDA library. Kernels (x_cuda.cu beside x_cpu.cc) and the
+# NCCL backend (parallel/comm/nccl_communicator.cc) join here; there are none yet.
+if(SHOAL_CUDA)
+  enable_language(CUDA)
+  find_package(CUDAToolkit 13 REQUIRED)
+  # Nothing names its symbols, so the linker must be told to keep it; the libraries it needs in turn
+  # come from the toolkit of the machine that runs the program.
+  target_link_options(shoal_torch INTERFACE -Wl,--allow-shlib-undefined)
+  target_link_libraries(shoal_torch INTERFACE
+    $<BUILD_INTERFACE:-Wl,--no-as-needed,${SHOAL_TORCH}/lib/libtorch_cuda.so,--as-needed>
+    $<BUILD_INTERFACE:${SHOAL_TORCH}/lib/libc10_cuda.so> CUDA::cudart)
+endif()
+
 if(SHOAL_TESTS)
   find_package(GTest REQUIRED)
 endif()
