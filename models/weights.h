@@ -1,7 +1,7 @@
 // Weights of a model from a Hugging Face folder, or from a seed.
 #pragma once
 
-#include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -36,6 +36,8 @@ class WeightReader {
     int tensor;
   };
   absl::Status Bind(const Model& model, const std::string& directory);
+  const Place* FindStored(const std::string& name, const std::string& prefix) const;
+  const SafetensorsEntry& EntryAt(const Place& place) const { return files_[place.file]->tensors()[place.tensor]; }
   absl::Status CheckTiedCopies(const Model& model) const;
 
   std::vector<std::unique_ptr<SafetensorsReader>> files_;

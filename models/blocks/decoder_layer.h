@@ -1,0 +1,42 @@
+// One layer of a decoder, pre-norm: x + attention(norm(x)), then the same with the MLP.
+//
+// Legend: B sequences, T tokens, C channels, N query heads, K key-value heads, H head size, F MLP width.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "models/block.h"
+#include "models/blocks/norm_layer.h"
+#include "models/blocks/projection.h"
+#include "models/blocks/rotary_cache.h"
+
+namespace shoal {
+
+class DecoderLayer : public Block {
+ public:
+  // `rotary`: nullptr if the positions are learned.
+  DecoderLayer(ParameterList& parameters, const ModelConfig& config, int64_t layer,
+               std::shared_ptr<RotaryCache> rotary);
+
+  Activations Forward(const ForwardContext& ctx, const Activations& in) const override;
+  double ForwardFlopsPerToken(int64_t sequence_length) const override;
+
+ private:
+  Tensor Attention(const ForwardContext& ctx, const Tensor& x_BTC) const;
+  Tensor Mlp(std::span<const Parameter> weights, const Tensor& x_BTC) const;
+
+  const int64_t layer_;
+  const int64_t num_heads_, num_key_value_heads_, head_dim_;
+  const double scale_;  // Of q k^T
+  const bool gated_;
+  const Activation activation_;
+  const std::shared_ptr<RotaryCache> rotary_;
+  // In the order of the parameters.
+  const NormLayer attention_norm_;
+  const Projection qkv_, o_;
+  const NormLayer mlp_norm_;
+  const Projection up_, down_;  // up_: gate and up, if gated
+};
+
+}  // namespace shoal

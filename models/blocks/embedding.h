@@ -1,0 +1,29 @@
+// Tokens to hidden states: a row of the vocabulary's table each, plus one of the positions' if they are learned.
+#pragma once
+
+#include "models/block.h"
+#include "models/blocks/parameter_list.h"
+
+namespace shoal {
+
+class EmbeddingBlock : public Block {
+ public:
+  EmbeddingBlock(ParameterList& parameters, const ModelConfig& config);
+
+  // Throws std::out_of_range for a token or a learned position that the table lacks.
+  Activations Forward(const ForwardContext& ctx, const Activations& in) const override;
+  double ForwardFlopsPerToken(int64_t sequence_length) const override { return 0; }
+
+  static constexpr int kTokens = 0;  // Place of the vocabulary's table, which a tied head shares
+
+ private:
+  int64_t vocab_size_;
+  int64_t max_positions_;
+  int positions_ = -1;
+};
+
+// Throws std::out_of_range unless all of `indices` (int64; `ignored` aside) are in [0, size). Looks at tensors
+// of the CPU alone: a GPU would have to be waited for.
+void CheckIndices(const Tensor& indices, int64_t size, int64_t ignored, const char* what);
+
+}  // namespace shoal

@@ -1,0 +1,44 @@
+#include "models/blocks/head.h"
+
+#include <ATen/ATen.h>
+
+#include "kernels/cross_entropy.h"
+#include "kernels/linear.h"
+#include "models/blocks/embedding.h"
+
+namespace shoal {
+
+HeadBlock::HeadBlock(ParameterList& parameters, const ModelConfig& config)
+    : vocab_size_(config.vocab_size), hidden_size_(config.hidden_size), norm_(parameters, config, "head.norm") {
+  const char* slot = config.tie_word_embeddings ? "embedding.tokens" : "head.weight";
+  weight_ = parameters.Matrix(slot, {vocab_size_, hidden_size_}, config.initializer_range);
+  parameters_ = parameters.Take();
+  ties_.resize(parameters_.size());
+  if (config.tie_word_embeddings) ties_[weight_] = TiedTo{.block = 0, .parameter = EmbeddingBlock::kTokens};
+}
+
+Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
+  const Tensor normed_BTC = norm_.Forward(ctx.weights, in.hidden_BTC);
+  const Parameter& weight = ctx.weights[weight_];
+  Activations out;
+  if (ctx.head_mode == HeadMode::kLogits) {
+    out.logits_BTV = Linear(normed_BTC, weight);
+    return out;
+  }
+  const Tensor& targets_BT = ctx.batch->targets_BT;
+  CheckIndices(targets_BT, vocab_size_, Batch::kIgnoreIndex, "target");
+  const CrossEntropyOptions options{.denominator = ctx.loss_denominator, .ignore_index = Batch::kIgnoreIndex};
+  const Tensor rows_RC = normed_BTC.reshape({-1, hidden_size_}), targets_R = targets_BT.reshape({-1});
+  if (ctx.head_mode == HeadMode::kLoss) {
+    out.loss = LinearCrossEntropy(rows_RC, weight, targets_R, options);
+  } else {
+    out.logprobs_BT = LinearLogprobs(rows_RC, weight, targets_R, options).view(targets_BT.sizes());
+  }
+  return out;
+}
+
+double HeadBlock::ForwardFlopsPerToken(int64_t sequence_length) const {
+  return 2.0 * static_cast<double>(vocab_size_) * static_cast<double>(hidden_size_);
+}
+
+}  // namespace shoal

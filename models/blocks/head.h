@@ -1,0 +1,24 @@
+// Hidden states to what the run asks for: the final norm, then the product with the vocabulary's matrix, alone
+// or fused with the cross entropy.
+#pragma once
+
+#include "models/block.h"
+#include "models/blocks/norm_layer.h"
+
+namespace shoal {
+
+class HeadBlock : public Block {
+ public:
+  HeadBlock(ParameterList& parameters, const ModelConfig& config);
+
+  // Throws std::out_of_range for a target outside the vocabulary.
+  Activations Forward(const ForwardContext& ctx, const Activations& in) const override;
+  double ForwardFlopsPerToken(int64_t sequence_length) const override;
+
+ private:
+  const int64_t vocab_size_, hidden_size_;
+  const NormLayer norm_;
+  int weight_;
+};
+
+}  // namespace shoal

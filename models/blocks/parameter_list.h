@@ -1,0 +1,35 @@
+// How a block declares its weights: by slot, named through the family's table.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/parameter.h"
+#include "core/status.h"
+#include "models/model_config.h"
+
+namespace shoal {
+
+// Collects a block's parameters in order; the first slot that the family has no name for is its error.
+class ParameterList {
+ public:
+  ParameterList(const ModelConfig& config, int64_t layer) : config_(config), layer_(layer) {}
+
+  // Each returns the place of the weight in the block's parameters.
+  int Matrix(const std::string& slot, std::vector<int64_t> shape, double stddev);
+  int Scale(const std::string& slot, int64_t size);  // Of a norm: starts at one
+  int Bias(const std::string& slot, int64_t size);   // Starts at zero
+
+  const absl::Status& status() const { return status_; }
+  std::vector<ParameterSpec> Take() { return std::move(specs_); }
+
+ private:
+  int Add(const std::string& slot, std::vector<int64_t> shape, Initializer init, bool decay);
+
+  const ModelConfig& config_;
+  int64_t layer_;
+  std::vector<ParameterSpec> specs_;
+  absl::Status status_;
+};
+
+}  // namespace shoal

@@ -1,0 +1,478 @@
+#include "models/model_config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <set>
+#include <variant>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+
+#include "core/nearest_name.h"
+#include "models/family.h"
+
+namespace shoal {
+namespace {
+
+// A value of ModelConfig that a family's `config` section may set.
+struct ModelValue {
+  std::string name;
+  std::variant<int64_t ModelConfig::*, double ModelConfig::*, bool ModelConfig::*, Activation ModelConfig::*> member;
+  double min = 0, max = 0;  // Of numbers
+  bool required = true;
+};
+
+const std::vector<ModelValue>& ModelValues() {
+  static const auto& values = *new std::vector<ModelValue>{
+      {"vocab_size", &ModelConfig::vocab_size, 1, 1 << 30},
+      {"hidden_size", &ModelConfig::hidden_size, 1, 1 << 20},
+      {"intermediate_size", &ModelConfig::intermediate_size, 1, 1 << 24},
+      {"num_layers", &ModelConfig::num_layers, 1, 10000},
+      {"num_heads", &ModelConfig::num_heads, 1, 1 << 16},
+      {"num_key_value_heads", &ModelConfig::num_key_value_heads, 1, 1 << 16},
+      {"head_dim", &ModelConfig::head_dim, 1, 1 << 14},
+      {"max_positions", &ModelConfig::max_positions, 1, 1 << 30},
+      {"activation", &ModelConfig::activation},
+      {"norm_epsilon", &ModelConfig::norm_epsilon, 0, 1},
+      {"initializer_range", &ModelConfig::initializer_range, 0, 10, false},
+      {"attention_bias", &ModelConfig::attention_bias, 0, 0, false},
+      {"mlp_bias", &ModelConfig::mlp_bias, 0, 0, false},
+      {"tie_word_embeddings", &ModelConfig::tie_word_embeddings, 0, 0, false},
+      {"scale_attention", &ModelConfig::scale_attention, 0, 0, false},
+      {"scale_attention_by_layer", &ModelConfig::scale_attention_by_layer, 0, 0, false},
+  };
+  return values;
+}
+
+const std::map<std::string, Activation>& Activations() {
+  static const auto& names = *new std::map<std::string, Activation>{
+      {"silu", Activation::kSilu},          {"swish", Activation::kSilu},
+      {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh},
+      {"gelu", Activation::kGeluErf},       {"relu", Activation::kRelu}};
+  return names;
+}
+
+// Keys of every config.json that change nothing here, or that are read elsewhere.
+const std::vector<std::string>& CommonKeys() {
+  static const auto& keys = *new std::vector<std::string>{
+      "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path",
+      "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "output_attentions",
+      "output_hidden_states", "return_dict", "auto_map", "task_specific_params", "id2label", "label2id"};
+  return keys;
+}
+
+std::string Show(const Json& value) {
+  const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return text.size() <= 60 ? text : text.substr(0, 57) + "...";
+}
+
+// Resolves one configuration through its family; collects everything that is wrong.
+class ConfigResolver {
+ public:
+  ConfigResolver(std::shared_ptr<const ModelFamily> family, Json json) : family_(*family) {
+    config_.family = std::move(family);
+    config_.json = std::move(json);
+  }
+
+  void RefuseUnknownKeys(const Json& handwritten) {
+    std::vector<std::string> known = CommonKeys();
+    for (const auto& value : family_.values) known.push_back(value.key);
+    for (const auto& [key, rate] : family_.dropout) known.push_back(key);
+    for (const auto& [key, value] : family_.only) known.push_back(key);
+    known.insert(known.end(), family_.ignored.begin(), family_.ignored.end());
+    if (family_.rope) known.insert(known.end(), {family_.rope->parameters, family_.rope->scaling, family_.rope->theta});
+    for (const auto& [key, value] : handwritten.items()) {
+      if (std::find(known.begin(), known.end(), key) != known.end()) continue;
+      const std::string nearest = NearestName(key, known);
+      Issue(key, absl::StrCat("unknown key of family ", family_.model_type,
+                              nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?")));
+    }
+  }
+
+  void Resolve() {
+    for (const ModelFamily::Value& value : family_.values) ResolveValue(value);
+    if (!issues_.empty()) return;  // What follows leans on the values
+    CheckHeads();
+    if (family_.rope) ResolveRope();
+    ResolveDropout();
+    CheckOnly();
+    config_.bos_token_id = TokenId(config_.json, "bos_token_id");
+    config_.pad_token_id = TokenId(config_.json, "pad_token_id");
+    config_.eos_token_ids = TokenIds(config_.json, "eos_token_id");
+  }
+
+  // generation_config.json's ids come before config.json's. What else it holds is kept, not read.
+  void ReadGenerationConfig(Json generation) {
+    if (!generation.is_object()) return Issue("", "generation_config.json is not an object");
+    if (auto id = TokenId(generation, "bos_token_id")) config_.bos_token_id = id;
+    if (auto id = TokenId(generation, "pad_token_id")) config_.pad_token_id = id;
+    if (auto ids = TokenIds(generation, "eos_token_id"); !ids.empty()) config_.eos_token_ids = ids;
+    config_.generation_json = std::move(generation);
+  }
+
+  void Issue(const std::string& key, const std::string& message) { issues_.push_back({key, message}); }
+
+  absl::StatusOr<ModelConfig> Finish(const std::string& where, const ConfigOptions& options) {
+    if (options.issues) options.issues->insert(options.issues->end(), issues_.begin(), issues_.end());
+    if (issues_.empty()) return std::move(config_);
+    std::vector<std::string> lines;
+    for (const ConfigIssue& issue : issues_) {
+      lines.push_back(absl::StrCat(where, issue.key, issue.key.empty() ? "" : ": ", issue.message));
+    }
+    return absl::InvalidArgumentError(absl::StrJoin(lines, "\n"));
+  }
+
+  ModelConfig& config() { return config_; }
+
+ private:
+  // The value at `key`; nullptr if it is absent or null.
+  static Json* Find(Json& object, const std::string& key) {
+    const auto found = object.find(key);
+    return found == object.end() || found->is_null() ? nullptr : &*found;
+  }
+
+  const std::string& KeyOf(const std::string& name) const {
+    for (const ModelFamily::Value& value : family_.values) {
+      if (value.name == name && !value.key.empty()) return value.key;
+    }
+    return name;
+  }
+
+  void ResolveValue(const ModelFamily::Value& value) {
+    const auto& all = ModelValues();
+    const auto& model_value =
+        *std::find_if(all.begin(), all.end(), [&](const ModelValue& v) { return v.name == value.name; });
+    const std::string& key = value.key.empty() ? value.name : value.key;
+    Json* given = value.key.empty() ? nullptr : Find(config_.json, value.key);
+    std::visit([&](auto member) { Set(member, model_value, key, given, value.fallback); }, model_value.member);
+  }
+
+  void Set(int64_t ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
+           const std::string& fallback) {
+    double number = 0;
+    if (!given) {
+      if (!Evaluate(key, fallback, &number)) return;
+    } else if (given->is_number() && std::trunc(given->get<double>()) == given->get<double>()) {
+      number = given->get<double>();
+    } else {
+      return Issue(key, absl::StrCat("got ", Show(*given), ", expected a whole number"));
+    }
+    if (!(number >= value.min && number <= value.max)) {
+      return Issue(key, absl::StrCat("got ", number, ", expected ", static_cast<int64_t>(value.min), " to ",
+                                     static_cast<int64_t>(value.max)));
+    }
+    config_.*member = static_cast<int64_t>(number);
+    numbers_[value.name] = number;
+    if (given) *given = config_.*member;
+  }
+
+  void Set(double ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
+           const std::string& fallback) {
+    double number = 0;
+    if (!given) {
+      if (!Evaluate(key, fallback, &number)) return;
+    } else if (given->is_number()) {
+      number = given->get<double>();
+    } else {
+      return Issue(key, absl::StrCat("got ", Show(*given), ", expected a number"));
+    }
+    if (!(number >= value.min && number <= value.max)) {
+      return Issue(key, absl::StrCat("got ", number, ", expected ", value.min, " to ", value.max));
+    }
+    config_.*member = number;
+    numbers_[value.name] = number;
+    if (given) *given = number;
+  }
+
+  void Set(bool ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
+           const std::string& fallback) {
+    if (given && !given->is_boolean()) return Issue(key, absl::StrCat("got ", Show(*given), ", expected true or false"));
+    config_.*member = given ? given->get<bool>() : fallback == "true";
+  }
+
+  void Set(Activation ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
+           const std::string& fallback) {
+    if (given && !given->is_string()) return Issue(key, absl::StrCat("got ", Show(*given), ", expected a word"));
+    const std::string name = given ? given->get<std::string>() : fallback;
+    const auto found = Activations().find(name);
+    if (found == Activations().end()) {
+      std::vector<std::string> known;
+      for (const auto& [word, activation] : Activations()) known.push_back(word);
+      return Issue(key, absl::StrCat("activation \"", name, "\" is not known; known: ", absl::StrJoin(known, ", ")));
+    }
+    config_.*member = found->second;
+  }
+
+  // A family's "number", "name", "a * b" or "a / b". False, with an issue where it is news, if it has no value.
+  bool Evaluate(const std::string& key, const std::string& expression, double* result) {
+    const std::vector<std::string> words = absl::StrSplit(expression, ' ');
+    double operands[2] = {0, 1};
+    for (size_t i = 0; i < words.size(); i += 2) {
+      double& operand = operands[i / 2];
+      if (absl::SimpleAtod(words[i], &operand)) continue;
+      const auto found = numbers_.find(words[i]);
+      if (found == numbers_.end()) {
+        if (issues_.empty()) Issue(key, absl::StrCat("is missing, and \"", expression, "\" gives no default"));
+        return false;
+      }
+      operand = found->second;
+    }
+    const bool quotient = words.size() == 3 && words[1] == "/";
+    *result = quotient ? operands[0] / operands[1] : operands[0] * operands[1];
+    if (quotient && std::trunc(*result) != *result) {
+      Issue(KeyOf(words[0]), absl::StrCat("got ", operands[0], ", expected a multiple of ", KeyOf(words[2]), " = ",
+                                          operands[1]));
+      return false;
+    }
+    return true;
+  }
+
+  void CheckHeads() {
+    if (config_.num_heads % config_.num_key_value_heads != 0) {
+      Issue(KeyOf("num_key_value_heads"),
+            absl::StrCat("got ", config_.num_key_value_heads, ", expected a divisor of ", KeyOf("num_heads"), " = ",
+                         config_.num_heads));
+    }
+    if (family_.rope && config_.head_dim % 2 != 0) {
+      Issue(KeyOf("head_dim"), absl::StrCat("got ", config_.head_dim, "; rotary positions need an even head size"));
+    }
+  }
+
+  void ResolveRope() {
+    const ModelFamily::RopeKeys& keys = *family_.rope;
+    Json* section = Find(config_.json, keys.scaling);
+    std::string name = keys.scaling;
+    if (!section || section->empty()) {
+      section = Find(config_.json, keys.parameters);
+      name = keys.parameters;
+    }
+    Json none = Json::object();
+    if (!section) section = &none;
+    if (!section->is_object()) return Issue(name, absl::StrCat("got ", Show(*section), ", expected a map"));
+    RopeSection(*section, name);
+  }
+
+  void RopeSection(Json& section, const std::string& name) {
+    RopeOptions& rope = config_.rope;
+    rope.theta = family_.rope->default_theta;
+    if (Json* theta = Find(config_.json, family_.rope->theta)) SetRope(*theta, family_.rope->theta, &rope.theta, 1);
+    std::set<std::string> read = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
+    const auto number = [&](const std::string& key, double* out, double min, bool required) {
+      read.insert(key);
+      const std::string path = absl::StrCat(name, ".", key);
+      if (Json* value = Find(section, key)) {
+        SetRope(*value, path, out, min);
+      } else if (required) {
+        Issue(path, "is missing");
+      }
+    };
+    number("rope_theta", &rope.theta, 1, false);
+    const Json* type_json = Find(section, "rope_type") ? Find(section, "rope_type") : Find(section, "type");
+    const std::string type = type_json && type_json->is_string() ? type_json->get<std::string>() : "default";
+    double original = static_cast<double>(config_.max_positions);
+    number("partial_rotary_factor", &partial_rotary_factor_, 0, false);
+    if (partial_rotary_factor_ != 1) {
+      Issue(absl::StrCat(name, ".partial_rotary_factor"), absl::StrCat("got ", partial_rotary_factor_, ", only 1 is supported"));
+    }
+    if (type_json && !type_json->is_string()) {
+      return Issue(absl::StrCat(name, ".rope_type"), absl::StrCat("got ", Show(*type_json), ", expected a word"));
+    } else if (type == "linear") {
+      rope.type = RopeOptions::Type::kLinear;
+      number("factor", &rope.factor, 0, true);
+    } else if (type == "llama3") {
+      rope.type = RopeOptions::Type::kLlama3;
+      number("factor", &rope.factor, 0, true);
+      number("low_freq_factor", &rope.low_frequency_factor, 0, true);
+      number("high_freq_factor", &rope.high_frequency_factor, 0, true);
+      number("original_max_position_embeddings", &original, 0, false);
+      if (!(rope.high_frequency_factor > rope.low_frequency_factor)) {
+        Issue(absl::StrCat(name, ".high_freq_factor"), absl::StrCat("got ", rope.high_frequency_factor,
+              ", expected more than low_freq_factor = ", rope.low_frequency_factor));
+      }
+    } else if (type == "yarn") {
+      ResolveYarn(section, name, number, read, &original);
+    } else if (type != "default") {
+      return Issue(absl::StrCat(name, ".rope_type"),
+                   absl::StrCat("\"", type, "\" is not supported; supported: default, linear, llama3, yarn"));
+    }
+    rope.original_max_positions = static_cast<int64_t>(original);
+    if (Json* outer = Find(config_.json, "original_max_position_embeddings"); outer && outer->is_number_integer()) {
+      rope.original_max_positions = outer->get<int64_t>();
+    }
+    for (const auto& [key, value] : section.items()) {
+      if (!read.contains(key) && type != "default") {
+        Issue(absl::StrCat(name, ".", key), absl::StrCat("is not known for rope_type ", type));
+      }
+    }
+  }
+
+  template <typename Number>
+  void ResolveYarn(Json& section, const std::string& name, const Number& number, std::set<std::string>& read,
+                   double* original) {
+    RopeOptions& rope = config_.rope;
+    rope.type = RopeOptions::Type::kYarn;
+    number("factor", &rope.factor, 0, true);
+    number("original_max_position_embeddings", original, 0, false);
+    number("beta_fast", &rope.beta_fast, 0, false);
+    number("beta_slow", &rope.beta_slow, 0, false);
+    double mscale = 0, mscale_all_dim = 0, attention_factor = 0;
+    number("mscale", &mscale, -1, false);
+    number("mscale_all_dim", &mscale_all_dim, -1, false);
+    number("attention_factor", &attention_factor, 0, false);
+    const auto scale = [&](double m) { return rope.factor <= 1 ? 1.0 : 0.1 * m * std::log(rope.factor) + 1.0; };
+    rope.attention_factor = mscale != 0 && mscale_all_dim != 0 ? scale(mscale) / scale(mscale_all_dim) : scale(1);
+    if (attention_factor > 0) rope.attention_factor = attention_factor;
+    read.insert("truncate");
+    if (const Json* truncate = Find(section, "truncate")) {
+      if (!truncate->is_boolean()) return Issue(absl::StrCat(name, ".truncate"), "expected true or false");
+      rope.truncate = truncate->get<bool>();
+    }
+  }
+
+  // A finite number above `min`.
+  void SetRope(const Json& value, const std::string& path, double* out, double min) {
+    if (!value.is_number() || !(value.get<double>() > min) || !std::isfinite(value.get<double>())) {
+      return Issue(path, absl::StrCat("got ", Show(value), ", expected a number above ", min));
+    }
+    *out = value.get<double>();
+  }
+
+  void ResolveDropout() {
+    std::vector<std::string> keys;
+    for (const auto& [key, fallback] : family_.dropout) {
+      double rate = fallback;
+      if (const Json* given = Find(config_.json, key)) {
+        rate = given->is_number() ? given->get<double>() : -1;
+        if (!(rate >= 0 && rate < 1)) {
+          Issue(key, absl::StrCat("got ", Show(*given), ", expected a rate in [0, 1)"));
+          continue;
+        }
+      }
+      if (rate > 0) keys.push_back(key);
+      config_.training_dropout = std::max(config_.training_dropout, rate);
+    }
+    config_.training_dropout_keys = absl::StrJoin(keys, ", ");
+  }
+
+  void CheckOnly() {
+    for (const auto& [key, text] : family_.only) {
+      const Json* given = Find(config_.json, key);
+      if (given && *given != Json::parse(text, nullptr, false)) {
+        Issue(key, absl::StrCat("got ", Show(*given), ", only ", text, " is supported"));
+      }
+    }
+    if (Find(config_.json, "quantization_config")) {
+      Issue("quantization_config", "quantised weights are not supported; use the folder of the original weights");
+    }
+  }
+
+  std::optional<int64_t> TokenId(Json& object, const std::string& key) {
+    const std::vector<int64_t> ids = TokenIds(object, key);
+    return ids.empty() ? std::nullopt : std::optional<int64_t>(ids[0]);
+  }
+
+  // An id or a list of them; -1 and null mean none.
+  std::vector<int64_t> TokenIds(Json& object, const std::string& key) {
+    Json* given = Find(object, key);
+    if (!given) return {};
+    std::vector<int64_t> ids;
+    const auto add = [&](Json& item) {
+      if (!item.is_number() || std::trunc(item.get<double>()) != item.get<double>() ||
+          std::abs(item.get<double>()) > std::numeric_limits<int32_t>::max()) {
+        return Issue(key, absl::StrCat("got ", Show(item), ", expected a token's id"));
+      }
+      item = static_cast<int64_t>(item.get<double>());
+      if (item.get<int64_t>() >= 0) ids.push_back(item.get<int64_t>());
+    };
+    if (given->is_array()) {
+      for (Json& item : *given) add(item);
+    } else {
+      add(*given);
+    }
+    return ids;
+  }
+
+  const ModelFamily& family_;
+  ModelConfig config_;
+  std::map<std::string, double> numbers_;  // Resolved values by name, for the defaults of others
+  double partial_rotary_factor_ = 1;
+  std::vector<ConfigIssue> issues_;
+};
+
+absl::StatusOr<std::shared_ptr<const ModelFamily>> FamilyOf(const Json& config, const std::string& where,
+                                                            const ConfigOptions& options) {
+  const auto refuse = [&](const std::string& message) {
+    if (options.issues) options.issues->push_back({"model_type", message});
+    return absl::InvalidArgumentError(absl::StrCat(where, "model_type: ", message));
+  };
+  const auto type = config.find("model_type");
+  const bool has_type = type != config.end() && type->is_string();
+  if (!options.family_file.empty()) {
+    PosixFileSystem files;
+    SHOAL_ASSIGN_OR_RETURN(auto family, LoadFamily(files, options.family_file));
+    if (has_type && *type != family->model_type) {
+      return refuse(absl::StrCat("got ", Show(*type), ", but ", options.family_file, " is of ", family->model_type));
+    }
+    return family;
+  }
+  if (!has_type) return refuse(absl::StrCat("is missing; known: ", absl::StrJoin(KnownFamilies(), ", ")));
+  auto family = FindFamily(type->get<std::string>());
+  if (!family.ok() && absl::IsNotFound(family.status())) return refuse(std::string(family.status().message()));
+  return family;
+}
+
+absl::StatusOr<ModelConfig> Resolve(Json config, const Json& handwritten, std::optional<Json> generation,
+                                    const std::string& where, const ConfigOptions& options) {
+  SHOAL_ASSIGN_OR_RETURN(auto family, FamilyOf(config, where, options));
+  config["model_type"] = family->model_type;
+  ConfigResolver resolver(std::move(family), std::move(config));
+  if (handwritten.is_object()) resolver.RefuseUnknownKeys(handwritten);
+  resolver.Resolve();
+  if (generation) resolver.ReadGenerationConfig(*std::move(generation));
+  return resolver.Finish(where, options);
+}
+
+}  // namespace
+
+const std::vector<std::string>& ModelValueNames() {
+  static const auto& names = *new std::vector<std::string>([] {
+    std::vector<std::string> list;
+    for (const ModelValue& value : ModelValues()) list.push_back(value.name);
+    return list;
+  }());
+  return names;
+}
+
+bool IsRequiredModelValue(const std::string& name) {
+  return std::any_of(ModelValues().begin(), ModelValues().end(),
+                     [&](const ModelValue& value) { return value.name == name && value.required; });
+}
+
+absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options) {
+  if (!config.is_object()) return absl::InvalidArgumentError("model.config must be a map of config.json's keys");
+  return Resolve(config, config, std::nullopt, "model.config.", options);
+}
+
+absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory, const Json& overrides,
+                                            const ConfigOptions& options) {
+  const std::string path = JoinPath(directory, "config.json");
+  SHOAL_ASSIGN_OR_RETURN(Json config, ReadJsonFile(files, path));
+  if (!config.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
+  if (overrides.is_object()) config.merge_patch(overrides);
+  std::optional<Json> generation;
+  const std::string generation_path = JoinPath(directory, "generation_config.json");
+  SHOAL_ASSIGN_OR_RETURN(const bool has_generation, Exists(files, generation_path));
+  if (has_generation) {
+    SHOAL_ASSIGN_OR_RETURN(generation, ReadJsonFile(files, generation_path));
+  }
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig result,
+                         Resolve(std::move(config), overrides, std::move(generation), path + ": ", options));
+  result.origin = directory;
+  return result;
+}
+
+}  // namespace shoal
