@@ -39,7 +39,7 @@ std::string NearestName(absl::string_view name, const std::vector<std::string>& 
   if (name.empty() || name.size() > kLongestName) return "";
   const std::string wanted = Normalized(name);
   std::string nearest;
-  int nearest_distance = std::clamp(static_cast<int>(name.size()) / 3, 1, 4) + 1;
+  int nearest_distance = std::min(static_cast<int>(name.size()) / 3, 4) + 1;
   for (const std::string& candidate : candidates) {
     const int distance = EditDistance(wanted, Normalized(candidate));
     if (distance < nearest_distance) {

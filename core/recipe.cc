@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "core/recipe_reader.h"
 #include "core/recipe_sources.h"
@@ -31,7 +33,16 @@ std::string RecipeOrigin::ToString() const {
 }
 
 std::string RecipeError::ToString() const {
-  return absl::StrCat(origin.ToString(), ": ", key, key.empty() ? "" : ": ", message);
+  std::string line;
+  for (const char c : absl::StrCat(origin.ToString(), ": ", key, key.empty() ? "" : ": ", message)) {
+    // Keys and values are shown as they were written, but never break the line.
+    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) {
+      absl::StrAppendFormat(&line, "\\x%02x", static_cast<unsigned char>(c));
+    } else {
+      line += c;
+    }
+  }
+  return line;
 }
 
 absl::Status RecipeErrorsToStatus(std::vector<RecipeError> errors) {

@@ -30,6 +30,8 @@ constexpr Alias kAliases[] = {
     {"cutoff_len", "data.seq_length"},
     {"max_seq_len", "data.seq_length"},
     {"max_seq_length", "data.seq_length"},
+    {"sample_packing", "data.packing"},
+    {"packing", "data.packing"},
     {"max_steps", "training.max_steps"},
     {"num_train_epochs", "training.num_train_epochs"},
     {"num_epochs", "training.num_train_epochs"},
@@ -121,14 +123,14 @@ void ConvertValue(const std::string& name, YamlNode& value, std::vector<RecipeEr
       value.text = value.text == "true" ? "bfloat16" : "float32";
     } else {
       errors.push_back({value.origin, name, absl::StrCat("got ", value.text, ", expected true or false")});
-      value.kind = YamlNode::Kind::kNull;
+      value.refused = true;
     }
   }
   if (name == "warmup_ratio" && !value.text.empty() && value.text != "0" && !absl::StartsWith(value.text, "0.") &&
       !absl::StrContains(value.text, "e-") && value.text[0] != '.') {
     errors.push_back({value.origin, name, absl::StrCat("got ", value.text, ", expected a share of the run's steps below 1 "
                                                        "(scheduler.warmup_steps takes a number of steps)")});
-    value.kind = YamlNode::Kind::kNull;
+    value.refused = true;
   }
 }
 

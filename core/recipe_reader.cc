@@ -87,7 +87,7 @@ class MessageReader {
         errors_.push_back({entry.origin, key, absl::StrCat("unknown key, ", UnknownKeyHint(descriptor, path, entry.key))});
         continue;
       }
-      if (entry.value.IsNull()) continue;
+      if (entry.value.IsNull() || entry.value.refused) continue;
       if (!entry.value.is_default) origins_[key] = entry.value.origin;
       field->is_repeated() ? List(entry.value, key, *field, message) : One(entry.value, key, *field, message);
     }
@@ -117,6 +117,7 @@ class MessageReader {
     for (size_t i = 0; i < value.items.size(); ++i) {
       const YamlNode& item = value.items[i];
       const std::string item_key = absl::StrCat(key, ".", i);
+      if (item.refused) continue;
       if (item.IsNull()) {
         errors_.push_back({item.origin, item_key, "an empty entry in a list"});
         continue;

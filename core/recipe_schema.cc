@@ -58,13 +58,13 @@ void CollectSections(const MessageDescriptor& message, const std::string& path,
 
 std::string RecipeRange::ToString() const {
   const bool low_given = std::isfinite(low), high_given = std::isfinite(high);
-  if (low_given && high_given && low == high) return BoundText(low);
+  if (low_given && high_given && low == high) return absl::StrCat("equal to ", BoundText(low));
   if (low_given && high_given && !low_open && !high_open) {
     return absl::StrCat("between ", BoundText(low), " and ", BoundText(high));
   }
-  const std::string lower = absl::StrCat(low_open ? "above " : "at least ", BoundText(low));
+  const std::string lower = absl::StrCat(low_open ? "above " : "of at least ", BoundText(low));
   const std::string upper = absl::StrCat(high_open ? "below " : "at most ", BoundText(high));
-  return low_given && high_given ? absl::StrCat(lower, " and ", upper) : low_given ? lower : upper;
+  return low_given && high_given ? absl::StrCat(lower, " and ", upper) : low_given ? lower : absl::StrCat(high_open ? "" : "of ", upper);
 }
 
 RecipeRange ParseRange(const std::string& text) {
@@ -129,8 +129,7 @@ std::string TypeName(const FieldDescriptor& field) {
 
 std::string Expectation(const FieldDescriptor& field) {
   const std::optional<RecipeRange> range = RangeOf(field);
-  return range ? absl::StrCat(TypeName(field), " ", range->low == range->high ? "equal to " : "", range->ToString())
-               : TypeName(field);
+  return range ? absl::StrCat(TypeName(field), " ", range->ToString()) : TypeName(field);
 }
 
 std::string DefaultText(const FieldDescriptor& field) {

@@ -23,7 +23,7 @@ struct RecipeRange {
   bool Contains(double value) const {
     return (low_open ? value > low : value >= low) && (high_open ? value < high : value <= high);
   }
-  std::string ToString() const;  // "at least 0 and below 1"
+  std::string ToString() const;  // After "a number": "of at least 0 and below 1"
 };
 
 // "[0, 1)" -> range. The schema is ours: a malformed one is a broken invariant.
@@ -59,23 +59,5 @@ const FieldDescriptor* FindRecipeField(absl::string_view path);
 // "did you mean training.max_steps?", "expected one of ..." for a name that section `message` (at `path`,
 // "" for the root) does not have.
 std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& path, const std::string& name);
-
-// One field or section of the reference.
-struct RecipeDoc {
-  std::string path;     // "data.train.path"; a list's entries are not numbered
-  std::string comment;  // Of recipe.proto, one paragraph
-  const FieldDescriptor* field;
-};
-
-// The whole schema in its order, sections before their fields, with the comments of recipe.proto.
-std::vector<RecipeDoc> RecipeReference();
-// An enum value's comment, or "".
-std::string EnumValueComment(const google::protobuf::EnumValueDescriptor& value);
-
-// The reference for people (one key, a section, or with "" all), for editors (JSON Schema, draft 2020-12),
-// and as a page. NotFound-like: RecipeReferenceText of a path that is not there is "".
-std::string RecipeReferenceText(absl::string_view path);
-std::string RecipeJsonSchema();
-std::string RecipeReferenceMarkdown();
 
 }  // namespace shoal

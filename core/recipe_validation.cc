@@ -250,7 +250,7 @@ absl::StatusOr<BatchPlan> PlanBatch(const LoadedRecipe& recipe, int data_paralle
 absl::StatusOr<MeshPlan> PlanMesh(const LoadedRecipe& recipe, int ranks) {
   const ParallelismSection& axes = recipe.proto.parallelism();
   MeshPlan plan{axes.data_parallel_replicate(), axes.data_parallel_shard(), axes.tensor_parallel(),
-                axes.pipeline_parallel(),       axes.context_parallel(),    axes.expert_parallel()};
+                axes.pipeline_parallel(),       axes.context_parallel(),    axes.expert_parallel(),       1, ""};
   const double others = double{1} * plan.replicate * plan.tensor * plan.pipeline * plan.context * plan.expert;
   if (plan.shard == 0 && others <= ranks && ranks % static_cast<int>(others) == 0) plan.shard = ranks / static_cast<int>(others);
   const std::string product = absl::StrCat("replicate ", plan.replicate, " * shard ", plan.shard == 0 ? "?" : absl::StrCat(plan.shard),

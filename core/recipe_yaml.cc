@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 
 namespace shoal {
 namespace {
@@ -84,7 +85,7 @@ class TreeBuilder : public YAML::EventHandler {
     Place(mark, "", anchor, YamlNode::Kind::kNull, "");
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
-    Error(mark, "an alias (*name): aliases are not accepted, write the value out or use ${key.path}");
+    Error(mark, "is an alias (*name): aliases are not accepted, write the value out or use ${key.path}");
     Place(mark, "", 0, YamlNode::Kind::kNull, "");
   }
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
@@ -112,26 +113,39 @@ class TreeBuilder : public YAML::EventHandler {
     YamlNode* node;
     bool value_next = false;  // Of a map: a key was read
     bool skip_value = false;  // The key was refused, its value has no place
+    std::string key;          // Of a map: the last key read
   };
 
   void Error(const YAML::Mark& mark, std::string message) {
-    errors_.push_back({lines_.At(source_, mark), "", std::move(message)});
+    errors_.push_back({lines_.At(source_, mark), Path(), std::move(message)});
+  }
+
+  // The key path of the node that comes next.
+  std::string Path() const {
+    std::vector<std::string> names;
+    for (const Frame& frame : open_) {
+      const bool last = &frame == &open_.back();
+      if (frame.node->IsList()) names.push_back(absl::StrCat(frame.node->items.size() - !last));
+      if (frame.node->IsMap() && (!last || frame.value_next)) names.push_back(frame.key.substr(0, 60));
+    }
+    return absl::StrJoin(names, ".");
   }
 
   void Open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YamlNode::Kind kind) {
     if (static_cast<int>(open_.size()) >= kMaxRecipeDepth) {
-      Stop(mark, absl::StrCat("nested deeper than ", kMaxRecipeDepth, " levels"));
+      Stop(mark, absl::StrCat("is nested deeper than ", kMaxRecipeDepth, " levels"));
     }
-    open_.push_back({Place(mark, tag, anchor, kind, "")});
+    YamlNode* node = Place(mark, tag, anchor, kind, "");
+    open_.push_back({node, false, false, ""});
   }
 
   // Puts a node where the document's next one belongs: the root, a list's end, a map's key or its value.
   YamlNode* Place(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                   YamlNode::Kind kind, const std::string& text) {
     if (++nodes_ > kMaxRecipeNodes) Stop(mark, absl::StrCat("more than ", kMaxRecipeNodes, " values"));
-    if (anchor != 0) Error(mark, "an anchor (&name): anchors are not accepted, write the value out or use ${key.path}");
+    if (anchor != 0) Error(mark, "has an anchor (&name): anchors are not accepted, write the value out or use ${key.path}");
     if (!tag.empty() && tag != "?" && tag != "!") {
-      Error(mark, absl::StrCat("a tag (", tag, "): tags are not accepted, the schema gives every value its type"));
+      Error(mark, absl::StrCat("has a tag (", tag, "): tags are not accepted, the schema gives every value its type"));
     }
     YamlNode node;
     node.kind = kind;
@@ -146,15 +160,16 @@ class TreeBuilder : public YAML::EventHandler {
   }
 
   YamlNode* PlaceKey(Frame& frame, const YAML::Mark& mark, YamlNode node) {
+    if (frame.node->entries.size() >= kMaxRecipeKeys) Stop(mark, absl::StrCat("more than ", kMaxRecipeKeys, " keys in one map"));
+    frame.key = node.text;
     frame.value_next = true;
     frame.skip_value = true;
-    if (frame.node->entries.size() >= kMaxRecipeKeys) Stop(mark, absl::StrCat("more than ", kMaxRecipeKeys, " keys in one map"));
     if (!node.IsScalar()) {
       Error(mark, node.IsNull() ? "an empty key" : "a list or a map as a key, expected a name");
     } else if (const YamlNode::Entry* first = frame.node->Find(node.text)) {
-      Error(mark, absl::StrCat(node.text, ": given twice, first at line ", first->origin.line));
+      Error(mark, absl::StrCat("given twice, first at line ", first->origin.line));
     } else if (node.text == "<<") {
-      Error(mark, "<<: merge keys are not accepted, use extends");
+      Error(mark, "merge keys are not accepted, use extends");
     } else {
       frame.skip_value = false;
       frame.node->entries.push_back({node.text, node.origin, {}});
@@ -225,7 +240,8 @@ const YamlNode::Entry* YamlNode::Find(absl::string_view key) const {
 
 YamlNode ParseYaml(absl::string_view text, const RecipeOrigin& source, std::vector<RecipeError>& errors) {
   if (text.size() > kMaxRecipeBytes) {
-    errors.push_back({{source.source, 1, 1}, "", absl::StrCat(text.size(), " bytes, expected at most ", kMaxRecipeBytes)});
+    const RecipeOrigin start{source.source, 1, 1};
+    errors.push_back({start, "", absl::StrCat("more than ", kMaxRecipeBytes, " bytes")});
     return {};
   }
   if (absl::StartsWith(text, "\xEF\xBB\xBF")) text.remove_prefix(3);

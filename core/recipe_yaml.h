@@ -20,6 +20,7 @@ struct YamlNode {
   std::string text;             // Of a scalar, unquoted
   bool quoted = false;          // Of a scalar: written with quotes, so never a number, a bool or null
   bool substituted = false;     // Of a scalar: ${...} was replaced in it
+  bool refused = false;         // An error was reported: say no more of it
   bool is_default = false;      // Stands for the schema's default, not for what a user wrote
   std::vector<YamlNode> items;  // Of a list
   std::vector<Entry> entries;   // Of a map, in the order of the text

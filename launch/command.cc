@@ -79,7 +79,12 @@ CLI::App* CommandLine::Add(const std::string& name, const std::string& descripti
   command->footer(absl::StrCat("Example:\n  ", absl::StrJoin(absl::StrSplit(example, '\n'), "\n  ")));
   command->final_callback([this, action = std::move(action)] {
     const absl::Status status = action();
-    if (!status.ok()) PrintError(status.message());
+    // Errors of a recipe stand alone, a line each, so that editors find their file:line:column.
+    if (absl::IsInvalidArgument(status)) {
+      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+    } else if (!status.ok()) {
+      PrintError(status.message());
+    }
     exit_code_ = StatusToExitCode(status);
   });
   return command;

@@ -43,8 +43,8 @@ class CommandLine {
   explicit CommandLine(const std::string& version);
 
   // A subcommand. `example` is shown under its --help. `action` runs once the command's arguments are read;
-  // an error it returns is printed as one "shoal: ..." line (or several, if its message has several) and
-  // becomes the exit code.
+  // an error it returns is printed as "shoal: ..." (InvalidArgument as it is: a recipe's errors, each on its
+  // line) and becomes the exit code.
   CLI::App* Add(const std::string& name, const std::string& description, const std::string& example,
                 std::function<absl::Status()> action);
 

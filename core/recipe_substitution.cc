@@ -69,7 +69,7 @@ class Substituter {
     node.substituted = true;
     if (!message.empty()) {
       errors_.push_back({node.origin, key, message});
-      node.kind = YamlNode::Kind::kNull;
+      node.refused = true;
     }
   }
 
