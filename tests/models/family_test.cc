@@ -1,0 +1,99 @@
+#include "models/family.h"
+
+#include "absl/strings/str_replace.h"
+
+#include "core/memory_file_system.h"
+#include "models/family_list.h"
+#include "models/name_pattern.h"
+#include "tests/models/fixture.h"
+
+namespace shoal {
+namespace {
+
+std::string LlamaText() {
+  for (const EmbeddedFamily& family : EmbeddedFamilies()) {
+    if (family.model_type == "llama") return family.text;
+  }
+  return "";
+}
+
+TEST(FamilyTest, EveryFamilyParsesAndIsShort) {
+  for (const EmbeddedFamily& embedded : EmbeddedFamilies()) {
+    const auto family = ValueOrDie(FindFamily(embedded.model_type));
+    EXPECT_EQ(family->model_type, embedded.model_type);
+    EXPECT_LT(std::count(embedded.text.begin(), embedded.text.end(), '\n'), 100);
+    EXPECT_FALSE(family->lora_targets.empty());
+    EXPECT_FALSE(family->tensor_parallel.empty());
+  }
+  EXPECT_EQ(KnownFamilies(), (std::vector<std::string>{"gpt2", "llama"}));
+}
+
+TEST(FamilyTest, NamesWeightsByLayer) {
+  const auto family = ValueOrDie(FindFamily("llama"));
+  EXPECT_EQ(family->WeightName("layer.gate.weight", 12), "model.layers.12.mlp.gate_proj.weight");
+  EXPECT_EQ(family->WeightName("head.norm.weight"), "model.norm.weight");
+  EXPECT_EQ(family->WeightName("layer.qkv.weight", 0), "");
+  EXPECT_TRUE(family->IgnoresWeight("model.layers.3.self_attn.rotary_emb.inv_freq"));
+  EXPECT_FALSE(family->IgnoresWeight("model.layers.x.self_attn.rotary_emb.inv_freq"));
+  EXPECT_EQ(family->tensor_parallel.at("model.layers.{i}.self_attn.k_proj"), "colwise");
+}
+
+struct Edit {
+  const char *from, *to, *expected;
+};
+
+TEST(FamilyTest, ErrorsNameFileAndLine) {
+  const std::vector<Edit> edits = {
+      {"positions: rotary", "positions: rotari", "mine.yaml:32:3: stack.positions: \"rotari\" is not known; did you mean rotary?"},
+      {"num_layers: [", "num_layer: [", "did you mean num_layers?"},
+      {"num_layers: [num_hidden_layers, 32]", "num_layers: {a: b}", "must be [key of config.json, default]"},
+      {"num_layers: [num_hidden_layers, 32]", "", "config.num_layers: is missing"},
+      {"hidden_size / num_heads]", "hidden_size / heads]", "\"heads\" is no number"},
+      {"head_dim, hidden_size / num_heads]", "head_dim, hidden_size - num_heads]", "\"a / b\""},
+      {"layer.mlp_norm.weight", "layer.mlp_nrom.weight", "did you mean layer.mlp_norm.weight?"},
+      {"model.norm.weight: head.norm.weight", "model.norm.weight: head.weight", "has two names"},
+      {"layer.{q,k,v,o}.{weight,bias}", "layer.{q,k,v}.{weight,bias}", "stands for 8 names, but 6 slots"},
+      {"model.layers.{i}.input_layernorm", "model.layers.0.input_layernorm", "{i} belongs in names of layer weights"},
+      {"lora_targets: [q_proj", "lora_targets: [query", "no weight is called query"},
+      {"o_proj: rowwise", "o_proj: sideways", "\"sideways\" is not known"},
+      {"default_theta: 10000", "default_theta: hot", "rope.default_theta"},
+      {"attention_dropout: 0", "attention_dropout: 2", "[0, 1)"},
+      {"model_type: llama", "", "model_type: is missing"},
+      {"stack:", "stakc:", "did you mean stack?"},
+  };
+  for (const Edit& edit : edits) {
+    const std::string text = absl::StrReplaceAll(LlamaText(), {{edit.from, edit.to}});
+    ASSERT_NE(text, LlamaText()) << edit.from;
+    const absl::Status status = ParseFamily(text, "mine.yaml").status();
+    EXPECT_NE(std::string(status.message()).find(edit.expected), std::string::npos) << edit.to << ":\n" << status;
+    EXPECT_NE(std::string(status.message()).find("mine.yaml:"), std::string::npos) << status;
+  }
+  EXPECT_FALSE(ParseFamily("", "mine.yaml").ok());
+  EXPECT_FALSE(ParseFamily("- a", "mine.yaml").ok());
+}
+
+TEST(FamilyTest, UnknownFamiliesListTheKnown) {
+  const absl::Status status = FindFamily("lama").status();
+  EXPECT_NE(std::string(status.message()).find("did you mean llama?"), std::string::npos) << status;
+  EXPECT_NE(std::string(status.message()).find("known: gpt2, llama"), std::string::npos) << status;
+}
+
+TEST(FamilyTest, AStackThatLacksANameIsAnError) {
+  const std::string text = absl::StrReplaceAll(LlamaText(), {{"attention: split", "attention: fused"}});
+  const auto family = ValueOrDie(ParseFamily(text, "mine.yaml"));
+  ModelConfig config = ValueOrDie(ModelConfigFromJson({{"model_type", "llama"}}));
+  config.family = family;
+  const absl::Status status = BuildModel(config).status();
+  EXPECT_EQ(status.message(), "mine.yaml: weights has no entry for layer.qkv.weight, which the stack needs");
+}
+
+TEST(NamePatternTest, ExpandsBraces) {
+  EXPECT_EQ(ValueOrDie(ExpandBraces("h.{i}.{q,k}.{w,b}")),
+            (std::vector<std::string>{"h.{i}.q.w", "h.{i}.q.b", "h.{i}.k.w", "h.{i}.k.b"}));
+  EXPECT_EQ(ValueOrDie(ExpandBraces("plain")), std::vector<std::string>{"plain"});
+  EXPECT_FALSE(ExpandBraces("open{a,b").ok());
+  EXPECT_FALSE(ExpandBraces("{a,b,c,d,e}{a,b,c,d,e}{a,b,c,d,e}").ok());
+}
+
+}  // namespace
+}  // namespace shoal
