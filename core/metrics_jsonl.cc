@@ -12,11 +12,11 @@ std::string Quoted(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// The shortest decimal that reads back to the same float64.
+// The shortest decimal that reads back to the same float64, and as no integer (which has no -0).
 std::string Digits(double value) {
   char text[32];
-  const auto result = std::to_chars(text, text + sizeof text, value);
-  return std::string(text, result.ptr);
+  const std::string digits(text, std::to_chars(text, text + sizeof text, value).ptr);
+  return digits.find_first_of(".e") == std::string::npos ? digits + ".0" : digits;
 }
 
 const char* NonFiniteName(double value) {

@@ -73,7 +73,9 @@ void SaveWithFault(int faulty_rank, const Fault& fault, int64_t new_step, bool p
 
   const int seed = LoadedSeed(disk);
   EXPECT_TRUE(seed == 1 || seed == 2) << "both steps are lost";
-  if (statuses[0].ok()) EXPECT_EQ(seed, 2) << "the save answered OK, the step is not there";
+  if (statuses[0].ok()) {
+    EXPECT_EQ(seed, 2) << "the save answered OK, the step is not there";
+  }
   ++(seed == 2 ? outcomes->new_there : outcomes->old_kept);
 
   // The next start can save, and leaves nothing behind.

@@ -91,7 +91,7 @@ TEST_F(Damage, EveryBitOfTheManifest) {
 }
 
 TEST_F(Damage, ShortAndLongFiles) {
-  for (const std::string name : {std::string(kManifestName), manifest_.files(1).name()}) {
+  for (const std::string& name : {std::string(kManifestName), manifest_.files(1).name()}) {
     const std::string whole = *ReadFile(files_, JoinPath(kStep, name), 1 << 20);
     for (const size_t size : {size_t{0}, size_t{7}, size_t{23}, whole.size() / 2, whole.size() - 1}) {
       Write(name, whole.substr(0, size));

@@ -89,7 +89,8 @@ TEST(Manifest, SurvivesRandomMessages) {
   for (int round = 0; round < 20000; ++round) {
     std::string bytes = good;
     for (uint64_t edits = 1 + random.Bits(drawn++) % 4; edits > 0; --edits) {
-      bytes[random.Bits(drawn++) % bytes.size()] = static_cast<char>(random.Bits(drawn++));
+      const uint64_t at = random.Bits(drawn++) % bytes.size();
+      bytes[at] = static_cast<char>(random.Bits(drawn++));
     }
     Manifest manifest;
     if (!manifest.ParseFromString(bytes) || !CheckManifest(manifest).ok()) continue;

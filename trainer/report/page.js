@@ -88,7 +88,7 @@
   const ticks = (low, high, count) => {
     const rough = (high - low) / count || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map(factor => factor * power).find(size => size >= rough * 0.999);
+    const step = [1, 2, 5, 10].map(factor => factor * power).find(size => size >= rough * 0.75);
     const made = [];
     for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; ++i) made.push(i * step);
     return made;
