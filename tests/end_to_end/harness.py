@@ -31,7 +31,7 @@ GPT2 = dict(model_type="gpt2", vocab_size=320, n_positions=64, n_embd=32, n_laye
 
 
 def recipe(**sections):
-    """A whole tiny recipe; `sections` are merged into it, one level deep."""
+    """A whole tiny recipe; `sections` are merged into it, one level deep. None removes one."""
     result = dict(
         run=dict(name="tiny", seed=7, deterministic=True),
         model=dict(dtype="float32", config=LLAMA),
@@ -44,7 +44,9 @@ def recipe(**sections):
         checkpoint=dict(export_hf="never"),
     )
     for name, keys in sections.items():
-        result[name] = {**result.get(name, {}), **keys}
+        result[name] = {**result.get(name, {}), **(keys or {})}
+        if keys is None:
+            del result[name]
     return result
 
 

@@ -182,7 +182,7 @@ class ParityTest(EndToEndTest):
                     name,
                     "-n",
                     2,
-                    "tokenizer.train=null",
+                    tokenizer=None,
                     model=dict(
                         config={},
                         name_or_path=str(self.folder / f"{name}-start"),
