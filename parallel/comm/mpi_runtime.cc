@@ -3,14 +3,43 @@
 #define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links
 #include <mpi.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
+namespace {
+
+// Open MPI's shared-memory transport leaves its files in /dev/shm when mpirun is killed. Once each rank of a
+// host has heard from each other one, all have mapped them, and their names serve nobody.
+void UnlinkOpenMpiSegments() {
+  MPI_Comm host;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+  int rank = 0, size = 1;
+  MPI_Comm_rank(host, &rank);
+  MPI_Comm_size(host, &size);
+  for (int step = 1; step < size; ++step) {
+    MPI_Sendrecv(nullptr, 0, MPI_BYTE, (rank + step) % size, 0, nullptr, 0, MPI_BYTE,
+                 (rank + size - step) % size, 0, host, MPI_STATUS_IGNORE);
+  }
+  MPI_Barrier(host);
+  MPI_Comm_free(&host);
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    const size_t path = line.find('/');
+    if (path != std::string::npos && line.find("/vader_segment.", path) != std::string::npos) {
+      unlink(line.c_str() + path);  // Fails where a peer was first
+    }
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<std::shared_ptr<MpiRuntime>> MpiRuntime::Start() {
   int started = 0;
@@ -31,6 +60,7 @@ absl::StatusOr<std::shared_ptr<MpiRuntime>> MpiRuntime::Start() {
     files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1 << 16);
     setrlimit(RLIMIT_NOFILE, &files);
   }
+  UnlinkOpenMpiSegments();
   return runtime;
 }
 
