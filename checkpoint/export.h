@@ -30,10 +30,10 @@ struct CheckpointExport {
   std::string source;     // A run's folder (its newest valid checkpoint is taken), or a step's folder in one
   std::string directory;  // What is written: beside it, then renamed into place
   // Of the weights; nullopt: the recipe's model.dtype.
-  std::optional<at::ScalarType> dtype;
+  std::optional<at::ScalarType> dtype = std::nullopt;
   bool overwrite = false;  // Replace a folder at `directory`; otherwise it must be empty or not there
   // Told, on rank 0, what a user should know: which checkpoint was passed over, that there is no tokenizer.
-  std::function<void(const std::string&)> warn;
+  std::function<void(const std::string&)> warn = nullptr;
 };
 
 // Writes config.json, generation_config.json, model.safetensors (or shards), the tokenizer's files and a
