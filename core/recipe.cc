@@ -18,6 +18,7 @@ constexpr size_t kMaxErrorsShown = 50;
 
 // References and fields of a tree whose syntax was fine, then what the values are to one another.
 void FillRecipe(RecipeTree& tree, LoadedRecipe& recipe) {
+  if (tree.broken) return;
   SubstituteReferences(tree.root, tree.errors);
   ReadMessage(tree.root, recipe.proto, recipe.origins, tree.errors);
   // A wrong value is absent from the message: what is said of the whole could be wrong for that alone.

@@ -180,6 +180,9 @@ const FieldDescriptor* FindRecipeField(absl::string_view path) {
 
 std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& path, const std::string& name) {
   const std::string prefix = path.empty() ? "" : absl::StrCat(path, ".");
+  if (const size_t dot = name.rfind('.'); dot != std::string::npos && path.empty() && FindRecipeField(name) != nullptr) {
+    return absl::StrCat("keys are not dotted in a file, expected ", name.substr(0, dot), ": {", name.substr(dot + 1), ": ...}");
+  }
   const std::vector<std::string> names = FieldNames(message);
   std::string nearest = NearestName(name, names);
   if (!nearest.empty()) return absl::StrCat("did you mean ", prefix, nearest, "?");

@@ -30,7 +30,8 @@ class TreeReader {
 
   // The tree of one file over those it extends. `chain` holds the canonical paths that led here.
   YamlNode ReadFile(absl::string_view text, const RecipeOrigin& source, std::vector<std::string> chain) {
-    YamlNode root = ParseYaml(text, source, tree_.errors);
+    YamlNode root;
+    if (!ParseYaml(text, source, root, tree_.errors)) tree_.broken = true;
     if (!root.IsMap()) {
       if (!root.IsNull()) Error(root.origin, "", "expected a map of sections, such as `training:`");
       root = {};
@@ -101,6 +102,7 @@ class TreeReader {
     absl::StatusOr<std::string> text = ReadRecipeFile(path);
     if (!text.ok()) {
       Error(extends.origin, "extends", std::string(text.status().message()));
+      tree_.broken = true;
       return none;
     }
     return ReadFile(*text, {std::make_shared<const std::string>(path), 1, 1}, std::move(chain));
@@ -115,16 +117,16 @@ class TreeReader {
                         (!field->is_repeated() || IsIndex(std::string(path.substr(path.rfind('.') + 1))));
     const bool quoted = !text.empty() && (text[0] == '"' || text[0] == '\'');
     std::vector<RecipeError> errors;
-    YamlNode value = ParseYaml(text, origin, errors);
+    YamlNode value;
     if (scalar && !quoted) {
-      const bool bytes_refused = !errors.empty() && value.IsNull() && errors.front().message.find("UTF-8") != std::string::npos;
-      if (!bytes_refused) {
-        errors.clear();
-        const bool null = text == "null" || text == "~";
-        value = {};
-        value.kind = null ? YamlNode::Kind::kNull : YamlNode::Kind::kScalar;
-        value.text = null ? "" : text;
-      }
+      const bool null = text == "null" || text == "~";
+      value.kind = null ? YamlNode::Kind::kNull : YamlNode::Kind::kScalar;
+      value.text = null ? "" : text;
+      // In quotes any text is YAML, but for bytes that no recipe may hold.
+      YamlNode ignored;
+      ParseYaml(QuotedYaml(text), origin, ignored, errors);
+    } else if (!ParseYaml(text, origin, value, errors)) {
+      tree_.broken = true;
     }
     for (const RecipeError& error : errors) Error(origin, path, error.message);
     SetOrigin(value, origin);

@@ -12,6 +12,7 @@ namespace shoal {
 struct RecipeTree {
   YamlNode root;
   RecipeOrigin file;
+  bool broken = false;  // A source could not be read to its end
   std::vector<std::string> notices;
   std::vector<RecipeError> errors;
 };

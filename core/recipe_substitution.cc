@@ -42,6 +42,7 @@ class Substituter {
     if (field.is_repeated() || IsFreeForm(field)) return;
     YamlNode node;
     node.is_default = true;
+    node.origin = root_.origin;
     if (IsSection(field)) {
       if (absl::StrContains(key, '.')) return;  // Only top sections are always there
       node.kind = YamlNode::Kind::kMap;
@@ -54,7 +55,6 @@ class Substituter {
       Scalar(node, key);
     }
     if (YamlNode::Entry* entry = map.Find(field.name())) {
-      node.origin = entry->value.origin;
       entry->value = std::move(node);
     } else {
       map.entries.push_back({field.name(), {}, std::move(node)});

@@ -238,28 +238,31 @@ const YamlNode::Entry* YamlNode::Find(absl::string_view key) const {
   return const_cast<YamlNode*>(this)->Find(key);
 }
 
-YamlNode ParseYaml(absl::string_view text, const RecipeOrigin& source, std::vector<RecipeError>& errors) {
+bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& root, std::vector<RecipeError>& errors) {
+  const RecipeOrigin start{source.source, 1, 1};
+  root.origin = start;
   if (text.size() > kMaxRecipeBytes) {
-    const RecipeOrigin start{source.source, 1, 1};
     errors.push_back({start, "", absl::StrCat("more than ", kMaxRecipeBytes, " bytes")});
-    return {};
+    return false;
   }
   if (absl::StartsWith(text, "\xEF\xBB\xBF")) text.remove_prefix(3);
   const LineIndex lines(text);
-  if (!CheckBytes(text, lines, source, errors)) return {};
+  if (!CheckBytes(text, lines, source, errors)) return false;
   TreeBuilder builder(lines, source, errors);
-  builder.root.origin = {source.source, 1, 1};
   try {
     std::istringstream stream{std::string(text)};
     YAML::Parser parser(stream);
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const StopParsing&) {
+    return false;
   } catch (const YAML::Exception& error) {
     const RecipeOrigin origin = lines.At(source, error.mark);
     errors.push_back({origin, "", SyntaxError(error, lines.Line(origin.line))});
+    return false;
   }
-  return std::move(builder.root);
+  if (!builder.root.IsNull()) root = std::move(builder.root);
+  return true;
 }
 
 std::string QuotedYaml(absl::string_view text) {

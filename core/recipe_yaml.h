@@ -45,8 +45,9 @@ inline constexpr int kMaxRecipeDepth = 24;
 inline constexpr int kMaxRecipeNodes = 20'000;
 inline constexpr size_t kMaxRecipeKeys = 2'000;  // In one map
 
-// Parses one document; errors are appended, with origins in `source`. Empty text is a null node.
-YamlNode ParseYaml(absl::string_view text, const RecipeOrigin& source, std::vector<RecipeError>& errors);
+// Parses one document into `root` (null if the text is empty); errors are appended, with origins in
+// `source`. False: the text could not be read to its end, so nothing can be said of what is missing.
+bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& root, std::vector<RecipeError>& errors);
 
 // `text` as a YAML scalar that reads back as a string: quoted only where it must be.
 std::string QuotedYaml(absl::string_view text);
