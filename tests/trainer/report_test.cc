@@ -147,7 +147,8 @@ TEST(ReportRun, NamesTellRunsApart) {
   for (const char* path : {"/x/one/run", "/x/two/run", "/x/three"}) AddRun(files, path, "", 1);
   const auto names = [&](const std::vector<std::string>& paths) {
     std::vector<std::string> got;
-    for (const ReportRun& run : *ReadReportRuns(files, paths)) got.push_back(run.name);
+    const auto runs = ReadReportRuns(files, paths);
+    for (const ReportRun& run : runs.value()) got.push_back(run.name);
     return got;
   };
   EXPECT_THAT(names({"/x/one/run", "/x/three/"}), ElementsAre("run", "three"));
