@@ -44,7 +44,7 @@ class FamilyParser {
  public:
   FamilyParser(const std::string& text, const std::string& source) {
     family_.source = source;
-    root_ = ParseYaml(text, {std::make_shared<const std::string>(source), 0, 0}, errors_);
+    ParseYaml(text, {std::make_shared<const std::string>(source), 0, 0}, root_, errors_);
   }
 
   absl::StatusOr<std::shared_ptr<const ModelFamily>> Parse() {

@@ -41,4 +41,14 @@ absl::StatusOr<Json> ReadJsonFile(FileSystem& files, const std::string& path, in
   return ParseJson(text, path);
 }
 
+Json* FindGiven(Json& object, const std::string& key) {
+  const auto found = object.find(key);
+  return found == object.end() || found->is_null() ? nullptr : &*found;
+}
+
+std::string ShowJson(const Json& value) {
+  const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return text.size() <= 60 ? text : text.substr(0, 57) + "...";
+}
+
 }  // namespace shoal

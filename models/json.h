@@ -19,4 +19,10 @@ absl::StatusOr<Json> ParseJson(const std::string& text, const std::string& name)
 // The same of a file of at most `max_bytes`.
 absl::StatusOr<Json> ReadJsonFile(FileSystem& files, const std::string& path, int64_t max_bytes = 16 << 20);
 
+// The value at `key`; nullptr if it is absent or null.
+Json* FindGiven(Json& object, const std::string& key);
+
+// The value as an error shows it: one line, at most 60 bytes.
+std::string ShowJson(const Json& value);
+
 }  // namespace shoal

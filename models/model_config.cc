@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 
 #include "core/nearest_name.h"
+#include "models/config_rope.h"
 #include "models/family.h"
 
 namespace shoal {
@@ -65,11 +66,6 @@ const std::vector<std::string>& CommonKeys() {
   return keys;
 }
 
-std::string Show(const Json& value) {
-  const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  return text.size() <= 60 ? text : text.substr(0, 57) + "...";
-}
-
 // Resolves one configuration through its family; collects everything that is wrong.
 class ConfigResolver {
  public:
@@ -97,7 +93,7 @@ class ConfigResolver {
     for (const ModelFamily::Value& value : family_.values) ResolveValue(value);
     if (!issues_.empty()) return;  // What follows leans on the values
     CheckHeads();
-    if (family_.rope) ResolveRope();
+    if (family_.rope) config_.rope = ReadRope(*family_.rope, config_.json, config_.max_positions, issues_);
     ResolveDropout();
     CheckOnly();
     config_.bos_token_id = TokenId(config_.json, "bos_token_id");
@@ -129,12 +125,6 @@ class ConfigResolver {
   ModelConfig& config() { return config_; }
 
  private:
-  // The value at `key`; nullptr if it is absent or null.
-  static Json* Find(Json& object, const std::string& key) {
-    const auto found = object.find(key);
-    return found == object.end() || found->is_null() ? nullptr : &*found;
-  }
-
   const std::string& KeyOf(const std::string& name) const {
     for (const ModelFamily::Value& value : family_.values) {
       if (value.name == name && !value.key.empty()) return value.key;
@@ -147,7 +137,7 @@ class ConfigResolver {
     const auto& model_value =
         *std::find_if(all.begin(), all.end(), [&](const ModelValue& v) { return v.name == value.name; });
     const std::string& key = value.key.empty() ? value.name : value.key;
-    Json* given = value.key.empty() ? nullptr : Find(config_.json, value.key);
+    Json* given = value.key.empty() ? nullptr : FindGiven(config_.json, value.key);
     std::visit([&](auto member) { Set(member, model_value, key, given, value.fallback); }, model_value.member);
   }
 
@@ -159,7 +149,7 @@ class ConfigResolver {
     } else if (given->is_number() && std::trunc(given->get<double>()) == given->get<double>()) {
       number = given->get<double>();
     } else {
-      return Issue(key, absl::StrCat("got ", Show(*given), ", expected a whole number"));
+      return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a whole number"));
     }
     if (!(number >= value.min && number <= value.max)) {
       return Issue(key, absl::StrCat("got ", number, ", expected ", static_cast<int64_t>(value.min), " to ",
@@ -178,7 +168,7 @@ class ConfigResolver {
     } else if (given->is_number()) {
       number = given->get<double>();
     } else {
-      return Issue(key, absl::StrCat("got ", Show(*given), ", expected a number"));
+      return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a number"));
     }
     if (!(number >= value.min && number <= value.max)) {
       return Issue(key, absl::StrCat("got ", number, ", expected ", value.min, " to ", value.max));
@@ -190,13 +180,13 @@ class ConfigResolver {
 
   void Set(bool ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
            const std::string& fallback) {
-    if (given && !given->is_boolean()) return Issue(key, absl::StrCat("got ", Show(*given), ", expected true or false"));
+    if (given && !given->is_boolean()) return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected true or false"));
     config_.*member = given ? given->get<bool>() : fallback == "true";
   }
 
   void Set(Activation ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
            const std::string& fallback) {
-    if (given && !given->is_string()) return Issue(key, absl::StrCat("got ", Show(*given), ", expected a word"));
+    if (given && !given->is_string()) return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a word"));
     const std::string name = given ? given->get<std::string>() : fallback;
     const auto found = Activations().find(name);
     if (found == Activations().end()) {
@@ -242,113 +232,14 @@ class ConfigResolver {
     }
   }
 
-  void ResolveRope() {
-    const ModelFamily::RopeKeys& keys = *family_.rope;
-    Json* section = Find(config_.json, keys.scaling);
-    std::string name = keys.scaling;
-    if (!section || section->empty()) {
-      section = Find(config_.json, keys.parameters);
-      name = keys.parameters;
-    }
-    Json none = Json::object();
-    if (!section) section = &none;
-    if (!section->is_object()) return Issue(name, absl::StrCat("got ", Show(*section), ", expected a map"));
-    RopeSection(*section, name);
-  }
-
-  void RopeSection(Json& section, const std::string& name) {
-    RopeOptions& rope = config_.rope;
-    rope.theta = family_.rope->default_theta;
-    if (Json* theta = Find(config_.json, family_.rope->theta)) SetRope(*theta, family_.rope->theta, &rope.theta, 1);
-    std::set<std::string> read = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
-    const auto number = [&](const std::string& key, double* out, double min, bool required) {
-      read.insert(key);
-      const std::string path = absl::StrCat(name, ".", key);
-      if (Json* value = Find(section, key)) {
-        SetRope(*value, path, out, min);
-      } else if (required) {
-        Issue(path, "is missing");
-      }
-    };
-    number("rope_theta", &rope.theta, 1, false);
-    const Json* type_json = Find(section, "rope_type") ? Find(section, "rope_type") : Find(section, "type");
-    const std::string type = type_json && type_json->is_string() ? type_json->get<std::string>() : "default";
-    double original = static_cast<double>(config_.max_positions);
-    number("partial_rotary_factor", &partial_rotary_factor_, 0, false);
-    if (partial_rotary_factor_ != 1) {
-      Issue(absl::StrCat(name, ".partial_rotary_factor"), absl::StrCat("got ", partial_rotary_factor_, ", only 1 is supported"));
-    }
-    if (type_json && !type_json->is_string()) {
-      return Issue(absl::StrCat(name, ".rope_type"), absl::StrCat("got ", Show(*type_json), ", expected a word"));
-    } else if (type == "linear") {
-      rope.type = RopeOptions::Type::kLinear;
-      number("factor", &rope.factor, 0, true);
-    } else if (type == "llama3") {
-      rope.type = RopeOptions::Type::kLlama3;
-      number("factor", &rope.factor, 0, true);
-      number("low_freq_factor", &rope.low_frequency_factor, 0, true);
-      number("high_freq_factor", &rope.high_frequency_factor, 0, true);
-      number("original_max_position_embeddings", &original, 0, false);
-      if (!(rope.high_frequency_factor > rope.low_frequency_factor)) {
-        Issue(absl::StrCat(name, ".high_freq_factor"), absl::StrCat("got ", rope.high_frequency_factor,
-              ", expected more than low_freq_factor = ", rope.low_frequency_factor));
-      }
-    } else if (type == "yarn") {
-      ResolveYarn(section, name, number, read, &original);
-    } else if (type != "default") {
-      return Issue(absl::StrCat(name, ".rope_type"),
-                   absl::StrCat("\"", type, "\" is not supported; supported: default, linear, llama3, yarn"));
-    }
-    rope.original_max_positions = static_cast<int64_t>(original);
-    if (Json* outer = Find(config_.json, "original_max_position_embeddings"); outer && outer->is_number_integer()) {
-      rope.original_max_positions = outer->get<int64_t>();
-    }
-    for (const auto& [key, value] : section.items()) {
-      if (!read.contains(key) && type != "default") {
-        Issue(absl::StrCat(name, ".", key), absl::StrCat("is not known for rope_type ", type));
-      }
-    }
-  }
-
-  template <typename Number>
-  void ResolveYarn(Json& section, const std::string& name, const Number& number, std::set<std::string>& read,
-                   double* original) {
-    RopeOptions& rope = config_.rope;
-    rope.type = RopeOptions::Type::kYarn;
-    number("factor", &rope.factor, 0, true);
-    number("original_max_position_embeddings", original, 0, false);
-    number("beta_fast", &rope.beta_fast, 0, false);
-    number("beta_slow", &rope.beta_slow, 0, false);
-    double mscale = 0, mscale_all_dim = 0, attention_factor = 0;
-    number("mscale", &mscale, -1, false);
-    number("mscale_all_dim", &mscale_all_dim, -1, false);
-    number("attention_factor", &attention_factor, 0, false);
-    const auto scale = [&](double m) { return rope.factor <= 1 ? 1.0 : 0.1 * m * std::log(rope.factor) + 1.0; };
-    rope.attention_factor = mscale != 0 && mscale_all_dim != 0 ? scale(mscale) / scale(mscale_all_dim) : scale(1);
-    if (attention_factor > 0) rope.attention_factor = attention_factor;
-    read.insert("truncate");
-    if (const Json* truncate = Find(section, "truncate")) {
-      if (!truncate->is_boolean()) return Issue(absl::StrCat(name, ".truncate"), "expected true or false");
-      rope.truncate = truncate->get<bool>();
-    }
-  }
-
-  // A finite number above `min`.
-  void SetRope(const Json& value, const std::string& path, double* out, double min) {
-    if (!value.is_number() || !(value.get<double>() > min) || !std::isfinite(value.get<double>())) {
-      return Issue(path, absl::StrCat("got ", Show(value), ", expected a number above ", min));
-    }
-    *out = value.get<double>();
-  }
-
   void ResolveDropout() {
     std::vector<std::string> keys;
     for (const auto& [key, fallback] : family_.dropout) {
       double rate = fallback;
-      if (const Json* given = Find(config_.json, key)) {
+      if (const Json* given = FindGiven(config_.json, key)) {
         rate = given->is_number() ? given->get<double>() : -1;
         if (!(rate >= 0 && rate < 1)) {
-          Issue(key, absl::StrCat("got ", Show(*given), ", expected a rate in [0, 1)"));
+          Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a rate in [0, 1)"));
           continue;
         }
       }
@@ -360,12 +251,12 @@ class ConfigResolver {
 
   void CheckOnly() {
     for (const auto& [key, text] : family_.only) {
-      const Json* given = Find(config_.json, key);
+      const Json* given = FindGiven(config_.json, key);
       if (given && *given != Json::parse(text, nullptr, false)) {
-        Issue(key, absl::StrCat("got ", Show(*given), ", only ", text, " is supported"));
+        Issue(key, absl::StrCat("got ", ShowJson(*given), ", only ", text, " is supported"));
       }
     }
-    if (Find(config_.json, "quantization_config")) {
+    if (FindGiven(config_.json, "quantization_config")) {
       Issue("quantization_config", "quantised weights are not supported; use the folder of the original weights");
     }
   }
@@ -377,13 +268,13 @@ class ConfigResolver {
 
   // An id or a list of them; -1 and null mean none.
   std::vector<int64_t> TokenIds(Json& object, const std::string& key) {
-    Json* given = Find(object, key);
+    Json* given = FindGiven(object, key);
     if (!given) return {};
     std::vector<int64_t> ids;
     const auto add = [&](Json& item) {
       if (!item.is_number() || std::trunc(item.get<double>()) != item.get<double>() ||
           std::abs(item.get<double>()) > std::numeric_limits<int32_t>::max()) {
-        return Issue(key, absl::StrCat("got ", Show(item), ", expected a token's id"));
+        return Issue(key, absl::StrCat("got ", ShowJson(item), ", expected a token's id"));
       }
       item = static_cast<int64_t>(item.get<double>());
       if (item.get<int64_t>() >= 0) ids.push_back(item.get<int64_t>());
@@ -399,7 +290,6 @@ class ConfigResolver {
   const ModelFamily& family_;
   ModelConfig config_;
   std::map<std::string, double> numbers_;  // Resolved values by name, for the defaults of others
-  double partial_rotary_factor_ = 1;
   std::vector<ConfigIssue> issues_;
 };
 
@@ -415,7 +305,7 @@ absl::StatusOr<std::shared_ptr<const ModelFamily>> FamilyOf(const Json& config, 
     PosixFileSystem files;
     SHOAL_ASSIGN_OR_RETURN(auto family, LoadFamily(files, options.family_file));
     if (has_type && *type != family->model_type) {
-      return refuse(absl::StrCat("got ", Show(*type), ", but ", options.family_file, " is of ", family->model_type));
+      return refuse(absl::StrCat("got ", ShowJson(*type), ", but ", options.family_file, " is of ", family->model_type));
     }
     return family;
   }

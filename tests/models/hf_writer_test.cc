@@ -100,7 +100,8 @@ TEST(HuggingFaceWriterFreshTest, AModelFromARecipeIsFullyDescribed) {
   const std::string card = ValueOrDie(ReadFile(files, "out/README.md", 1 << 16));
   ASSERT_EQ(card.substr(0, 4), "---\n");
   std::vector<RecipeError> errors;
-  YamlNode metadata = ParseYaml(card.substr(4, card.find("\n---\n") - 3), {}, errors);
+  YamlNode metadata;
+  ParseYaml(card.substr(4, card.find("\n---\n") - 3), {}, metadata, errors);
   ASSERT_TRUE(errors.empty()) << errors[0].ToString();
   EXPECT_EQ(metadata.Find("license")->value.text, "other");
   EXPECT_EQ(metadata.Find("license_name")->value.text, "My Licence: 1");
