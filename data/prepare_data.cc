@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <future>
+#include <optional>
+#include <span>
 
 #include <nlohmann/json.hpp>
 
@@ -15,6 +16,7 @@
 #include "data/bpe_trainer.h"
 #include "data/document_reader.h"
 #include "data/token_dataset.h"
+#include "data/tokenize_corpus.h"
 #include "data/tokenizer.h"
 
 namespace shoal {
@@ -22,15 +24,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 constexpr int64_t kMaxManifestBytes = int64_t{64} << 20;
-constexpr size_t kBatchBytes = size_t{2} << 20;  // Text that one thread encodes at a time
 
-struct Source {
-  const DataSource* source;
-  SourceFile file;
-};
-
-absl::StatusOr<std::vector<Source>> ListSources(const google::protobuf::RepeatedPtrField<DataSource>& sources) {
-  std::vector<Source> out;
+absl::StatusOr<std::vector<CorpusFile>> ListSources(const google::protobuf::RepeatedPtrField<DataSource>& sources) {
+  std::vector<CorpusFile> out;
   for (const DataSource& source : sources) {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<SourceFile> files, ListSourceFiles(source));
     for (const SourceFile& file : files) out.push_back({&source, file});
@@ -102,7 +98,7 @@ class Preparation {
   }
 
   bool NeedsTokenizer() const {
-    const auto is_text = [](const Source& s) { return s.file.format != DataSource::tokens; };
+    const auto is_text = [](const CorpusFile& s) { return s.file.format != DataSource::tokens; };
     return options_.tokenizer.has_train() || options_.tokenizer.has_name_or_path() ||
            std::any_of(train_.begin(), train_.end(), is_text) || std::any_of(eval_.begin(), eval_.end(), is_text);
   }
@@ -121,7 +117,7 @@ class Preparation {
     };
     for (const auto* sources : {&train_, &eval_}) {
       absl::StrAppend(&all, "#");
-      for (const Source& s : *sources) {
+      for (const CorpusFile& s : *sources) {
         add_file(s.file.path);
         absl::StrAppend(&all, "|", s.file.format, "|", s.source->field(), "|", s.source->document_separator());
       }
@@ -164,13 +160,15 @@ class Preparation {
 
   absl::Status TrainTokenizer() {
     const TokenizerTraining& training = options_.tokenizer.train();
-    BpeTrainerOptions trainer_options{.vocab_size = training.vocab_size(), .min_frequency = training.min_frequency()};
+    BpeTrainerOptions trainer_options;
+    trainer_options.vocab_size = training.vocab_size();
+    trainer_options.min_frequency = training.min_frequency();
     trainer_options.special_tokens.assign(training.special_tokens().begin(), training.special_tokens().end());
     if (trainer_options.special_tokens.empty()) trainer_options.special_tokens = {"<|endoftext|>"};
     BpeTrainer trainer(std::move(trainer_options));
     const auto started = std::chrono::steady_clock::now();
     int64_t bytes = 0;
-    for (const Source& source : train_) {
+    for (const CorpusFile& source : train_) {
       if (source.file.format == DataSource::tokens) continue;
       SHOAL_ASSIGN_OR_RETURN(DocumentReader reader, DocumentReader::Open(*source.source, source.file));
       for (DocumentPart part; training.max_bytes() == 0 || bytes < training.max_bytes();) {
@@ -191,7 +189,7 @@ class Preparation {
   }
 
   // Shards of ids stay where they are; each run of text files between them becomes one shard of its own.
-  absl::StatusOr<std::vector<std::string>> MakeShards(const std::vector<Source>& sources, const std::string& name) {
+  absl::StatusOr<std::vector<std::string>> MakeShards(const std::vector<CorpusFile>& sources, const std::string& name) {
     std::vector<std::string> shards;
     for (size_t i = 0; i < sources.size();) {
       if (sources[i].file.format == DataSource::tokens) {
@@ -216,75 +214,18 @@ class Preparation {
                                                    "tokenize the text again, or name that tokenizer"));
   }
 
-  using TextBatch = std::vector<DocumentPart>;
-
-  // Encodes a batch; a document's last part is followed by the eos token.
-  absl::StatusOr<std::vector<std::vector<int32_t>>> Encode(const TextBatch& batch) const {
-    std::vector<std::vector<int32_t>> out;
-    for (const DocumentPart& part : batch) {
-      SHOAL_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                             tokenizer_->Encode(part.text, {.add_special_tokens = false, .continues_text = part.continues}));
-      if (part.ends_document && tokenizer_->eos_id()) ids.push_back(*tokenizer_->eos_id());
-      out.push_back(std::move(ids));
-    }
-    return out;
-  }
-
-  // Encodes the batches at once and appends them in their order.
-  absl::Status Flush(std::vector<TextBatch>& batches, TokenDatasetWriter& writer) const {
-    std::vector<std::future<absl::StatusOr<std::vector<std::vector<int32_t>>>>> encoded;
-    const auto policy = batches.size() > 1 ? std::launch::async : std::launch::deferred;
-    for (const TextBatch& batch : batches) encoded.push_back(std::async(policy, [this, &batch] { return Encode(batch); }));
-    absl::Status status;
-    for (size_t i = 0; i < batches.size(); ++i) {
-      auto ids = encoded[i].get();
-      if (status.ok()) status = ids.status();
-      for (size_t part = 0; status.ok() && part < batches[i].size(); ++part) {
-        status = writer.Append((*ids)[part]);
-        if (batches[i][part].ends_document) writer.EndDocument();
-      }
-    }
-    batches.clear();
-    return status;
-  }
-
-  absl::Status Tokenize(std::span<const Source> sources, const std::string& path) {
+  absl::Status Tokenize(std::span<const CorpusFile> corpus, const std::string& path) {
     const auto started = std::chrono::steady_clock::now();
-    SHOAL_ASSIGN_OR_RETURN(auto writer, TokenDatasetWriter::Create(files_, path,
-                                                                   {.vocab_size = tokenizer_->vocab_size(),
-                                                                    .tokenizer_fingerprint = tokenizer_->fingerprint()}));
-    std::vector<TextBatch> batches;
-    size_t batch_bytes = 0;
-    int64_t bytes = 0;
-    for (const Source& source : sources) {
-      SHOAL_ASSIGN_OR_RETURN(DocumentReader reader, DocumentReader::Open(*source.source, source.file));
-      for (;;) {
-        DocumentPart part;
-        SHOAL_ASSIGN_OR_RETURN(const bool found, reader.Next(part));
-        if (!found) break;
-        if (batches.empty() || batch_bytes >= kBatchBytes) {
-          if (batches.size() >= static_cast<size_t>(std::max(1, options_.num_threads))) {
-            SHOAL_RETURN_IF_ERROR(Flush(batches, *writer));
-          }
-          batches.emplace_back();
-          batch_bytes = 0;
-        }
-        batch_bytes += part.text.size();
-        bytes += static_cast<int64_t>(part.text.size());
-        batches.back().push_back(std::move(part));
-      }
-    }
-    SHOAL_RETURN_IF_ERROR(Flush(batches, *writer));
-    SHOAL_RETURN_IF_ERROR(writer->Finish());
+    SHOAL_ASSIGN_OR_RETURN(const CorpusSize size, TokenizeCorpus(*tokenizer_, corpus, files_, path, options_.num_threads));
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-    Say(absl::StrCat(path, ": ", writer->num_tokens(), " tokens from ", bytes / 1000000, " MB in ",
-                     absl::SixDigits(seconds.count()), " s"));
+    Say(absl::StrCat(path, ": ", size.tokens, " tokens of ", size.documents, " documents from ", size.bytes / 1000000,
+                     " MB in ", absl::SixDigits(seconds.count()), " s"));
     return absl::OkStatus();
   }
 
   const PrepareOptions& options_;
   mutable PosixFileSystem files_;
-  std::vector<Source> train_, eval_;
+  std::vector<CorpusFile> train_, eval_;
   std::optional<Tokenizer> tokenizer_;
 };
 
