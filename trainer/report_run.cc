@@ -79,7 +79,8 @@ absl::Status ReadRecipe(FileSystem& files, const std::string& directory, ReportR
   std::vector<RecipeError> errors;
   RecipeOrigin source;
   source.source = std::make_shared<const std::string>(path);
-  const YamlNode root = ParseYaml(*text, source, errors);
+  YamlNode root;
+  ParseYaml(*text, source, root, errors);
   SHOAL_RETURN_IF_ERROR(RecipeErrorsToStatus(errors));
   Flatten(root, "", run);
   return absl::OkStatus();

@@ -18,7 +18,7 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kGlobalBatch = 12;
+constexpr int64_t kGlobalBatch = 36;
 constexpr int64_t kSeqLength = 7;
 constexpr int64_t kVocab = 31;
 
