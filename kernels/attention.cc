@@ -1,17 +1,260 @@
+// Legend: B sequences, T queries, S key places, N heads, K key heads, H head_dim.
 #include "kernels/attention.h"
 
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "core/status.h"
+#include "kernels/fused.h"
 #include "kernels/reference.h"
+#include "kernels/threads.h"
 
 namespace shoal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+double ScaleOr(double scale, int64_t head_dim) {
+  return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
+}
+
+// Rows of one head may lie apart, elements of a row not.
+Tensor WithDenseRows(const Tensor& x) { return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous(); }
+
+// Head n of sequence b of a (B, T, N, H) tensor; its rows are x.stride(1) apart.
+template <class T>
+T* HeadAt(const Tensor& x, int64_t b, int64_t n) {
+  const int64_t offset = b * x.stride(0) + n * x.stride(2);
+  if constexpr (std::is_const_v<T>) {
+    return Data<std::remove_const_t<T>>(x) + offset;
+  } else {
+    return MutableData<T>(x) + offset;
+  }
+}
+
+// (B, T) int32: the first place of each place's document.
+Tensor DocumentStarts(const Tensor& documents_BT) {
+  const Tensor documents = documents_BT.to(at::kInt).contiguous();
+  Tensor starts = at::empty_like(documents);
+  const int64_t length = documents.size(1);
+  for (int64_t b = 0; b < documents.size(0); ++b) {
+    const int32_t* row = Data<int32_t>(documents) + b * length;
+    int32_t* out = MutableData<int32_t>(starts) + b * length;
+    for (int64_t t = 0; t < length; ++t) {
+      out[t] = t > 0 && row[t] == row[t - 1] ? out[t - 1] : static_cast<int32_t>(t);
+    }
+  }
+  return starts;
+}
+
+// The operands of one training call.
+struct Operands {
+  Tensor q, k, v, out;
+  Tensor lse_BNT;    // float32
+  Tensor starts_BT;  // int32, or undefined
+  double scale;
+
+  int64_t group() const { return q.size(2) / k.size(2); }
+
+  template <class T>
+  simd::AttentionHead<T> Head(int64_t b, int64_t n) const {
+    const int64_t length = q.size(1), key_head = n / group();
+    return {.queries = length,
+            .keys = length,
+            .head_dim = q.size(3),
+            .query_offset = 0,
+            .starts = starts_BT.defined() ? Data<int32_t>(starts_BT) + b * length : nullptr,
+            .scale = static_cast<float>(scale),
+            .q = HeadAt<const T>(q, b, n),
+            .k = HeadAt<const T>(k, b, key_head),
+            .v = HeadAt<const T>(v, b, key_head),
+            .q_stride = q.stride(1),
+            .k_stride = k.stride(1),
+            .v_stride = v.stride(1),
+            .out = HeadAt<T>(out, b, n),
+            .out_stride = out.stride(1),
+            .lse = MutableData<float>(lse_BNT) + (b * q.size(2) + n) * length};
+  }
+};
+
+Tensor Scratch(int64_t bytes) { return at::empty({bytes}, at::kByte); }
+
+template <class T>
+void Forward(const Operands& x) {
+  const int64_t heads = x.q.size(2);
+  const auto& kernels = simd::KernelsFor<T>();
+  ParallelFor(x.q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
+    Tensor scratch = Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), false));
+    for (int64_t i = begin; i < end; ++i) {
+      const bool keys_are_packed = i > begin && i % heads % x.group() != 0;
+      kernels.attention(x.Head<T>(i / heads, i % heads), keys_are_packed, scratch.mutable_data_ptr());
+    }
+  });
+}
+
+struct Gradients {
+  Tensor q, k, v;
+};
+
+template <class T>
+Gradients Backward(const Operands& x, const Tensor& grad_out) {
+  Gradients grads{at::empty(x.q.sizes(), x.q.options()), at::empty(x.k.sizes(), x.k.options()),
+                  at::empty(x.v.sizes(), x.v.options())};
+  const int64_t key_heads = x.k.size(2), group = x.group();
+  const auto& kernels = simd::KernelsFor<T>();
+  // A key head's gradients sum over its group of query heads, in order, on one thread.
+  ParallelFor(x.q.size(0) * key_heads, 1, [&](int64_t begin, int64_t end) {
+    Tensor scratch = Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), true));
+    std::vector<simd::AttentionHead<T>> heads(group);
+    std::vector<simd::AttentionGradients<T>> head_grads(group);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / key_heads, key_head = i % key_heads;
+      for (int64_t g = 0; g < group; ++g) {
+        const int64_t n = key_head * group + g;
+        heads[g] = x.Head<T>(b, n);
+        head_grads[g] = {.grad_out = HeadAt<const T>(grad_out, b, n),
+                         .grad_out_stride = grad_out.stride(1),
+                         .grad_q = HeadAt<T>(grads.q, b, n),
+                         .grad_k = HeadAt<T>(grads.k, b, key_head),
+                         .grad_v = HeadAt<T>(grads.v, b, key_head),
+                         .grad_q_stride = grads.q.stride(1),
+                         .grad_k_stride = grads.k.stride(1),
+                         .grad_v_stride = grads.v.stride(1)};
+      }
+      kernels.attention_backward(heads.data(), head_grads.data(), group, scratch.mutable_data_ptr());
+    }
+  });
+  return grads;
+}
+
+struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const AttentionOptions& options) {
+    const Operands x{.q = WithDenseRows(q),
+                     .k = WithDenseRows(k),
+                     .v = WithDenseRows(v),
+                     .out = at::empty(q.sizes(), q.options()),
+                     .lse_BNT = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat),
+                     .starts_BT = options.documents_BT.defined() ? DocumentStarts(options.documents_BT) : Tensor(),
+                     .scale = ScaleOr(options.scale, q.size(3))};
+    DispatchFused(q, [&]<class T>(T) { Forward<T>(x); });
+    ctx->save_for_backward({x.q, x.k, x.v, x.out});
+    ctx->saved_data["lse"] = x.lse_BNT;
+    ctx->saved_data["starts"] = x.starts_BT;
+    ctx->saved_data["scale"] = x.scale;
+    return x.out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Operands x{.q = saved[0],
+                     .k = saved[1],
+                     .v = saved[2],
+                     .out = saved[3],
+                     .lse_BNT = ctx->saved_data["lse"].toTensor(),
+                     .starts_BT = ctx->saved_data["starts"].toTensor(),
+                     .scale = ctx->saved_data["scale"].toDouble()};
+    const Tensor grad_out = WithDenseRows(grads[0]);
+    const Gradients result = DispatchFused(x.q, [&]<class T>(T) { return Backward<T>(x, grad_out); });
+    return {result.q, result.k, result.v, Tensor()};
+  }
+};
+
+void CheckShapes(const char* what, const Tensor& q, const Tensor& k, const Tensor& v) {
+  SHOAL_CHECK(q.dim() == 4 && k.dim() == 4 && v.sizes() == k.sizes() && q.size(0) == k.size(0) &&
+              q.size(3) == k.size(3) && k.size(2) > 0 && q.size(2) % k.size(2) == 0 &&
+              k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type())
+      << what << ": q " << q.sizes() << ", k " << k.sizes() << ", v " << v.sizes()
+      << "; want (B, T, N, H) and twice (B, S, K, H) of one dtype, K dividing N";
+}
+
+// From this many queries on, blocks of queries beat one pass over the keys for each.
+constexpr int64_t kMinFlashQueries = 16;
+
+// Queries of one sequence that share a key head, few of them: (T, group) rows over the first keys.
+template <class T>
+void DecodeGroup(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b, int64_t key_head,
+                 int64_t valid, double scale) {
+  const int64_t length = q.size(1), group = q.size(2) / k.size(2), head_dim = q.size(3), rows = length * group;
+  Tensor q_rows = q[b].narrow(1, key_head * group, group).reshape({rows, head_dim}).contiguous();
+  Tensor out_rows = at::empty({rows, head_dim}, q.options());
+  std::vector<int64_t> visible(rows);
+  for (int64_t i = 0; i < rows; ++i) visible[i] = std::max<int64_t>(0, valid - length + i / group + 1);
+  Tensor scores = at::empty({rows, std::max<int64_t>(valid, 1)}, at::kFloat);
+  simd::KernelsFor<T>().decode(Data<T>(q_rows), head_dim, HeadAt<const T>(k, b, key_head), k.stride(1),
+                               HeadAt<const T>(v, b, key_head), v.stride(1), MutableData<T>(out_rows), head_dim,
+                               visible.data(), rows, head_dim, static_cast<float>(scale), MutableData<float>(scores));
+  out[b].narrow(1, key_head * group, group).copy_(out_rows.view({length, group, head_dim}));
+}
+
+template <class T>
+void PrefillHead(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b, int64_t n, int64_t valid,
+                 double scale) {
+  const int64_t key_head = n / (q.size(2) / k.size(2));
+  const simd::AttentionHead<T> head{.queries = q.size(1),
+                                    .keys = valid,
+                                    .head_dim = q.size(3),
+                                    .query_offset = valid - q.size(1),
+                                    .starts = nullptr,
+                                    .scale = static_cast<float>(scale),
+                                    .q = HeadAt<const T>(q, b, n),
+                                    .k = HeadAt<const T>(k, b, key_head),
+                                    .v = HeadAt<const T>(v, b, key_head),
+                                    .q_stride = q.stride(1),
+                                    .k_stride = k.stride(1),
+                                    .v_stride = v.stride(1),
+                                    .out = HeadAt<T>(out, b, n),
+                                    .out_stride = out.stride(1),
+                                    .lse = nullptr};
+  const auto& kernels = simd::KernelsFor<T>();
+  Tensor scratch = Scratch(kernels.attention_scratch_bytes(head.queries, head.keys, head.head_dim, false));
+  kernels.attention(head, false, scratch.mutable_data_ptr());
+}
+
+}  // namespace
 
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options) {
-  return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
+  CheckShapes("CausalAttention", q_BTNH, k_BTKH, v_BTKH);
+  SHOAL_CHECK(k_BTKH.size(1) == q_BTNH.size(1))
+      << "CausalAttention: " << q_BTNH.size(1) << " queries, " << k_BTKH.size(1) << " keys";
+  if (!IsFused(q_BTNH)) return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
+  return CausalAttentionFunction::apply(q_BTNH, k_BTKH, v_BTKH, options);
 }
 
 Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH, const Tensor& lengths_B,
                        double scale) {
-  return reference::CachedAttention(q_BTNH, k_BSKH, v_BSKH, lengths_B, scale);
+  CheckShapes("CachedAttention", q_BTNH, k_BSKH, v_BSKH);
+  at::NoGradGuard no_grad;
+  if (!IsFused(q_BTNH)) return reference::CachedAttention(q_BTNH, k_BSKH, v_BSKH, lengths_B, scale);
+  const Tensor q = WithDenseRows(q_BTNH), k = WithDenseRows(k_BSKH), v = WithDenseRows(v_BSKH);
+  const Tensor lengths = lengths_B.to(at::kLong).contiguous();
+  for (int64_t b = 0; b < q.size(0); ++b) {
+    const int64_t valid = Data<int64_t>(lengths)[b];
+    SHOAL_CHECK(0 <= valid && valid <= k.size(1))
+        << "CachedAttention: length " << valid << " of row " << b << ", the cache holds " << k.size(1);
+  }
+  Tensor out = at::empty(q.sizes(), q.options());
+  const double factor = ScaleOr(scale, q.size(3));
+  const bool few = q.size(1) < kMinFlashQueries;
+  const int64_t heads = few ? k.size(2) : q.size(2);
+  DispatchFused(q, [&]<class T>(T) {
+    ParallelFor(q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
+      at::NoGradGuard no_grad_here;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = i / heads, valid = Data<int64_t>(lengths)[b];
+        if (few) {
+          DecodeGroup<T>(q, k, v, out, b, i % heads, valid, factor);
+        } else {
+          PrefillHead<T>(q, k, v, out, b, i % heads, valid, factor);
+        }
+      }
+    });
+  });
+  return out;
 }
 
 }  // namespace shoal

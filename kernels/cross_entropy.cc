@@ -1,17 +1,215 @@
+// Legend: R rows, C channels, V vocabulary; a chunk is a run of rows.
 #include "kernels/cross_entropy.h"
 
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "core/status.h"
+#include "kernels/fused.h"
+#include "kernels/matmul.h"
 #include "kernels/reference.h"
+#include "kernels/threads.h"
 
 namespace shoal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kChunkBytes = 8 << 20;  // Of a chunk's logits: within a share of the last-level cache
+constexpr int64_t kMinChunkRows = 64;     // Fewer rows waste the product with the vocabulary matrix
+
+int64_t ChunkRows(const CrossEntropyOptions& options, int64_t vocabulary) {
+  if (options.chunk_rows > 0) return options.chunk_rows;
+  return std::max(kMinChunkRows, kChunkBytes / (4 * std::max<int64_t>(vocabulary, 1)) / 64 * 64);
+}
+
+// One chunk's logits, their gradient, and the rows they belong to; buffers are shared by all chunks.
+class Chunk {
+ public:
+  Chunk(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R, const CrossEntropyOptions& options)
+      : hidden_(hidden_RC), weight_(weight_VC), targets_(targets_R), options_(options),
+        rows_(std::min(ChunkRows(options, weight_VC.size(0)), std::max<int64_t>(hidden_RC.size(0), 1))),
+        logits_(at::empty({rows_, weight_VC.size(0)}, at::kFloat)) {}
+
+  // Calls body(first row, rows) for every chunk, its logits computed.
+  template <class F>
+  void ForEach(F&& body) {
+    for (int64_t first = 0; first < hidden_.size(0); first += rows_) {
+      const int64_t rows = std::min(rows_, hidden_.size(0) - first);
+      Tensor logits = logits_.narrow(0, 0, rows);
+      MatMul(hidden_.narrow(0, first, rows), weight_.t(), logits);
+      body(first, rows);
+    }
+  }
+
+  // Replaces the chunk's logits by their gradient (softmax - onehot) * scale(row), in the hidden dtype, where
+  // `scale` is given. Writes each valid row's log-probability of its target, 0 where ignored.
+  template <class Scale>
+  void Softmax(int64_t first, int64_t rows, float* logprobs, bool want_gradient, Scale&& scale) {
+    const int64_t vocabulary = weight_.size(0);
+    if (want_gradient && !gradient_.defined()) {
+      // float32 gradients take the logits' place.
+      gradient_ = hidden_.scalar_type() == at::kFloat ? logits_ : at::empty(logits_.sizes(), hidden_.options());
+    }
+    DispatchFused(hidden_, [&]<class T>(T) {
+      ParallelFor(rows, RowGrain(vocabulary), [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const int64_t target = Data<int64_t>(targets_)[first + row];
+          float* logits = MutableData<float>(logits_) + row * vocabulary;
+          T* gradient = want_gradient ? MutableData<T>(gradient_) + row * vocabulary : nullptr;
+          if (target == options_.ignore_index) {
+            logprobs[first + row] = 0;
+            if (gradient) std::fill_n(gradient, vocabulary, T{});
+            continue;
+          }
+          const float logit = logits[target];
+          logprobs[first + row] = logit - simd::KernelsFor<T>().softmax_gradient(
+                                              logits, gradient, vocabulary, target,
+                                              gradient ? static_cast<float>(scale(first + row)) : 0);
+        }
+      });
+    });
+  }
+
+  Tensor gradient(int64_t rows) const { return gradient_.narrow(0, 0, rows); }
+
+ private:
+  const Tensor hidden_, weight_, targets_;
+  const CrossEntropyOptions& options_;
+  int64_t rows_;
+  Tensor logits_;    // (rows, V) float32
+  Tensor gradient_;  // (rows, V) of hidden's dtype
+};
+
+// Adds what a chunk of logit gradients gives to the hidden states' and the weight's gradients, where wanted.
+void AddChunkGradients(const Tensor& dlogits, const Tensor& hidden, const Tensor& weight, Tensor& grad_hidden,
+                       Tensor& grad_weight, int64_t first, bool accumulate) {
+  const int64_t rows = dlogits.size(0);
+  if (grad_hidden.defined()) {
+    Tensor target = grad_hidden.narrow(0, first, rows);
+    MatMul(dlogits, weight, target);
+  }
+  if (grad_weight.defined()) {
+    MatMul(dlogits.t(), hidden.narrow(0, first, rows), grad_weight, {.accumulate = accumulate, .bias = {}});
+  }
+}
+
+struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropyFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor, const Parameter& weight,
+                        const Tensor& targets_R, const CrossEntropyOptions& options, bool want_grad_hidden) {
+    const Tensor hidden = hidden_in.contiguous(), weight_VC = weight.value.detach();
+    Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
+    Tensor grad_hidden = want_grad_hidden ? at::empty_like(hidden) : Tensor();
+    const bool direct = options.unit_gradient;
+    Tensor grad_weight = !weight.grad.defined() ? Tensor()
+                         : direct               ? weight.grad
+                                                : at::empty(weight.grad.sizes(), at::kFloat);
+    if (grad_weight.defined() && !direct && hidden.size(0) == 0) grad_weight.zero_();
+    const bool want_gradient = grad_hidden.defined() || grad_weight.defined();
+    Chunk chunk(hidden, weight_VC, targets_R, options);
+    chunk.ForEach([&](int64_t first, int64_t rows) {
+      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), want_gradient,
+                    [&](int64_t) { return 1.0 / options.denominator; });
+      if (!want_gradient) return;
+      AddChunkGradients(chunk.gradient(rows), hidden, weight_VC, grad_hidden, grad_weight, first, direct || first > 0);
+    });
+    double total = 0;
+    for (int64_t row = 0; row < hidden.size(0); ++row) total -= Data<float>(logprobs_R)[row];
+    ctx->saved_data["grad_hidden"] = grad_hidden;
+    ctx->saved_data["product"] = direct ? Tensor() : grad_weight;
+    ctx->saved_data["grad"] = weight.grad;
+    ctx->saved_data["direct"] = direct;
+    return at::scalar_tensor(total / options.denominator, at::kFloat);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const double factor = grads[0].item<double>();
+    TORCH_CHECK(factor == 1 || !ctx->saved_data["direct"].toBool(),
+                "LinearCrossEntropy: unit_gradient was promised, the loss's gradient is ", factor);
+    Tensor grad_hidden = ctx->saved_data["grad_hidden"].toTensor();
+    if (grad_hidden.defined() && factor != 1) grad_hidden.mul_(factor);
+    if (Tensor product = ctx->saved_data["product"].toTensor(); product.defined()) {
+      ctx->saved_data["grad"].toTensor().add_(product, factor);
+    }
+    ctx->saved_data.erase("product");
+    ctx->saved_data.erase("grad_hidden");
+    return {grad_hidden, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor, const Parameter& weight,
+                        const Tensor& targets_R, const CrossEntropyOptions& options) {
+    const Tensor hidden = hidden_in.contiguous();
+    Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
+    Chunk chunk(hidden, weight.value.detach(), targets_R, options);
+    chunk.ForEach([&](int64_t first, int64_t rows) {
+      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), false, [](int64_t) { return 0.0; });
+    });
+    ctx->save_for_backward({hidden, targets_R});
+    ctx->saved_data["weight"] = weight.value.detach();
+    ctx->saved_data["grad"] = weight.grad;
+    ctx->saved_data["ignore_index"] = options.ignore_index;
+    ctx->saved_data["chunk_rows"] = options.chunk_rows;
+    return logprobs_R;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor hidden = saved[0], targets_R = saved[1], upstream_R = grads[0].contiguous();
+    const Tensor weight = ctx->saved_data["weight"].toTensor();
+    Tensor grad_weight = ctx->saved_data["grad"].toTensor();
+    Tensor grad_hidden = ctx->needs_input_grad(0) ? at::empty_like(hidden) : Tensor();
+    CrossEntropyOptions options;
+    options.ignore_index = ctx->saved_data["ignore_index"].toInt();
+    options.chunk_rows = ctx->saved_data["chunk_rows"].toInt();
+    Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
+    Chunk chunk(hidden, weight, targets_R, options);
+    chunk.ForEach([&](int64_t first, int64_t rows) {
+      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), true,
+                    [&](int64_t row) { return -Data<float>(upstream_R)[row]; });
+      AddChunkGradients(chunk.gradient(rows), hidden, weight, grad_hidden, grad_weight, first, true);
+    });
+    return {grad_hidden, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// Targets as the loops read them; every one an index of the vocabulary or ignored.
+Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
+                      const CrossEntropyOptions& options) {
+  SHOAL_CHECK(hidden_RC.dim() == 2 && weight.value.dim() == 2 && weight.value.size(1) == hidden_RC.size(1) &&
+              targets_R.numel() == hidden_RC.size(0) && weight.value.scalar_type() == hidden_RC.scalar_type())
+      << what << ": hidden " << hidden_RC.sizes() << ", weight " << weight.value.sizes() << ", targets "
+      << targets_R.sizes();
+  const Tensor targets = targets_R.to(at::kLong).contiguous().view({-1});
+  for (int64_t i = 0; i < targets.numel(); ++i) {
+    const int64_t target = Data<int64_t>(targets)[i];
+    SHOAL_CHECK(target == options.ignore_index || (0 <= target && target < weight.value.size(0)))
+        << what << ": target " << target << " in row " << i << ", the vocabulary holds " << weight.value.size(0);
+  }
+  return targets;
+}
+
+}  // namespace
 
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options) {
-  return reference::LinearCrossEntropy(hidden_RC, WeightOf(weight), targets_R, options);
+  const Tensor targets = CheckedTargets("LinearCrossEntropy", hidden_RC, weight, targets_R, options);
+  if (!IsFused(hidden_RC)) return reference::LinearCrossEntropy(hidden_RC, WeightOf(weight), targets, options);
+  if (!at::GradMode::is_enabled()) {
+    return LinearCrossEntropyFunction::apply(hidden_RC, weight.value, Parameter{weight.value, {}}, targets, options,
+                                             false);
+  }
+  return LinearCrossEntropyFunction::apply(hidden_RC, weight.value, weight, targets, options,
+                                           hidden_RC.requires_grad());
 }
 
 Tensor LinearLogprobs(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                       const CrossEntropyOptions& options) {
-  return reference::LinearLogprobs(hidden_RC, WeightOf(weight), targets_R, options);
+  const Tensor targets = CheckedTargets("LinearLogprobs", hidden_RC, weight, targets_R, options);
+  if (!IsFused(hidden_RC)) return reference::LinearLogprobs(hidden_RC, WeightOf(weight), targets, options);
+  return LinearLogprobsFunction::apply(hidden_RC, weight.value, weight, targets, options);
 }
 
 }  // namespace shoal

@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "kernels/fused.h"
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
+#include "kernels/threads.h"
 
 namespace shoal {
 namespace {
@@ -19,6 +21,30 @@ Tensor InOut(const Tensor& weight, LinearLayout layout) {
 
 Tensor Rows(const Tensor& x) {
   return x.dim() == 2 ? x : x.reshape({x.numel() / std::max<int64_t>(x.size(-1), 1), x.size(-1)});
+}
+
+// bias_grad += the sum of grad's rows, taken in pieces of a fixed size: the same on any number of threads.
+void AddColumnSums(const Tensor& grad_RO, const Tensor& bias_grad) {
+  if (!IsFused(grad_RO)) {
+    bias_grad.add_(grad_RO.sum(0));
+    return;
+  }
+  constexpr int64_t kPieceRows = 256;
+  const Tensor grad = grad_RO.contiguous();
+  const int64_t rows = grad.size(0), columns = grad.size(1), pieces = (rows + kPieceRows - 1) / kPieceRows;
+  if (pieces == 0) return;
+  Tensor partials = at::zeros({pieces, columns}, at::kFloat);
+  DispatchFused(grad, [&]<class T>(T) {
+    ParallelFor(pieces, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t first = piece * kPieceRows;
+        simd::KernelsFor<T>().column_sums(Data<T>(grad) + first * columns, columns,
+                                          MutableData<float>(partials) + piece * columns,
+                                          std::min(kPieceRows, rows - first), columns);
+      }
+    });
+  });
+  AddPartials(bias_grad, partials);
 }
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
@@ -46,7 +72,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     const auto layout = static_cast<LinearLayout>(ctx->saved_data["layout"].toInt());
     const Tensor grad_RO = Rows(grads[0]);
     if (Tensor bias_grad = ctx->saved_data["bias_grad"].toTensor(); bias_grad.defined()) {
-      bias_grad.add_(at::sum(grad_RO, {0}, false, bias_grad.scalar_type()));
+      AddColumnSums(grad_RO, bias_grad);
     }
     if (Tensor weight_grad = ctx->saved_data["weight_grad"].toTensor(); weight_grad.defined()) {
       const Tensor x_RI = Rows(x);

@@ -13,6 +13,7 @@
 #include <dnnl.hpp>
 
 #include "core/status.h"
+#include "kernels/fused.h"
 #include "kernels/threads.h"
 
 namespace shoal {
@@ -162,6 +163,28 @@ bool OneDnnMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const Ma
   return true;
 }
 
+// Products of a few rows with a matrix stored (N, K), as in decoding: oneDNN would first copy that matrix into
+// its own order, which costs more than the product. False where this is not such a product.
+bool FewRowsMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options) {
+  const at::ScalarType type = c_MN.scalar_type();
+  if (a_MK.size(0) > simd::kMaxFewRows || options.accumulate || !IsFused(c_MN) || a_MK.scalar_type() != type ||
+      b_KN.scalar_type() != type || (a_MK.size(1) > 1 && (a_MK.stride(1) != 1 || b_KN.stride(0) != 1))) {
+    return false;
+  }
+  const Tensor& bias = options.bias;
+  if (bias.defined() && (bias.scalar_type() != type || !bias.is_contiguous())) return false;
+  const int64_t depth = a_MK.size(1), outs = c_MN.size(1);
+  DispatchFused(c_MN, [&]<class T>(T) {
+    ParallelFor(outs, RowGrain(depth), [&](int64_t begin, int64_t end) {
+      simd::KernelsFor<T>().few_rows_product(
+          Data<T>(a_MK), a_MK.stride(0), Data<T>(b_KN) + begin * b_KN.stride(1), b_KN.stride(1),
+          bias.defined() ? Data<T>(bias) + begin : nullptr, MutableData<T>(c_MN) + begin, c_MN.stride(0), a_MK.size(0),
+          end - begin, depth);
+    });
+  });
+  return true;
+}
+
 void AtenMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options) {
   Tensor product = at::mm(a_MK, b_KN.to(a_MK.scalar_type()));
   if (options.bias.defined()) product.add_(options.bias);
@@ -210,7 +233,9 @@ void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOp
     c_MN.copy_(dense);
     return;
   }
-  if (GetMatMulBackend(a_MK.scalar_type()) == MatMulBackend::kOneDnn && OneDnnMatMul(a_MK, b_KN, c_MN, options)) return;
+  const bool use_onednn = GetMatMulBackend(a_MK.scalar_type()) == MatMulBackend::kOneDnn;
+  if (use_onednn && FewRowsMatMul(a_MK, b_KN, c_MN, options)) return;
+  if (use_onednn && OneDnnMatMul(a_MK, b_KN, c_MN, options)) return;
   AtenMatMul(a_MK, b_KN, c_MN, options);
 }
 

@@ -83,7 +83,7 @@ TEST(MatMulTest, ReadsStridedViews) {
     EXPECT_TRUE(Near(c, at::matmul(a.to(at::kDouble), b.to(at::kDouble)), dtype));
     MatMul(every_other, b, c);
     EXPECT_TRUE(Near(c, at::matmul(every_other.to(at::kDouble), b.to(at::kDouble)), dtype));
-    Tensor before = c.to(at::kDouble);
+    Tensor before = c.to(at::kDouble, false, true);
     MatMul(a, b, c, {.accumulate = true, .bias = {}});
     EXPECT_TRUE(Near(c, before + at::matmul(a.to(at::kDouble), b.to(at::kDouble)), dtype));
   }
