@@ -1,6 +1,6 @@
-// A model is a list of blocks: embedding, one block a layer, head. A block holds no weights; whoever runs
-// it passes them in, which is what lets ZeRO gather and release a block at a time, a pipeline take a run
-// of blocks, and inference share weights with training.
+// A model is a list of blocks: embedding, one block a layer, head. A block holds no weights;
+// whoever runs it passes them in, which is what lets ZeRO gather and release a block at a time, a
+// pipeline take a run of blocks, and inference share weights with training.
 //
 // Legend: B sequences, T tokens, C channels (hidden size), V vocabulary.
 #pragma once
@@ -37,9 +37,10 @@ struct ForwardContext {
 struct Activations {
   Tensor hidden_BTC;  // Undefined before the embedding
   // Set by the head:
-  Tensor loss;         // () float32 (float64 in float64 runs): sum of target losses / loss_denominator
+  Tensor loss;  // () float32 (float64 in float64 runs): sum of target losses / loss_denominator
   Tensor logits_BTV;   // Only under HeadMode::kLogits
-  Tensor logprobs_BT;  // Only under HeadMode::kLogprobs: float32 log-probability of each target, 0 where ignored
+  Tensor logprobs_BT;  // Only under HeadMode::kLogprobs: float32 log-probability of each target, 0
+                       // where ignored
 };
 
 // Where a weight of one block is really another block's (tied embeddings).
@@ -61,8 +62,9 @@ class Block {
   // operations' backward passes (see Parameter).
   virtual Activations Forward(const ForwardContext& ctx, const Activations& in) const = 0;
 
-  // Bytes aside, the matrix products' multiply-adds x 2 of a forward pass for one token of a sequence of
-  // `sequence_length` (causal attention counted at its half). Backward costs twice that.
+  // Bytes aside, the matrix products' multiply-adds x 2 of a forward pass for one token of a
+  // sequence of `sequence_length` (causal attention counted at its half). Backward costs twice
+  // that.
   virtual double ForwardFlopsPerToken(int64_t sequence_length) const = 0;
 
  protected:

@@ -10,11 +10,15 @@ class RopeReader {
  public:
   RopeReader(const ModelFamily::RopeKeys& keys, Json& config, int64_t max_positions,
              std::vector<ConfigIssue>& issues)
-      : keys_(keys), config_(config), original_(static_cast<double>(max_positions)), issues_(issues) {}
+      : keys_(keys),
+        config_(config),
+        original_(static_cast<double>(max_positions)),
+        issues_(issues) {}
 
   RopeOptions Read() {
     rope_.theta = keys_.default_theta;
-    if (const Json* theta = FindGiven(config_, keys_.theta)) Set(*theta, keys_.theta, &rope_.theta, 1);
+    if (const Json* theta = FindGiven(config_, keys_.theta))
+      Set(*theta, keys_.theta, &rope_.theta, 1);
     if (FindSection()) ReadSection();
     if (const Json* outer = FindGiven(config_, "original_max_position_embeddings")) {
       Set(*outer, "original_max_position_embeddings", &original_, 0);
@@ -41,7 +45,8 @@ class RopeReader {
     Number("rope_theta", &rope_.theta, 1);
     double partial = 1;
     Number("partial_rotary_factor", &partial, 0);
-    if (partial != 1) Issue(Path("partial_rotary_factor"), absl::StrCat("got ", partial, ", only 1 is supported"));
+    if (partial != 1)
+      Issue(Path("partial_rotary_factor"), absl::StrCat("got ", partial, ", only 1 is supported"));
     const Json* type = FindGiven(*section_, "rope_type");
     if (!type) type = FindGiven(*section_, "type");
     if (type && !type->is_string()) {
@@ -57,10 +62,12 @@ class RopeReader {
       ReadYarn();
     } else if (name != "default") {
       return Issue(Path("rope_type"),
-                   absl::StrCat("\"", name, "\" is not supported; supported: default, linear, llama3, yarn"));
+                   absl::StrCat("\"", name,
+                                "\" is not supported; supported: default, linear, llama3, yarn"));
     }
     for (const auto& [key, value] : section_->items()) {
-      // Of the default type, numbers are left over from another; a map is a set of settings for some layers.
+      // Of the default type, numbers are left over from another; a map is a set of settings for
+      // some layers.
       if (!read_.contains(key) && (name != "default" || value.is_object())) {
         Issue(Path(key), absl::StrCat("is not known for rope_type ", name));
       }
@@ -74,9 +81,9 @@ class RopeReader {
     Required("high_freq_factor", &rope_.high_frequency_factor);
     Number("original_max_position_embeddings", &original_, 0);
     if (!(rope_.high_frequency_factor > rope_.low_frequency_factor)) {
-      Issue(Path("high_freq_factor"), absl::StrCat("got ", rope_.high_frequency_factor,
-                                                   ", expected more than low_freq_factor = ",
-                                                   rope_.low_frequency_factor));
+      Issue(Path("high_freq_factor"),
+            absl::StrCat("got ", rope_.high_frequency_factor,
+                         ", expected more than low_freq_factor = ", rope_.low_frequency_factor));
     }
   }
 
@@ -90,8 +97,11 @@ class RopeReader {
     Number("mscale", &mscale, -1);
     Number("mscale_all_dim", &mscale_all_dim, -1);
     Number("attention_factor", &attention_factor, 0);
-    const auto scale = [&](double m) { return rope_.factor <= 1 ? 1.0 : 0.1 * m * std::log(rope_.factor) + 1.0; };
-    rope_.attention_factor = mscale != 0 && mscale_all_dim != 0 ? scale(mscale) / scale(mscale_all_dim) : scale(1);
+    const auto scale = [&](double m) {
+      return rope_.factor <= 1 ? 1.0 : 0.1 * m * std::log(rope_.factor) + 1.0;
+    };
+    rope_.attention_factor =
+        mscale != 0 && mscale_all_dim != 0 ? scale(mscale) / scale(mscale_all_dim) : scale(1);
     if (attention_factor > 0) rope_.attention_factor = attention_factor;
     read_.insert("truncate");
     if (const Json* truncate = FindGiven(*section_, "truncate")) {
@@ -120,7 +130,9 @@ class RopeReader {
   }
 
   std::string Path(const std::string& key) const { return absl::StrCat(name_, ".", key); }
-  void Issue(const std::string& key, const std::string& message) { issues_.push_back({key, message}); }
+  void Issue(const std::string& key, const std::string& message) {
+    issues_.push_back({key, message});
+  }
 
   const ModelFamily::RopeKeys& keys_;
   Json& config_;

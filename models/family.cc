@@ -22,8 +22,9 @@ constexpr int64_t kMaxFamilyBytes = 64 << 10;
 const std::vector<std::string>& SlotNames() {
   static const auto& names = *new std::vector<std::string>([] {
     std::vector<std::string> slots = {"embedding.tokens", "embedding.positions", "head.weight"};
-    for (const char* module : {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv", "layer.o",
-                               "layer.mlp_norm", "layer.gate", "layer.up", "layer.down", "head.norm"}) {
+    for (const char* module :
+         {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv", "layer.o",
+          "layer.mlp_norm", "layer.gate", "layer.up", "layer.down", "head.norm"}) {
       slots.push_back(absl::StrCat(module, ".weight"));
       slots.push_back(absl::StrCat(module, ".bias"));
     }
@@ -35,7 +36,8 @@ const std::vector<std::string>& SlotNames() {
 // The tensor-parallel styles of transformers' plans.
 const std::vector<std::string>& StyleNames() {
   static const auto& names = *new std::vector<std::string>{
-      "colwise", "rowwise", "packed_colwise", "packed_rowwise", "colwise_gather_output", "embedding_rowwise"};
+      "colwise",          "rowwise", "packed_colwise", "packed_rowwise", "colwise_gather_output",
+      "embedding_rowwise"};
   return names;
 }
 
@@ -56,8 +58,9 @@ class FamilyParser {
  private:
   void ParseSections() {
     if (!root_.IsMap()) return Error(root_.origin, "", "a family is a map of sections");
-    CheckKeys(root_, "", {"model_type", "architecture", "prefix", "config", "rope", "dropout", "only", "ignored",
-                          "stack", "weights", "ignored_weights", "lora_targets", "tp"});
+    CheckKeys(root_, "",
+              {"model_type", "architecture", "prefix", "config", "rope", "dropout", "only",
+               "ignored", "stack", "weights", "ignored_weights", "lora_targets", "tp"});
     family_.model_type = Text(root_, "", "model_type");
     family_.architecture = Text(root_, "", "architecture");
     if (root_.Find("prefix")) family_.prefix = Text(root_, "", "prefix");
@@ -76,17 +79,20 @@ class FamilyParser {
     errors_.push_back({origin, key, message});
   }
 
-  void CheckKeys(const YamlNode& map, const std::string& section, const std::vector<std::string>& known) {
-    for (const YamlNode::Entry& entry : map.entries) CheckName(entry.origin, section, entry.key, known);
+  void CheckKeys(const YamlNode& map, const std::string& section,
+                 const std::vector<std::string>& known) {
+    for (const YamlNode::Entry& entry : map.entries)
+      CheckName(entry.origin, section, entry.key, known);
   }
 
   bool CheckName(const RecipeOrigin& origin, const std::string& section, const std::string& name,
                  const std::vector<std::string>& known) {
     if (std::find(known.begin(), known.end(), name) != known.end()) return true;
     const std::string nearest = NearestName(name, known);
-    Error(origin, section, absl::StrCat("\"", name, "\" is not known; ",
-                                        nearest.empty() ? absl::StrCat("known: ", absl::StrJoin(known, ", "))
-                                                        : absl::StrCat("did you mean ", nearest, "?")));
+    Error(origin, section,
+          absl::StrCat("\"", name, "\" is not known; ",
+                       nearest.empty() ? absl::StrCat("known: ", absl::StrJoin(known, ", "))
+                                       : absl::StrCat("did you mean ", nearest, "?")));
     return false;
   }
 
@@ -135,14 +141,17 @@ class FamilyParser {
   }
 
   void ParseStack() {
-    CheckKeys(Section("stack"), "stack", {"positions", "norm", "attention", "mlp", "linear", "residual_init"});
+    CheckKeys(Section("stack"), "stack",
+              {"positions", "norm", "attention", "mlp", "linear", "residual_init"});
     StackOptions& stack = family_.stack;
-    stack.positions = static_cast<StackOptions::Positions>(Choice("positions", {"rotary", "learned"}));
+    stack.positions =
+        static_cast<StackOptions::Positions>(Choice("positions", {"rotary", "learned"}));
     stack.norm = static_cast<StackOptions::Norm>(Choice("norm", {"rms", "layer"}));
     stack.attention = static_cast<StackOptions::Attention>(Choice("attention", {"split", "fused"}));
     stack.mlp = static_cast<StackOptions::Mlp>(Choice("mlp", {"gated", "plain"}));
     stack.linear = static_cast<StackOptions::Linear>(Choice("linear", {"out_in", "in_out"}));
-    stack.residual_init = static_cast<StackOptions::ResidualInit>(Choice("residual_init", {"plain", "depth_scaled"}));
+    stack.residual_init =
+        static_cast<StackOptions::ResidualInit>(Choice("residual_init", {"plain", "depth_scaled"}));
   }
 
   void ParseValues() {
@@ -155,7 +164,8 @@ class FamilyParser {
       const YamlNode& node = entry.value;
       if (node.IsScalar()) {
         value.fallback = node.text;
-      } else if (node.IsList() && node.items.size() == 2 && node.items[0].IsScalar() && node.items[1].IsScalar()) {
+      } else if (node.IsList() && node.items.size() == 2 && node.items[0].IsScalar() &&
+                 node.items[1].IsScalar()) {
         value.key = node.items[0].text;
         value.fallback = node.items[1].text;
       } else {
@@ -174,17 +184,19 @@ class FamilyParser {
   }
 
   // Operands of "a * b" and "a / b" must be numbers or values that stand before.
-  void CheckOperands(const RecipeOrigin& origin, const std::string& path, const std::string& expression,
-                     const std::set<std::string>& earlier) {
+  void CheckOperands(const RecipeOrigin& origin, const std::string& path,
+                     const std::string& expression, const std::set<std::string>& earlier) {
     const std::vector<std::string> words = absl::StrSplit(expression, ' ');
     if (words.size() == 1) return;
     if (words.size() != 3 || (words[1] != "*" && words[1] != "/")) {
-      return Error(origin, path, absl::StrCat("\"", expression, "\" must be a value, \"a * b\" or \"a / b\""));
+      return Error(origin, path,
+                   absl::StrCat("\"", expression, "\" must be a value, \"a * b\" or \"a / b\""));
     }
     for (const std::string& operand : {words[0], words[2]}) {
       double number;
       if (earlier.contains(operand) || absl::SimpleAtod(operand, &number)) continue;
-      Error(origin, path, absl::StrCat("\"", operand, "\" is no number, and no value that stands above"));
+      Error(origin, path,
+            absl::StrCat("\"", operand, "\" is no number, and no value that stands above"));
     }
   }
 
@@ -208,7 +220,8 @@ class FamilyParser {
   void ParseDropout() {
     for (const YamlNode::Entry& entry : Section("dropout").entries) {
       double rate = 0;
-      if (!entry.value.IsScalar() || !absl::SimpleAtod(entry.value.text, &rate) || !(rate >= 0 && rate < 1)) {
+      if (!entry.value.IsScalar() || !absl::SimpleAtod(entry.value.text, &rate) ||
+          !(rate >= 0 && rate < 1)) {
         Error(entry.origin, absl::StrCat("dropout.", entry.key), "must be a rate in [0, 1)");
       }
       family_.dropout[entry.key] = rate;
@@ -223,7 +236,8 @@ class FamilyParser {
       }
       const bool is_word = text != "null" && text != "true" && text != "false";
       double number;
-      family_.only[entry.key] = is_word && !absl::SimpleAtod(text, &number) ? absl::StrCat("\"", text, "\"") : text;
+      family_.only[entry.key] =
+          is_word && !absl::SimpleAtod(text, &number) ? absl::StrCat("\"", text, "\"") : text;
     }
   }
 
@@ -239,14 +253,17 @@ class FamilyParser {
       }
       auto names = ExpandBraces(entry.key), slots = ExpandBraces(entry.value.text);
       if (!names.ok() || !slots.ok()) {
-        Error(entry.origin, path, std::string((names.ok() ? slots.status() : names.status()).message()));
+        Error(entry.origin, path,
+              std::string((names.ok() ? slots.status() : names.status()).message()));
         continue;
       }
       if (names->size() != slots->size()) {
-        Error(entry.origin, path, absl::StrCat("stands for ", names->size(), " names, but ", slots->size(), " slots"));
+        Error(entry.origin, path,
+              absl::StrCat("stands for ", names->size(), " names, but ", slots->size(), " slots"));
         continue;
       }
-      for (size_t i = 0; i < names->size(); ++i) AddWeight(entry.origin, path, (*names)[i], (*slots)[i], slot_of);
+      for (size_t i = 0; i < names->size(); ++i)
+        AddWeight(entry.origin, path, (*names)[i], (*slots)[i], slot_of);
     }
   }
 
@@ -254,10 +271,12 @@ class FamilyParser {
                  const std::string& slot, std::map<std::string, std::string>& slot_of) {
     CheckName(origin, path, slot, SlotNames());
     if (absl::StartsWith(slot, "layer.") != absl::StrContains(name, kLayerPlaceholder)) {
-      Error(origin, path, absl::StrCat("{i} belongs in names of layer weights, and only there: ", name));
+      Error(origin, path,
+            absl::StrCat("{i} belongs in names of layer weights, and only there: ", name));
     }
     if (!family_.weights.emplace(slot, name).second) {
-      Error(origin, path, absl::StrCat("slot ", slot, " has two names: the table must read both ways"));
+      Error(origin, path,
+            absl::StrCat("slot ", slot, " has two names: the table must read both ways"));
     }
     if (!slot_of.emplace(name, slot).second) {
       Error(origin, path, absl::StrCat(name, " has two slots: the table must read both ways"));
@@ -276,7 +295,8 @@ class FamilyParser {
     family_.lora_targets = TextList("lora_targets");
     for (const std::string& target : family_.lora_targets) {
       if (!NamesAModule(target, false)) {
-        Error(root_.Find("lora_targets")->origin, "lora_targets", absl::StrCat("no weight is called ", target));
+        Error(root_.Find("lora_targets")->origin, "lora_targets",
+              absl::StrCat("no weight is called ", target));
       }
     }
     for (const YamlNode::Entry& entry : Section("tp").entries) {
@@ -292,7 +312,8 @@ class FamilyParser {
         continue;
       }
       for (const std::string& module : *modules) {
-        if (!NamesAModule(module, true)) Error(entry.origin, path, absl::StrCat("no weight is called ", module));
+        if (!NamesAModule(module, true))
+          Error(entry.origin, path, absl::StrCat("no weight is called ", module));
         family_.tensor_parallel[module] = entry.value.text;
       }
     }
@@ -311,17 +332,21 @@ std::string ModelFamily::WeightName(const std::string& slot, int64_t layer) cons
 }
 
 bool ModelFamily::IgnoresWeight(const std::string& name) const {
-  return std::any_of(ignored_weights.begin(), ignored_weights.end(), [&](const std::string& pattern) {
-    return MatchesLayerPattern(pattern, name) ||
-           (absl::StartsWith(pattern, prefix) && MatchesLayerPattern(pattern.substr(prefix.size()), name));
-  });
+  return std::any_of(ignored_weights.begin(), ignored_weights.end(),
+                     [&](const std::string& pattern) {
+                       return MatchesLayerPattern(pattern, name) ||
+                              (absl::StartsWith(pattern, prefix) &&
+                               MatchesLayerPattern(pattern.substr(prefix.size()), name));
+                     });
 }
 
-absl::StatusOr<std::shared_ptr<const ModelFamily>> ParseFamily(const std::string& text, const std::string& source) {
+absl::StatusOr<std::shared_ptr<const ModelFamily>> ParseFamily(const std::string& text,
+                                                               const std::string& source) {
   return FamilyParser(text, source).Parse();
 }
 
-absl::StatusOr<std::shared_ptr<const ModelFamily>> LoadFamily(FileSystem& files, const std::string& path) {
+absl::StatusOr<std::shared_ptr<const ModelFamily>> LoadFamily(FileSystem& files,
+                                                              const std::string& path) {
   SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path, kMaxFamilyBytes));
   return ParseFamily(text, path);
 }
@@ -334,8 +359,9 @@ absl::StatusOr<std::shared_ptr<const ModelFamily>> FindFamily(const std::string&
   }
   const std::string nearest = NearestName(model_type, KnownFamilies());
   return absl::NotFoundError(absl::StrCat(
-      "\"", model_type, "\" is no known family", nearest.empty() ? "" : absl::StrCat(" (did you mean ", nearest, "?)"),
-      "; known: ", absl::StrJoin(KnownFamilies(), ", "), "; model.family_file takes a family of your own"));
+      "\"", model_type, "\" is no known family",
+      nearest.empty() ? "" : absl::StrCat(" (did you mean ", nearest, "?)"), "; known: ",
+      absl::StrJoin(KnownFamilies(), ", "), "; model.family_file takes a family of your own"));
 }
 
 std::vector<std::string> KnownFamilies() {

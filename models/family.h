@@ -1,5 +1,5 @@
-// A family of models as data: how config.json's keys map to what the blocks need, which blocks make the stack,
-// and what the weights are called on disk. See docs/families.md and families/*.yaml.
+// A family of models as data: how config.json's keys map to what the blocks need, which blocks make
+// the stack, and what the weights are called on disk. See docs/families.md and families/*.yaml.
 #pragma once
 
 #include <map>
@@ -19,7 +19,7 @@ struct StackOptions {
   enum class Norm { kRms, kLayer };
   enum class Attention { kSplit, kFused };  // q, k and v: three matrices, or one
   enum class Mlp { kGated, kPlain };
-  enum class Linear { kOutIn, kInOut };     // A matrix on disk: (out, in), or (in, out)
+  enum class Linear { kOutIn, kInOut };  // A matrix on disk: (out, in), or (in, out)
   // kDepthScaled: matrices that write to the residual stream start smaller, by 1 / sqrt(2 layers).
   enum class ResidualInit { kPlain, kDepthScaled };
 
@@ -37,8 +37,9 @@ struct ModelFamily {
   std::string architecture;  // The class that opens an export: "LlamaForCausalLM"
   std::string prefix;        // Of most weight names: "model."
 
-  // A value of ModelConfig: read from `key`, else `fallback`. No key: always the fallback. A fallback is a
-  // number, a word, the name of an earlier value, or "a * b" or "a / b" of numbers and names.
+  // A value of ModelConfig: read from `key`, else `fallback`. No key: always the fallback. A
+  // fallback is a number, a word, the name of an earlier value, or "a * b" or "a / b" of numbers
+  // and names.
   struct Value {
     std::string name;
     std::string key;
@@ -49,22 +50,25 @@ struct ModelFamily {
   // Where rotary positions' settings stand, in both dialects; set iff stack.positions is kRotary.
   struct RopeKeys {
     std::string parameters;  // transformers 5: {rope_type, rope_theta, ...}
-    std::string scaling;     // transformers 4: {rope_type, ...} beside theta; wins if both are there
+    std::string scaling;  // transformers 4: {rope_type, ...} beside theta; wins if both are there
     std::string theta;
     double default_theta = 10000;
   };
   std::optional<RopeKeys> rope;
 
-  std::map<std::string, double> dropout;     // Key of a training dropout rate, its default
-  std::map<std::string, std::string> only;   // Key, the one value of it that the blocks support, as JSON
-  std::vector<std::string> ignored;          // Keys that change nothing here
+  std::map<std::string, double> dropout;  // Key of a training dropout rate, its default
+  std::map<std::string, std::string>
+      only;                          // Key, the one value of it that the blocks support, as JSON
+  std::vector<std::string> ignored;  // Keys that change nothing here
 
   StackOptions stack;
 
-  std::map<std::string, std::string> weights;  // Slot of a block ("layer.q.weight") to name on disk, {i}: layer
-  std::vector<std::string> ignored_weights;    // Names on disk, {i}: layer
-  std::vector<std::string> lora_targets;       // Modules that adapters attach to by default, as in peft
-  std::map<std::string, std::string> tensor_parallel;  // Module ({i}: layer) to style, in Hugging Face's words
+  std::map<std::string, std::string>
+      weights;  // Slot of a block ("layer.q.weight") to name on disk, {i}: layer
+  std::vector<std::string> ignored_weights;  // Names on disk, {i}: layer
+  std::vector<std::string> lora_targets;  // Modules that adapters attach to by default, as in peft
+  std::map<std::string, std::string>
+      tensor_parallel;  // Module ({i}: layer) to style, in Hugging Face's words
 
   // The name on disk, or "" if the family has none for the slot.
   std::string WeightName(const std::string& slot, int64_t layer = 0) const;
@@ -72,8 +76,10 @@ struct ModelFamily {
 };
 
 // Errors name source:line:column, all at once.
-absl::StatusOr<std::shared_ptr<const ModelFamily>> ParseFamily(const std::string& text, const std::string& source);
-absl::StatusOr<std::shared_ptr<const ModelFamily>> LoadFamily(FileSystem& files, const std::string& path);
+absl::StatusOr<std::shared_ptr<const ModelFamily>> ParseFamily(const std::string& text,
+                                                               const std::string& source);
+absl::StatusOr<std::shared_ptr<const ModelFamily>> LoadFamily(FileSystem& files,
+                                                              const std::string& path);
 // A family that is compiled in. NotFound lists those there are.
 absl::StatusOr<std::shared_ptr<const ModelFamily>> FindFamily(const std::string& model_type);
 std::vector<std::string> KnownFamilies();

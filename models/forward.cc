@@ -4,8 +4,8 @@
 
 namespace shoal {
 
-Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter>> weights, const Batch& batch,
-                       const ForwardOptions& options) {
+Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter>> weights,
+                       const Batch& batch, const ForwardOptions& options) {
   SHOAL_CHECK(weights.size() == model.blocks.size());
   ForwardContext ctx{.weights = {},
                      .batch = &batch,
@@ -17,7 +17,8 @@ Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter
     const bool is_head = b + 1 == model.blocks.size();
     if (is_head && options.only_place_B.defined()) {
       const Tensor rows_B = at::arange(batch.tokens_BT.size(0), options.only_place_B.options());
-      activations.hidden_BTC = activations.hidden_BTC.index({rows_B, options.only_place_B}).unsqueeze(1);
+      activations.hidden_BTC =
+          activations.hidden_BTC.index({rows_B, options.only_place_B}).unsqueeze(1);
     }
     ctx.weights = weights[b];
     activations = model.blocks[b]->Forward(ctx, activations);

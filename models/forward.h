@@ -16,12 +16,12 @@ struct ForwardOptions {
   HeadMode head_mode = HeadMode::kLoss;
   double loss_denominator = 1.0;
   KeyValueCache* cache = nullptr;  // Advanced by the batch's T
-  // (B) int64: the head sees this place of each row alone, T = 1. Undefined: all places. With the logits of a
-  // long prompt's last token alone, the (T, V) matrix never exists.
-  Tensor only_place_B;
+  // (B) int64: the head sees this place of each row alone, T = 1. Undefined: all places. With the
+  // logits of a long prompt's last token alone, the (T, V) matrix never exists.
+  Tensor only_place_B = {};
 };
 
-Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter>> weights, const Batch& batch,
-                       const ForwardOptions& options = {});
+Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter>> weights,
+                       const Batch& batch, const ForwardOptions& options = {});
 
 }  // namespace shoal

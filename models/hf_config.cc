@@ -11,7 +11,9 @@ namespace shoal {
 namespace {
 
 // Two spaces, as transformers writes.
-std::string Pretty(const Json& json) { return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
+std::string Pretty(const Json& json) {
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
 
 void SetIfAbsent(Json& json, const std::string& key, Json value) {
   if (!json.contains(key)) json[key] = std::move(value);
@@ -19,19 +21,27 @@ void SetIfAbsent(Json& json, const std::string& key, Json value) {
 
 const char* DtypeName(at::ScalarType dtype) {
   switch (dtype) {
-    case at::kDouble: return "float64";
-    case at::kBFloat16: return "bfloat16";
-    case at::kHalf: return "float16";
-    default: return "float32";
+    case at::kDouble:
+      return "float64";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kHalf:
+      return "float16";
+    default:
+      return "float32";
   }
 }
 
 const char* ActivationName(Activation activation) {
   switch (activation) {
-    case Activation::kSilu: return "silu";
-    case Activation::kGeluTanh: return "gelu_new";
-    case Activation::kGeluErf: return "gelu";
-    case Activation::kRelu: return "relu";
+    case Activation::kSilu:
+      return "silu";
+    case Activation::kGeluTanh:
+      return "gelu_new";
+    case Activation::kGeluErf:
+      return "gelu";
+    case Activation::kRelu:
+      return "relu";
   }
   return "";
 }
@@ -58,7 +68,8 @@ Json ValueOf(const ModelConfig& c, const std::string& name) {
   return values.at(name);
 }
 
-// transformers 5 reads rope_parameters; 4 reads rope_theta and, unless the type is default, rope_scaling.
+// transformers 5 reads rope_parameters; 4 reads rope_theta and, unless the type is default,
+// rope_scaling.
 void WriteRope(const ModelFamily::RopeKeys& keys, const ModelConfig& config, Json& json) {
   Json parameters = Json::object();
   for (const std::string& key : {keys.parameters, keys.scaling}) {
@@ -83,9 +94,11 @@ std::string Quoted(const std::string& text) {
 
 bool IsHubLicense(const std::string& license) {
   static const auto& known = *new std::vector<std::string>{
-      "apache-2.0", "mit", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0",
-      "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gfdl", "mpl-2.0", "unlicense", "openrail",
-      "artistic-2.0", "wtfpl", "zlib", "odc-by", "llama2", "llama3", "llama3.1", "llama3.2"};
+      "apache-2.0",   "mit",          "gpl-2.0",      "gpl-3.0",  "lgpl-3.0",
+      "agpl-3.0",     "bsd-2-clause", "bsd-3-clause", "cc0-1.0",  "cc-by-4.0",
+      "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gfdl",     "mpl-2.0",
+      "unlicense",    "openrail",     "artistic-2.0", "wtfpl",    "zlib",
+      "odc-by",       "llama2",       "llama3",       "llama3.1", "llama3.2"};
   return std::find(known.begin(), known.end(), license) != known.end();
 }
 
@@ -104,7 +117,8 @@ std::string HuggingFaceConfig(const ModelConfig& config, at::ScalarType dtype) {
   for (const auto& [key, rate] : family.dropout) SetIfAbsent(json, key, rate);
   if (family.rope) WriteRope(*family.rope, config, json);
   // Left out, transformers would fill in the ids of the family's first model.
-  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) SetIfAbsent(json, key, nullptr);
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
+    SetIfAbsent(json, key, nullptr);
   return Pretty(json);
 }
 
@@ -130,18 +144,23 @@ std::string HuggingFaceModelCard(const Model& model, const ModelCard& card) {
       absl::StrAppend(&text, "license: other\nlicense_name: ", Quoted(card.license), "\n");
     }
   }
-  if (!card.base_model.empty()) absl::StrAppend(&text, "base_model: ", Quoted(card.base_model), "\n");
+  if (!card.base_model.empty())
+    absl::StrAppend(&text, "base_model: ", Quoted(card.base_model), "\n");
   if (!card.datasets.empty()) text += "datasets:\n";
-  for (const std::string& dataset : card.datasets) absl::StrAppend(&text, "- ", Quoted(dataset), "\n");
+  for (const std::string& dataset : card.datasets)
+    absl::StrAppend(&text, "- ", Quoted(dataset), "\n");
   absl::StrAppend(&text, "tags:\n- shoal\n- ", model.config.family->model_type, "\n---\n\n");
 
   const ModelConfig& c = model.config;
   absl::StrAppend(&text, "# ", card.name.empty() ? c.family->architecture : card.name, "\n\n");
-  if (!card.body.empty()) absl::StrAppend(&text, card.body, card.body.back() == '\n' ? "\n" : "\n\n");
-  absl::StrAppend(&text, "| | |\n|---|---|\n| Architecture | ", c.family->architecture, " |\n| Parameters | ",
-                  model.num_parameters(), " |\n| Layers | ", c.num_layers, " |\n| Hidden size | ", c.hidden_size,
-                  " |\n| Heads (queries / keys and values) | ", c.num_heads, " / ", c.num_key_value_heads,
-                  " |\n| Vocabulary | ", c.vocab_size, " |\n| Context | ", c.max_positions, " tokens |\n");
+  if (!card.body.empty())
+    absl::StrAppend(&text, card.body, card.body.back() == '\n' ? "\n" : "\n\n");
+  absl::StrAppend(&text, "| | |\n|---|---|\n| Architecture | ", c.family->architecture,
+                  " |\n| Parameters | ", model.num_parameters(), " |\n| Layers | ", c.num_layers,
+                  " |\n| Hidden size | ", c.hidden_size,
+                  " |\n| Heads (queries / keys and values) | ", c.num_heads, " / ",
+                  c.num_key_value_heads, " |\n| Vocabulary | ", c.vocab_size, " |\n| Context | ",
+                  c.max_positions, " tokens |\n");
   absl::StrAppend(&text, "\n```python\nfrom transformers import AutoModelForCausalLM\n\n",
                   "model = AutoModelForCausalLM.from_pretrained(\".\")\n```\n");
   return text;

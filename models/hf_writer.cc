@@ -10,7 +10,8 @@ namespace shoal {
 namespace {
 
 // Parameters in order, dealt into files of at most max_bytes; a larger one gets a file to itself.
-std::vector<std::vector<SafetensorsEntry>> DealShards(const Model& model, const ExportOptions& options) {
+std::vector<std::vector<SafetensorsEntry>> DealShards(const Model& model,
+                                                      const ExportOptions& options) {
   std::vector<std::vector<SafetensorsEntry>> shards(1);
   const int64_t element = static_cast<int64_t>(c10::elementSize(options.dtype));
   int64_t bytes = 0;
@@ -21,7 +22,8 @@ std::vector<std::vector<SafetensorsEntry>> DealShards(const Model& model, const 
       bytes = 0;
     }
     bytes += more;
-    shards.back().push_back({.name = spec.name, .dtype = SafetensorsDtype(options.dtype), .shape = spec.shape});
+    shards.back().push_back(
+        {.name = spec.name, .dtype = SafetensorsDtype(options.dtype), .shape = spec.shape});
   }
   return shards;
 }
@@ -35,11 +37,13 @@ std::string ShardName(size_t index, size_t count) {
 }  // namespace
 
 absl::StatusOr<HuggingFaceWriter> HuggingFaceWriter::Plan(FileSystem& files, const Model& model,
-                                                          const std::string& directory, ExportOptions options) {
+                                                          const std::string& directory,
+                                                          ExportOptions options) {
   HuggingFaceWriter writer;
   writer.files_ = &files;
   writer.directory_ = directory;
-  while (writer.directory_.size() > 1 && writer.directory_.back() == '/') writer.directory_.pop_back();
+  while (writer.directory_.size() > 1 && writer.directory_.back() == '/')
+    writer.directory_.pop_back();
   writer.partial_ = writer.directory_ + ".partial";
   writer.overwrite_ = options.overwrite;
   if (SafetensorsDtype(options.dtype).empty() || !at::isFloatingType(options.dtype)) {
@@ -66,8 +70,10 @@ absl::StatusOr<HuggingFaceWriter> HuggingFaceWriter::Plan(FileSystem& files, con
   writer.small_files_["generation_config.json"] = HuggingFaceGenerationConfig(model.config);
   writer.small_files_["README.md"] = HuggingFaceModelCard(model, options.card);
   if (writer.shards_.size() > 1) {
-    const Json index = {{"metadata", {{"total_parameters", model.num_parameters()}, {"total_size", writer.total_bytes_}}},
-                        {"weight_map", weight_map}};
+    const Json index = {
+        {"metadata",
+         {{"total_parameters", model.num_parameters()}, {"total_size", writer.total_bytes_}}},
+        {"weight_map", weight_map}};
     writer.small_files_["model.safetensors.index.json"] = index.dump(2) + "\n";
   }
   return writer;
@@ -77,12 +83,14 @@ absl::Status HuggingFaceWriter::Create() {
   auto present = files_->List(directory_);
   if (!present.ok() && !absl::IsNotFound(present.status())) return present.status();
   if (present.ok() && !present->empty() && !overwrite_) {
-    return absl::AlreadyExistsError(absl::StrCat(directory_, " exists and is not empty: name another folder"));
+    return absl::AlreadyExistsError(
+        absl::StrCat(directory_, " exists and is not empty: name another folder"));
   }
   SHOAL_RETURN_IF_ERROR(RemoveRecursively(*files_, partial_));
   SHOAL_RETURN_IF_ERROR(CreateDirectories(*files_, partial_));
   for (const Shard& shard : shards_) {
-    SHOAL_ASSIGN_OR_RETURN(auto file, files_->OpenForWrite(JoinPath(partial_, shard.name), OpenMode::kCreateNew));
+    SHOAL_ASSIGN_OR_RETURN(
+        auto file, files_->OpenForWrite(JoinPath(partial_, shard.name), OpenMode::kCreateNew));
     SHOAL_RETURN_IF_ERROR(file->WriteAt(0, shard.layout.head));
     const int64_t head_bytes = static_cast<int64_t>(shard.layout.head.size());
     if (shard.layout.file_bytes > head_bytes) {
@@ -97,14 +105,17 @@ absl::Status HuggingFaceWriter::Create() {
   return absl::OkStatus();
 }
 
-absl::Status HuggingFaceWriter::Write(const ParameterSpec& spec, int64_t begin, const Tensor& slice) {
+absl::Status HuggingFaceWriter::Write(const ParameterSpec& spec, int64_t begin,
+                                      const Tensor& slice) {
   const auto place = places_.find(spec.name);
   SHOAL_CHECK(place != places_.end()) << spec.name << " is not of the model that is exported";
   Shard& shard = shards_[place->second.shard];
   if (!shard.file) {
-    SHOAL_ASSIGN_OR_RETURN(shard.file, files_->OpenForWrite(JoinPath(partial_, shard.name), OpenMode::kUpdate));
+    SHOAL_ASSIGN_OR_RETURN(shard.file,
+                           files_->OpenForWrite(JoinPath(partial_, shard.name), OpenMode::kUpdate));
   }
-  return WriteSafetensorsSlice(*shard.file, shard.layout, shard.layout.tensors[place->second.tensor], begin, slice);
+  return WriteSafetensorsSlice(*shard.file, shard.layout,
+                               shard.layout.tensors[place->second.tensor], begin, slice);
 }
 
 absl::Status HuggingFaceWriter::Flush() {

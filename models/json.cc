@@ -18,12 +18,14 @@ struct Refused : std::runtime_error {
 absl::StatusOr<Json> ParseJson(const std::string& text, const std::string& name) {
   std::vector<std::set<std::string>> open_objects;
   const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth) throw Refused(absl::StrCat("more than ", kMaxDepth, " levels of nesting"));
+    if (depth > kMaxDepth)
+      throw Refused(absl::StrCat("more than ", kMaxDepth, " levels of nesting"));
     if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
     if (event == Json::parse_event_t::object_end) open_objects.pop_back();
     if (event == Json::parse_event_t::key) {
       const std::string key = parsed.get<std::string>();
-      if (!open_objects.back().insert(key).second) throw Refused(absl::StrCat("key \"", key, "\" is given twice"));
+      if (!open_objects.back().insert(key).second)
+        throw Refused(absl::StrCat("key \"", key, "\" is given twice"));
     }
     return true;
   };
@@ -48,7 +50,7 @@ Json* FindGiven(Json& object, const std::string& key) {
 
 std::string ShowJson(const Json& value) {
   const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  return text.size() <= 60 ? text : text.substr(0, 57) + "...";
+  return text.size() <= 60 ? text : absl::StrCat(text.substr(0, 57), "...");
 }
 
 }  // namespace shoal

@@ -8,9 +8,10 @@
 
 namespace shoal {
 
-KeyValueCache::KeyValueCache(const Options& options) : options_(options), lengths_(options.batch_size, 0) {
-  const std::vector<int64_t> shape = {options.batch_size, options.max_length, options.num_key_value_heads,
-                                      options.head_dim};
+KeyValueCache::KeyValueCache(const Options& options)
+    : options_(options), lengths_(options.batch_size, 0) {
+  const std::vector<int64_t> shape = {options.batch_size, options.max_length,
+                                      options.num_key_value_heads, options.head_dim};
   const auto tensor_options = at::TensorOptions(options.dtype).device(options.device);
   for (int64_t i = 0; i < options.num_layers; ++i) {
     keys_.push_back(at::empty(shape, tensor_options));
@@ -18,7 +19,8 @@ KeyValueCache::KeyValueCache(const Options& options) : options_(options), length
   }
 }
 
-KeyValueCache::View KeyValueCache::Append(int64_t layer, const Tensor& k_BTKH, const Tensor& v_BTKH) {
+KeyValueCache::View KeyValueCache::Append(int64_t layer, const Tensor& k_BTKH,
+                                          const Tensor& v_BTKH) {
   const int64_t num_rows = options_.batch_size, num_tokens = k_BTKH.size(1);
   const int64_t end = longest() + num_tokens;
   SHOAL_CHECK(k_BTKH.size(0) == num_rows && end <= options_.max_length)
@@ -26,7 +28,8 @@ KeyValueCache::View KeyValueCache::Append(int64_t layer, const Tensor& k_BTKH, c
       << options_.max_length;
   const at::NoGradGuard no_grad;
   Tensor &keys = keys_[layer], &values = values_[layer];
-  const bool even = std::all_of(lengths_.begin(), lengths_.end(), [&](int64_t n) { return n == lengths_[0]; });
+  const bool even =
+      std::all_of(lengths_.begin(), lengths_.end(), [&](int64_t n) { return n == lengths_[0]; });
   if (even) {
     keys.narrow(1, end - num_tokens, num_tokens).copy_(k_BTKH);
     values.narrow(1, end - num_tokens, num_tokens).copy_(v_BTKH);
@@ -37,7 +40,8 @@ KeyValueCache::View KeyValueCache::Append(int64_t layer, const Tensor& k_BTKH, c
     }
   }
   Tensor lengths_B = at::empty({num_rows}, at::kLong);
-  for (int64_t row = 0; row < num_rows; ++row) lengths_B.mutable_data_ptr<int64_t>()[row] = lengths_[row] + num_tokens;
+  for (int64_t row = 0; row < num_rows; ++row)
+    lengths_B.mutable_data_ptr<int64_t>()[row] = lengths_[row] + num_tokens;
   return {.k_BSKH = keys.narrow(1, 0, end),
           .v_BSKH = values.narrow(1, 0, end),
           .lengths_B = lengths_B.to(options_.device)};

@@ -1,8 +1,9 @@
 // Keys and values of the tokens that a model has read, for decoding.
 //
-// A pass over T new tokens a row: every layer calls Append, and after the last block the caller (ForwardAll,
-// forward.h, does it) calls Advance(T). Rows of a batch may differ in length: pad the new tokens on the right,
-// then tell each row's true length with SetLength. What lies past a row's length is never read.
+// A pass over T new tokens a row: every layer calls Append, and after the last block the caller
+// (ForwardAll, forward.h, does it) calls Advance(T). Rows of a batch may differ in length: pad the
+// new tokens on the right, then tell each row's true length with SetLength. What lies past a row's
+// length is never read.
 //
 // Legend: B rows, S places, T new tokens, K key-value heads, H head size.
 #pragma once
@@ -25,14 +26,16 @@ class KeyValueCache {
     at::ScalarType dtype = at::kFloat;
     at::Device device = at::kCPU;
   };
-  // 2 * num_layers * batch_size * max_length * num_key_value_heads * head_dim elements, allocated at once.
+  // 2 * num_layers * batch_size * max_length * num_key_value_heads * head_dim elements, allocated
+  // at once.
   explicit KeyValueCache(const Options& options);
 
   struct View {
     Tensor k_BSKH, v_BSKH;  // S: the longest row, new tokens included
     Tensor lengths_B;       // int64, new tokens included
   };
-  // Writes k, v (B, T, K, H) behind each row's tokens and returns all of `layer`. The rows must have room.
+  // Writes k, v (B, T, K, H) behind each row's tokens and returns all of `layer`. The rows must
+  // have room.
   View Append(int64_t layer, const Tensor& k_BTKH, const Tensor& v_BTKH);
   // After the last layer: every row is T tokens longer.
   void Advance(int64_t num_tokens);
@@ -45,7 +48,7 @@ class KeyValueCache {
 
  private:
   Options options_;
-  std::vector<Tensor> keys_;    // A layer: (B, S_max, K, H)
+  std::vector<Tensor> keys_;  // A layer: (B, S_max, K, H)
   std::vector<Tensor> values_;
   std::vector<int64_t> lengths_;
 };

@@ -44,10 +44,12 @@ absl::StatusOr<Model> BuildModel(const ModelConfig& config) {
     rotary = std::make_shared<RotaryCache>(config.rope, config.head_dim, config.max_positions);
   }
   for (int64_t i = 0; i < config.num_layers; ++i) {
-    SHOAL_RETURN_IF_ERROR(
-        add(i, [&](ParameterList& list) { return std::make_unique<DecoderLayer>(list, config, i, rotary); }));
+    SHOAL_RETURN_IF_ERROR(add(i, [&](ParameterList& list) {
+      return std::make_unique<DecoderLayer>(list, config, i, rotary);
+    }));
   }
-  SHOAL_RETURN_IF_ERROR(add(0, [&](ParameterList& list) { return std::make_unique<HeadBlock>(list, config); }));
+  SHOAL_RETURN_IF_ERROR(
+      add(0, [&](ParameterList& list) { return std::make_unique<HeadBlock>(list, config); }));
   return model;
 }
 

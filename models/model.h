@@ -20,7 +20,8 @@ struct Model {
   int64_t num_parameters() const;
   // Every weight once, in block order: what a file of this model holds.
   std::vector<ParameterSpec> unique_parameters() const;
-  // Of the matrix products, for one token of a sequence of that length (see Block::ForwardFlopsPerToken).
+  // Of the matrix products, for one token of a sequence of that length (see
+  // Block::ForwardFlopsPerToken).
   double ForwardFlopsPerToken(int64_t sequence_length) const;
 
   int64_t vocab_size() const { return config.vocab_size; }

@@ -22,7 +22,9 @@ namespace {
 // A value of ModelConfig that a family's `config` section may set.
 struct ModelValue {
   std::string name;
-  std::variant<int64_t ModelConfig::*, double ModelConfig::*, bool ModelConfig::*, Activation ModelConfig::*> member;
+  std::variant<int64_t ModelConfig::*, double ModelConfig::*, bool ModelConfig::*,
+               Activation ModelConfig::*>
+      member;
   double min = 0, max = 0;  // Of numbers
   bool required = true;
 };
@@ -51,18 +53,32 @@ const std::vector<ModelValue>& ModelValues() {
 
 const std::map<std::string, Activation>& Activations() {
   static const auto& names = *new std::map<std::string, Activation>{
-      {"silu", Activation::kSilu},          {"swish", Activation::kSilu},
-      {"gelu_new", Activation::kGeluTanh},  {"gelu_pytorch_tanh", Activation::kGeluTanh},
-      {"gelu", Activation::kGeluErf},       {"relu", Activation::kRelu}};
+      {"silu", Activation::kSilu},         {"swish", Activation::kSilu},
+      {"gelu_new", Activation::kGeluTanh}, {"gelu_pytorch_tanh", Activation::kGeluTanh},
+      {"gelu", Activation::kGeluErf},      {"relu", Activation::kRelu}};
   return names;
 }
 
 // Keys of every config.json that change nothing here, or that are read elsewhere.
 const std::vector<std::string>& CommonKeys() {
-  static const auto& keys = *new std::vector<std::string>{
-      "model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "_name_or_path",
-      "bos_token_id", "eos_token_id", "pad_token_id", "quantization_config", "output_attentions",
-      "output_hidden_states", "return_dict", "auto_map", "task_specific_params", "id2label", "label2id"};
+  static const auto& keys = *new std::vector<std::string>{"model_type",
+                                                          "architectures",
+                                                          "dtype",
+                                                          "torch_dtype",
+                                                          "transformers_version",
+                                                          "use_cache",
+                                                          "_name_or_path",
+                                                          "bos_token_id",
+                                                          "eos_token_id",
+                                                          "pad_token_id",
+                                                          "quantization_config",
+                                                          "output_attentions",
+                                                          "output_hidden_states",
+                                                          "return_dict",
+                                                          "auto_map",
+                                                          "task_specific_params",
+                                                          "id2label",
+                                                          "label2id"};
   return keys;
 }
 
@@ -80,12 +96,15 @@ class ConfigResolver {
     for (const auto& [key, rate] : family_.dropout) known.push_back(key);
     for (const auto& [key, value] : family_.only) known.push_back(key);
     known.insert(known.end(), family_.ignored.begin(), family_.ignored.end());
-    if (family_.rope) known.insert(known.end(), {family_.rope->parameters, family_.rope->scaling, family_.rope->theta});
+    if (family_.rope)
+      known.insert(known.end(),
+                   {family_.rope->parameters, family_.rope->scaling, family_.rope->theta});
     for (const auto& [key, value] : handwritten.items()) {
       if (std::find(known.begin(), known.end(), key) != known.end()) continue;
       const std::string nearest = NearestName(key, known);
-      Issue(key, absl::StrCat("unknown key of family ", family_.model_type,
-                              nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?")));
+      Issue(key,
+            absl::StrCat("unknown key of family ", family_.model_type,
+                         nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?")));
     }
   }
 
@@ -93,7 +112,8 @@ class ConfigResolver {
     for (const ModelFamily::Value& value : family_.values) ResolveValue(value);
     if (!issues_.empty()) return;  // What follows leans on the values
     CheckHeads();
-    if (family_.rope) config_.rope = ReadRope(*family_.rope, config_.json, config_.max_positions, issues_);
+    if (family_.rope)
+      config_.rope = ReadRope(*family_.rope, config_.json, config_.max_positions, issues_);
     ResolveDropout();
     CheckOnly();
     config_.bos_token_id = TokenId(config_.json, "bos_token_id");
@@ -110,10 +130,13 @@ class ConfigResolver {
     config_.generation_json = std::move(generation);
   }
 
-  void Issue(const std::string& key, const std::string& message) { issues_.push_back({key, message}); }
+  void Issue(const std::string& key, const std::string& message) {
+    issues_.push_back({key, message});
+  }
 
   absl::StatusOr<ModelConfig> Finish(const std::string& where, const ConfigOptions& options) {
-    if (options.issues) options.issues->insert(options.issues->end(), issues_.begin(), issues_.end());
+    if (options.issues)
+      options.issues->insert(options.issues->end(), issues_.begin(), issues_.end());
     if (issues_.empty()) return std::move(config_);
     std::vector<std::string> lines;
     for (const ConfigIssue& issue : issues_) {
@@ -134,15 +157,16 @@ class ConfigResolver {
 
   void ResolveValue(const ModelFamily::Value& value) {
     const auto& all = ModelValues();
-    const auto& model_value =
-        *std::find_if(all.begin(), all.end(), [&](const ModelValue& v) { return v.name == value.name; });
+    const auto& model_value = *std::find_if(
+        all.begin(), all.end(), [&](const ModelValue& v) { return v.name == value.name; });
     const std::string& key = value.key.empty() ? value.name : value.key;
     Json* given = value.key.empty() ? nullptr : FindGiven(config_.json, value.key);
-    std::visit([&](auto member) { Set(member, model_value, key, given, value.fallback); }, model_value.member);
+    std::visit([&](auto member) { Set(member, model_value, key, given, value.fallback); },
+               model_value.member);
   }
 
-  void Set(int64_t ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
-           const std::string& fallback) {
+  void Set(int64_t ModelConfig::*member, const ModelValue& value, const std::string& key,
+           Json* given, const std::string& fallback) {
     double number = 0;
     if (!given) {
       if (!Evaluate(key, fallback, &number)) return;
@@ -152,16 +176,16 @@ class ConfigResolver {
       return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a whole number"));
     }
     if (!(number >= value.min && number <= value.max)) {
-      return Issue(key, absl::StrCat("got ", number, ", expected ", static_cast<int64_t>(value.min), " to ",
-                                     static_cast<int64_t>(value.max)));
+      return Issue(key, absl::StrCat("got ", number, ", expected ", static_cast<int64_t>(value.min),
+                                     " to ", static_cast<int64_t>(value.max)));
     }
     config_.*member = static_cast<int64_t>(number);
     numbers_[value.name] = number;
     if (given) *given = config_.*member;
   }
 
-  void Set(double ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
-           const std::string& fallback) {
+  void Set(double ModelConfig::*member, const ModelValue& value, const std::string& key,
+           Json* given, const std::string& fallback) {
     double number = 0;
     if (!given) {
       if (!Evaluate(key, fallback, &number)) return;
@@ -180,24 +204,28 @@ class ConfigResolver {
 
   void Set(bool ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
            const std::string& fallback) {
-    if (given && !given->is_boolean()) return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected true or false"));
+    if (given && !given->is_boolean())
+      return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected true or false"));
     config_.*member = given ? given->get<bool>() : fallback == "true";
   }
 
-  void Set(Activation ModelConfig::*member, const ModelValue& value, const std::string& key, Json* given,
-           const std::string& fallback) {
-    if (given && !given->is_string()) return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a word"));
+  void Set(Activation ModelConfig::*member, const ModelValue& value, const std::string& key,
+           Json* given, const std::string& fallback) {
+    if (given && !given->is_string())
+      return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a word"));
     const std::string name = given ? given->get<std::string>() : fallback;
     const auto found = Activations().find(name);
     if (found == Activations().end()) {
       std::vector<std::string> known;
       for (const auto& [word, activation] : Activations()) known.push_back(word);
-      return Issue(key, absl::StrCat("activation \"", name, "\" is not known; known: ", absl::StrJoin(known, ", ")));
+      return Issue(key, absl::StrCat("activation \"", name,
+                                     "\" is not known; known: ", absl::StrJoin(known, ", ")));
     }
     config_.*member = found->second;
   }
 
-  // A family's "number", "name", "a * b" or "a / b". False, with an issue where it is news, if it has no value.
+  // A family's "number", "name", "a * b" or "a / b". False, with an issue where it is news, if it
+  // has no value.
   bool Evaluate(const std::string& key, const std::string& expression, double* result) {
     const std::vector<std::string> words = absl::StrSplit(expression, ' ');
     double operands[2] = {0, 1};
@@ -206,7 +234,8 @@ class ConfigResolver {
       if (absl::SimpleAtod(words[i], &operand)) continue;
       const auto found = numbers_.find(words[i]);
       if (found == numbers_.end()) {
-        if (issues_.empty()) Issue(key, absl::StrCat("is missing, and \"", expression, "\" gives no default"));
+        if (issues_.empty())
+          Issue(key, absl::StrCat("is missing, and \"", expression, "\" gives no default"));
         return false;
       }
       operand = found->second;
@@ -214,8 +243,8 @@ class ConfigResolver {
     const bool quotient = words.size() == 3 && words[1] == "/";
     *result = quotient ? operands[0] / operands[1] : operands[0] * operands[1];
     if (quotient && std::trunc(*result) != *result) {
-      Issue(KeyOf(words[0]), absl::StrCat("got ", operands[0], ", expected a multiple of ", KeyOf(words[2]), " = ",
-                                          operands[1]));
+      Issue(KeyOf(words[0]), absl::StrCat("got ", operands[0], ", expected a multiple of ",
+                                          KeyOf(words[2]), " = ", operands[1]));
       return false;
     }
     return true;
@@ -224,11 +253,12 @@ class ConfigResolver {
   void CheckHeads() {
     if (config_.num_heads % config_.num_key_value_heads != 0) {
       Issue(KeyOf("num_key_value_heads"),
-            absl::StrCat("got ", config_.num_key_value_heads, ", expected a divisor of ", KeyOf("num_heads"), " = ",
-                         config_.num_heads));
+            absl::StrCat("got ", config_.num_key_value_heads, ", expected a divisor of ",
+                         KeyOf("num_heads"), " = ", config_.num_heads));
     }
     if (family_.rope && config_.head_dim % 2 != 0) {
-      Issue(KeyOf("head_dim"), absl::StrCat("got ", config_.head_dim, "; rotary positions need an even head size"));
+      Issue(KeyOf("head_dim"),
+            absl::StrCat("got ", config_.head_dim, "; rotary positions need an even head size"));
     }
   }
 
@@ -257,7 +287,8 @@ class ConfigResolver {
       }
     }
     if (FindGiven(config_.json, "quantization_config")) {
-      Issue("quantization_config", "quantised weights are not supported; use the folder of the original weights");
+      Issue("quantization_config",
+            "quantised weights are not supported; use the folder of the original weights");
     }
   }
 
@@ -293,7 +324,8 @@ class ConfigResolver {
   std::vector<ConfigIssue> issues_;
 };
 
-absl::StatusOr<std::shared_ptr<const ModelFamily>> FamilyOf(const Json& config, const std::string& where,
+absl::StatusOr<std::shared_ptr<const ModelFamily>> FamilyOf(const Json& config,
+                                                            const std::string& where,
                                                             const ConfigOptions& options) {
   const auto refuse = [&](const std::string& message) {
     if (options.issues) options.issues->push_back({"model_type", message});
@@ -305,18 +337,22 @@ absl::StatusOr<std::shared_ptr<const ModelFamily>> FamilyOf(const Json& config, 
     PosixFileSystem files;
     SHOAL_ASSIGN_OR_RETURN(auto family, LoadFamily(files, options.family_file));
     if (has_type && *type != family->model_type) {
-      return refuse(absl::StrCat("got ", ShowJson(*type), ", but ", options.family_file, " is of ", family->model_type));
+      return refuse(absl::StrCat("got ", ShowJson(*type), ", but ", options.family_file, " is of ",
+                                 family->model_type));
     }
     return family;
   }
-  if (!has_type) return refuse(absl::StrCat("is missing; known: ", absl::StrJoin(KnownFamilies(), ", ")));
+  if (!has_type)
+    return refuse(absl::StrCat("is missing; known: ", absl::StrJoin(KnownFamilies(), ", ")));
   auto family = FindFamily(type->get<std::string>());
-  if (!family.ok() && absl::IsNotFound(family.status())) return refuse(std::string(family.status().message()));
+  if (!family.ok() && absl::IsNotFound(family.status()))
+    return refuse(std::string(family.status().message()));
   return family;
 }
 
-absl::StatusOr<ModelConfig> Resolve(Json config, const Json& handwritten, std::optional<Json> generation,
-                                    const std::string& where, const ConfigOptions& options) {
+absl::StatusOr<ModelConfig> Resolve(Json config, const Json& handwritten,
+                                    std::optional<Json> generation, const std::string& where,
+                                    const ConfigOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(auto family, FamilyOf(config, where, options));
   config["model_type"] = family->model_type;
   ConfigResolver resolver(std::move(family), std::move(config));
@@ -343,15 +379,17 @@ bool IsRequiredModelValue(const std::string& name) {
 }
 
 absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options) {
-  if (!config.is_object()) return absl::InvalidArgumentError("model.config must be a map of config.json's keys");
+  if (!config.is_object())
+    return absl::InvalidArgumentError("model.config must be a map of config.json's keys");
   return Resolve(config, config, std::nullopt, "model.config.", options);
 }
 
-absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory, const Json& overrides,
-                                            const ConfigOptions& options) {
+absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory,
+                                            const Json& overrides, const ConfigOptions& options) {
   const std::string path = JoinPath(directory, "config.json");
   SHOAL_ASSIGN_OR_RETURN(Json config, ReadJsonFile(files, path));
-  if (!config.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
+  if (!config.is_object())
+    return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
   if (overrides.is_object()) config.merge_patch(overrides);
   std::optional<Json> generation;
   const std::string generation_path = JoinPath(directory, "generation_config.json");
@@ -359,8 +397,8 @@ absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string
   if (has_generation) {
     SHOAL_ASSIGN_OR_RETURN(generation, ReadJsonFile(files, generation_path));
   }
-  SHOAL_ASSIGN_OR_RETURN(ModelConfig result,
-                         Resolve(std::move(config), overrides, std::move(generation), path + ": ", options));
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig result, Resolve(std::move(config), overrides,
+                                                     std::move(generation), path + ": ", options));
   result.origin = directory;
   return result;
 }

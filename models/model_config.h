@@ -20,8 +20,8 @@ enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu };
 
 struct ModelConfig {
   std::shared_ptr<const ModelFamily> family;
-  // config.json as it was read, keys and order kept, overrides applied. An export writes it back with every
-  // key of the family's table present.
+  // config.json as it was read, keys and order kept, overrides applied. An export writes it back
+  // with every key of the family's table present.
   Json json;
   // generation_config.json, if there was one.
   std::optional<Json> generation_json;
@@ -45,8 +45,9 @@ struct ModelConfig {
   bool scale_attention_by_layer = false;  // By 1 / (layer + 1) too
   RopeOptions rope;                       // Of families with rotary positions
 
-  // The largest dropout rate that config.json asks for in training, and the keys that do ("resid_pdrop,
-  // attn_pdrop"). Blocks apply none: training must refuse unless it is 0; inference never drops.
+  // The largest dropout rate that config.json asks for in training, and the keys that do
+  // ("resid_pdrop, attn_pdrop"). Blocks apply none: training must refuse unless it is 0; inference
+  // never drops.
   double training_dropout = 0;
   std::string training_dropout_keys;
 
@@ -55,8 +56,8 @@ struct ModelConfig {
   std::vector<int64_t> eos_token_ids;
 };
 
-// One thing wrong with a configuration. `key` is its path in config.json: "rope_parameters.factor"; "" if no
-// key is to blame.
+// One thing wrong with a configuration. `key` is its path in config.json: "rope_parameters.factor";
+// "" if no key is to blame.
 struct ConfigIssue {
   std::string key;
   std::string message;  // Without the key
@@ -64,19 +65,21 @@ struct ConfigIssue {
 
 struct ConfigOptions {
   std::string family_file;  // A family of the user's own instead of the compiled-in ones
-  // Receives everything wrong, for callers that can point at the line of each key. May be null: the returned
-  // status tells the same, one "key: message" after another.
+  // Receives everything wrong, for callers that can point at the line of each key. May be null: the
+  // returned status tells the same, one "key: message" after another.
   std::vector<ConfigIssue>* issues = nullptr;
 };
 
-// A configuration written by hand (a recipe's model.config): unknown keys are errors that name the nearest
-// key, as are unsupported values. `overrides` must be an object with a model_type.
-absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options = {});
+// A configuration written by hand (a recipe's model.config): unknown keys are errors that name the
+// nearest key, as are unsupported values. `overrides` must be an object with a model_type.
+absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config,
+                                                const ConfigOptions& options = {});
 
-// `directory`/config.json (and generation_config.json, if there is one) with `overrides` merged over it (RFC
-// 7386; null for none). Keys of the file that the family does not know are kept and ignored; those of
-// `overrides` are errors.
+// `directory`/config.json (and generation_config.json, if there is one) with `overrides` merged
+// over it (RFC 7386; null for none). Keys of the file that the family does not know are kept and
+// ignored; those of `overrides` are errors.
 absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory,
-                                            const Json& overrides = nullptr, const ConfigOptions& options = {});
+                                            const Json& overrides = nullptr,
+                                            const ConfigOptions& options = {});
 
 }  // namespace shoal

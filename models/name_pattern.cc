@@ -22,12 +22,14 @@ absl::StatusOr<std::vector<std::string>> ExpandBraces(const std::string& pattern
     for (std::string& name : names) name += pattern.substr(place, open - place);
     if (open == std::string::npos) break;
     const size_t close = pattern.find('}', open);
-    if (close == std::string::npos) return absl::InvalidArgumentError(absl::StrCat("a { of ", pattern, " is not closed"));
+    if (close == std::string::npos)
+      return absl::InvalidArgumentError(absl::StrCat("a { of ", pattern, " is not closed"));
     const std::string inside = pattern.substr(open + 1, close - open - 1);
     std::vector<std::string> words = absl::StrSplit(inside, ',');
     if (inside == "i") words = {kLayerPlaceholder};
     if (names.size() * words.size() > kMaxNames) {
-      return absl::InvalidArgumentError(absl::StrCat(pattern, " stands for more than ", kMaxNames, " names"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(pattern, " stands for more than ", kMaxNames, " names"));
     }
     std::vector<std::string> longer;
     for (const std::string& name : names) {
@@ -48,8 +50,11 @@ bool MatchesLayerPattern(const std::string& pattern, const std::string& name) {
   if (hole == std::string::npos) return pattern == name;
   const absl::string_view head(pattern.data(), hole);
   const absl::string_view tail = absl::string_view(pattern).substr(hole + 3);
-  if (name.size() <= head.size() + tail.size() || !absl::StartsWith(name, head) || !absl::EndsWith(name, tail)) return false;
-  const absl::string_view number(name.data() + head.size(), name.size() - head.size() - tail.size());
+  if (name.size() <= head.size() + tail.size() || !absl::StartsWith(name, head) ||
+      !absl::EndsWith(name, tail))
+    return false;
+  const absl::string_view number(name.data() + head.size(),
+                                 name.size() - head.size() - tail.size());
   return std::all_of(number.begin(), number.end(), absl::ascii_isdigit);
 }
 

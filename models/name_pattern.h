@@ -10,8 +10,8 @@ namespace shoal {
 
 inline constexpr char kLayerPlaceholder[] = "{i}";
 
-// "x.{q,k}.{weight,bias}" -> x.q.weight, x.q.bias, x.k.weight, x.k.bias. {i} stays. Errors: a brace that does
-// not close, more than 64 names.
+// "x.{q,k}.{weight,bias}" -> x.q.weight, x.q.bias, x.k.weight, x.k.bias. {i} stays. Errors: a brace
+// that does not close, more than 64 names.
 absl::StatusOr<std::vector<std::string>> ExpandBraces(const std::string& pattern);
 
 // With the layer's number in the place of {i}.

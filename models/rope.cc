@@ -19,7 +19,8 @@ Tensor Llama3(const RopeOptions& rope, const Tensor& frequency) {
 
 // The dimension that turns `rotations` times over the original context.
 double TurningDimension(const RopeOptions& rope, int64_t head_dim, double rotations) {
-  return head_dim * std::log(rope.original_max_positions / (rotations * 2 * M_PI)) / (2 * std::log(rope.theta));
+  return head_dim * std::log(rope.original_max_positions / (rotations * 2 * M_PI)) /
+         (2 * std::log(rope.theta));
 }
 
 Tensor Yarn(const RopeOptions& rope, int64_t head_dim, const Tensor& frequency) {
@@ -43,10 +44,17 @@ Tensor InverseFrequencies(const RopeOptions& rope, int64_t head_dim, at::ScalarT
   Tensor exponent = at::arange(0, head_dim, 2, options) / static_cast<double>(head_dim);
   Tensor frequency = at::pow(at::Scalar(rope.theta), exponent).reciprocal();
   switch (rope.type) {
-    case RopeOptions::Type::kDefault: break;
-    case RopeOptions::Type::kLinear: frequency = frequency / rope.factor; break;
-    case RopeOptions::Type::kLlama3: frequency = Llama3(rope, frequency); break;
-    case RopeOptions::Type::kYarn: frequency = Yarn(rope, head_dim, frequency); break;
+    case RopeOptions::Type::kDefault:
+      break;
+    case RopeOptions::Type::kLinear:
+      frequency = frequency / rope.factor;
+      break;
+    case RopeOptions::Type::kLlama3:
+      frequency = Llama3(rope, frequency);
+      break;
+    case RopeOptions::Type::kYarn:
+      frequency = Yarn(rope, head_dim, frequency);
+      break;
   }
   return frequency.to(at::kDouble);
 }

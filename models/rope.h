@@ -12,8 +12,9 @@ struct RopeOptions {
   enum class Type {
     kDefault,  // theta^(-2i/d) (Su et al. 2021)
     kLinear,   // divided by factor (position interpolation, Chen et al. 2023)
-    kLlama3,   // long wavelengths divided by factor, short ones kept, smooth between (Grattafiori et al. 2024)
-    kYarn,     // NTK by parts (Peng et al. 2023)
+    kLlama3,  // long wavelengths divided by factor, short ones kept, smooth between (Grattafiori et
+              // al. 2024)
+    kYarn,    // NTK by parts (Peng et al. 2023)
   };
   Type type = Type::kDefault;
   double theta = 10000;
@@ -30,8 +31,8 @@ struct RopeOptions {
   double attention_factor = 1;  // cos and sin are multiplied by it
 };
 
-// (head_dim / 2) float64. Computed in float32, as Hugging Face does for every model, unless `dtype` is
-// float64: weights are trained with these roundings.
+// (head_dim / 2) float64. Computed in float32, as Hugging Face does for every model, unless `dtype`
+// is float64: weights are trained with these roundings.
 Tensor InverseFrequencies(const RopeOptions& rope, int64_t head_dim, at::ScalarType dtype);
 
 }  // namespace shoal

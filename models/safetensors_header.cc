@@ -67,11 +67,12 @@ template <typename... Parts>
 
 // The name as a message may carry it.
 std::string Quote(const std::string& name) {
-  return nlohmann::json(name.substr(0, kMaxNameBytes)).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return nlohmann::json(name.substr(0, kMaxNameBytes))
+      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// Follows the header's few shapes while it is parsed; builds no tree, so a header of 100 MB costs its entries.
-// Levels: 1 the header, 2 a tensor or __metadata__, 3 shape or data_offsets.
+// Follows the header's few shapes while it is parsed; builds no tree, so a header of 100 MB costs
+// its entries. Levels: 1 the header, 2 a tensor or __metadata__, 3 shape or data_offsets.
 class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
   std::vector<SafetensorsEntry> tensors;
@@ -80,12 +81,15 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   bool null() override { Refuse("unexpected null", Where()); }
   bool boolean(bool) override { Refuse("unexpected true or false", Where()); }
   bool number_integer(number_integer_t) override { Refuse("negative number", Where()); }
-  bool number_float(number_float_t, const string_t&) override { Refuse("number that is not whole", Where()); }
+  bool number_float(number_float_t, const string_t&) override {
+    Refuse("number that is not whole", Where());
+  }
   bool binary(binary_t&) override { Refuse("binary value", Where()); }
 
   bool number_unsigned(number_unsigned_t value) override {
     if (level_ != 3) Refuse("unexpected number", Where());
-    if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) Refuse("number beyond 64 bits", Where());
+    if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
+      Refuse("number beyond 64 bits", Where());
     if (list_.size() >= kMaxDimensions) Refuse("more than ", kMaxDimensions, " numbers", Where());
     list_.push_back(static_cast<int64_t>(value));
     return true;
@@ -126,7 +130,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
 
   bool end_object() override {
     if (level_-- == 2) {
-      if (!in_metadata_ && fields_.size() != 3) Refuse("needs dtype, shape and data_offsets", Where());
+      if (!in_metadata_ && fields_.size() != 3)
+        Refuse("needs dtype, shape and data_offsets", Where());
       in_metadata_ = false;
     }
     return true;
@@ -161,14 +166,19 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
   void StartMember(const std::string& name) {
     name_ = name;
     in_metadata_ = name == "__metadata__";
-    if (name.size() > kMaxNameBytes) Refuse("a tensor's name has ", name.size(), " bytes, the limit is ", kMaxNameBytes);
+    if (name.size() > kMaxNameBytes)
+      Refuse("a tensor's name has ", name.size(), " bytes, the limit is ", kMaxNameBytes);
     const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
-    if (std::any_of(name.begin(), name.end(), control)) Refuse("control character in the name ", Quote(name));
+    if (std::any_of(name.begin(), name.end(), control))
+      Refuse("control character in the name ", Quote(name));
     if (!names_.insert(name).second) Refuse("tensor ", Quote(name), " is given twice");
-    if (static_cast<int64_t>(names_.size()) > kMaxTensors) Refuse("more than ", kMaxTensors, " tensors");
+    if (static_cast<int64_t>(names_.size()) > kMaxTensors)
+      Refuse("more than ", kMaxTensors, " tensors");
   }
 
-  std::string Where() const { return level_ >= 1 && !name_.empty() ? absl::StrCat(" at ", Quote(name_)) : ""; }
+  std::string Where() const {
+    return level_ >= 1 && !name_.empty() ? absl::StrCat(" at ", Quote(name_)) : "";
+  }
 
   int level_ = 0;
   bool in_metadata_ = false;
@@ -183,7 +193,8 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
 int64_t BytesOf(const SafetensorsEntry& tensor) {
   int64_t bits = Dtypes()[DtypeRank(tensor.dtype)].bits;
   for (int64_t size : tensor.shape) {
-    if (__builtin_mul_overflow(bits, size, &bits)) Refuse("shape of ", Quote(tensor.name), " overflows 64 bits");
+    if (__builtin_mul_overflow(bits, size, &bits))
+      Refuse("shape of ", Quote(tensor.name), " overflows 64 bits");
   }
   if (bits % 8 != 0) Refuse("shape of ", Quote(tensor.name), " does not fill whole bytes");
   return bits / 8;
@@ -197,19 +208,21 @@ void CheckSpans(std::vector<SafetensorsEntry>& tensors, int64_t data_bytes) {
   int64_t place = 0;
   for (const SafetensorsEntry& tensor : tensors) {
     if (tensor.end < tensor.begin || tensor.end > data_bytes) {
-      Refuse("bytes ", tensor.begin, " to ", tensor.end, " of ", Quote(tensor.name), " are not in the file's ",
-             data_bytes, " bytes of data");
+      Refuse("bytes ", tensor.begin, " to ", tensor.end, " of ", Quote(tensor.name),
+             " are not in the file's ", data_bytes, " bytes of data");
     }
     if (tensor.begin != place) {
-      Refuse(Quote(tensor.name), " starts at byte ", tensor.begin, ", the one before ends at ", place);
+      Refuse(Quote(tensor.name), " starts at byte ", tensor.begin, ", the one before ends at ",
+             place);
     }
     if (tensor.end - tensor.begin != BytesOf(tensor)) {
-      Refuse(Quote(tensor.name), " has ", tensor.end - tensor.begin, " bytes, its dtype and shape need ",
-             BytesOf(tensor));
+      Refuse(Quote(tensor.name), " has ", tensor.end - tensor.begin,
+             " bytes, its dtype and shape need ", BytesOf(tensor));
     }
     place = tensor.end;
   }
-  if (place != data_bytes) Refuse("the tensors end at byte ", place, " of ", data_bytes, " bytes of data");
+  if (place != data_bytes)
+    Refuse("the tensors end at byte ", place, " of ", data_bytes, " bytes of data");
 }
 
 }  // namespace
@@ -232,7 +245,8 @@ std::optional<at::ScalarType> DtypeOfSafetensors(absl::string_view dtype) {
   return rank < 0 ? std::nullopt : Dtypes()[rank].dtype;
 }
 
-absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json, int64_t data_bytes,
+absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json,
+                                                         int64_t data_bytes,
                                                          const std::string& file) {
   HeaderHandler handler;
   try {
@@ -240,15 +254,18 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json
     nlohmann::json::sax_parse(json, &handler);
     CheckSpans(handler.tensors, data_bytes);
   } catch (const Refused& error) {
-    return absl::InvalidArgumentError(absl::StrCat(file, ": bad safetensors header: ", error.what()));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, ": bad safetensors header: ", error.what()));
   }
-  return SafetensorsHeader{.tensors = std::move(handler.tensors), .metadata = std::move(handler.metadata)};
+  return SafetensorsHeader{.tensors = std::move(handler.tensors),
+                           .metadata = std::move(handler.metadata)};
 }
 
 SafetensorsLayout LayOutSafetensors(std::vector<SafetensorsEntry> tensors,
                                     const std::map<std::string, std::string>& metadata) {
   std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
-    return std::make_pair(-DtypeRank(a.dtype), a.name) < std::make_pair(-DtypeRank(b.dtype), b.name);
+    return std::make_pair(-DtypeRank(a.dtype), a.name) <
+           std::make_pair(-DtypeRank(b.dtype), b.name);
   });
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
@@ -257,8 +274,10 @@ SafetensorsLayout LayOutSafetensors(std::vector<SafetensorsEntry> tensors,
     SHOAL_CHECK(DtypeRank(tensor.dtype) >= 0) << tensor.name << " has dtype " << tensor.dtype;
     tensor.begin = place;
     tensor.end = place += BytesOf(tensor);
-    header.push_back({tensor.name, {{"dtype", tensor.dtype}, {"shape", tensor.shape},
-                                    {"data_offsets", {tensor.begin, tensor.end}}}});
+    header.push_back({tensor.name,
+                      {{"dtype", tensor.dtype},
+                       {"shape", tensor.shape},
+                       {"data_offsets", {tensor.begin, tensor.end}}}});
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');

@@ -25,17 +25,21 @@ std::string ListNames(const std::vector<std::string>& names) {
   return shown == names.size() ? text : absl::StrCat(text, " and ", names.size() - shown, " more");
 }
 
-std::string ShowShape(const std::vector<int64_t>& shape) { return absl::StrCat("(", absl::StrJoin(shape, ", "), ")"); }
+std::string ShowShape(const std::vector<int64_t>& shape) {
+  return absl::StrCat("(", absl::StrJoin(shape, ", "), ")");
+}
 
 // The files of a folder that hold weights, by name.
-absl::StatusOr<std::vector<std::string>> WeightFiles(FileSystem& files, const std::string& directory) {
+absl::StatusOr<std::vector<std::string>> WeightFiles(FileSystem& files,
+                                                     const std::string& directory) {
   const std::string single = "model.safetensors", index_name = "model.safetensors.index.json";
   SHOAL_ASSIGN_OR_RETURN(const bool has_single, Exists(files, JoinPath(directory, single)));
   if (has_single) return std::vector<std::string>{single};
   const std::string index_path = JoinPath(directory, index_name);
   SHOAL_ASSIGN_OR_RETURN(const bool has_index, Exists(files, index_path));
   if (!has_index) {
-    return absl::NotFoundError(absl::StrCat(directory, " has neither ", single, " nor ", index_name));
+    return absl::NotFoundError(
+        absl::StrCat(directory, " has neither ", single, " nor ", index_name));
   }
   SHOAL_ASSIGN_OR_RETURN(const Json index, ReadJsonFile(files, index_path, kMaxIndexBytes));
   const auto map = index.is_object() ? index.find("weight_map") : index.end();
@@ -46,8 +50,10 @@ absl::StatusOr<std::vector<std::string>> WeightFiles(FileSystem& files, const st
   for (const auto& [tensor, file] : map->items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
     // A name with a path could make us read any file of this machine.
-    if (name.empty() || absl::StrContains(name, '/') || absl::StrContains(name, '\0') || name[0] == '.') {
-      return absl::InvalidArgumentError(absl::StrCat(index_path, ": weight_map of ", tensor, " names no file here"));
+    if (name.empty() || absl::StrContains(name, '/') || absl::StrContains(name, '\0') ||
+        name[0] == '.') {
+      return absl::InvalidArgumentError(
+          absl::StrCat(index_path, ": weight_map of ", tensor, " names no file here"));
     }
     names.insert(name);
   }
@@ -66,7 +72,8 @@ absl::StatusOr<WeightReader> WeightReader::Open(FileSystem& files, const std::st
     for (size_t i = 0; i < file->tensors().size(); ++i) {
       const std::string& tensor = file->tensors()[i].name;
       if (!reader.stored_.emplace(tensor, Place{number, static_cast<int>(i)}).second) {
-        return absl::InvalidArgumentError(absl::StrCat(directory, ": ", tensor, " is in two files"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(directory, ": ", tensor, " is in two files"));
       }
     }
     reader.files_.push_back(std::move(file));
@@ -76,7 +83,8 @@ absl::StatusOr<WeightReader> WeightReader::Open(FileSystem& files, const std::st
   return reader;
 }
 
-const WeightReader::Place* WeightReader::FindStored(const std::string& name, const std::string& prefix) const {
+const WeightReader::Place* WeightReader::FindStored(const std::string& name,
+                                                    const std::string& prefix) const {
   std::vector<std::string> spellings = {name, prefix + name};
   if (absl::StartsWith(name, prefix)) spellings.push_back(name.substr(prefix.size()));
   for (const std::string& spelling : spellings) {
@@ -87,7 +95,8 @@ const WeightReader::Place* WeightReader::FindStored(const std::string& name, con
 
 absl::Status WeightReader::Bind(const Model& model, const std::string& directory) {
   const ModelFamily& family = *model.config.family;
-  const std::string head = family.WeightName("head.weight"), tokens = family.WeightName("embedding.tokens");
+  const std::string head = family.WeightName("head.weight"),
+                    tokens = family.WeightName("embedding.tokens");
   const bool tied = model.config.tie_word_embeddings && !head.empty();
   std::vector<std::string> missing, wrong, unknown;
   std::set<const Place*> used;
@@ -102,53 +111,62 @@ absl::Status WeightReader::Bind(const Model& model, const std::string& directory
     places_[spec.name] = *place;
     const SafetensorsEntry& entry = EntryAt(*place);
     if (entry.shape != spec.shape) {
-      wrong.push_back(absl::StrCat(spec.name, " is ", ShowShape(entry.shape), ", the configuration says ",
-                                   ShowShape(spec.shape)));
-    } else if (const auto dtype = DtypeOfSafetensors(entry.dtype); !dtype || !at::isFloatingType(*dtype)) {
+      wrong.push_back(absl::StrCat(spec.name, " is ", ShowShape(entry.shape),
+                                   ", the configuration says ", ShowShape(spec.shape)));
+    } else if (const auto dtype = DtypeOfSafetensors(entry.dtype);
+               !dtype || !at::isFloatingType(*dtype)) {
       wrong.push_back(absl::StrCat(spec.name, " has dtype ", entry.dtype));
     }
   }
   const Place* tied_copy = tied ? FindStored(head, family.prefix) : nullptr;
   for (const auto& [name, place] : stored_) {
-    if (!used.contains(&place) && &place != tied_copy && !family.IgnoresWeight(name)) unknown.push_back(name);
+    if (!used.contains(&place) && &place != tied_copy && !family.IgnoresWeight(name))
+      unknown.push_back(name);
   }
   std::vector<std::string> problems;
   if (!missing.empty()) problems.push_back(absl::StrCat("missing: ", ListNames(missing)));
   if (!unknown.empty()) problems.push_back(absl::StrCat("not in the model: ", ListNames(unknown)));
   if (!wrong.empty()) problems.push_back(absl::StrCat("wrong: ", ListNames(wrong)));
   if (problems.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("the weights of ", directory, " do not fit its config.json (family ",
-                                                 family.model_type, "): ", absl::StrJoin(problems, "; ")));
+  return absl::InvalidArgumentError(
+      absl::StrCat("the weights of ", directory, " do not fit its config.json (family ",
+                   family.model_type, "): ", absl::StrJoin(problems, "; ")));
 }
 
-// A head that is stored although it is tied must hold the same bytes, or one of the two would be lost in silence.
+// A head that is stored although it is tied must hold the same bytes, or one of the two would be
+// lost in silence.
 absl::Status WeightReader::CheckTiedCopies(const Model& model) const {
   const ModelFamily& family = *model.config.family;
-  const std::string head = family.WeightName("head.weight"), tokens = family.WeightName("embedding.tokens");
+  const std::string head = family.WeightName("head.weight"),
+                    tokens = family.WeightName("embedding.tokens");
   if (!model.config.tie_word_embeddings || head.empty()) return absl::OkStatus();
   const Place* copy = FindStored(head, family.prefix);
   const Place& owner = places_.at(tokens);
   if (!copy || (copy->file == owner.file && copy->tensor == owner.tensor)) return absl::OkStatus();
   const SafetensorsEntry &a = EntryAt(owner), &b = EntryAt(*copy);
   const auto differ = [&] {
-    return absl::InvalidArgumentError(absl::StrCat(head, " and ", tokens, " differ, but the configuration ties them: ",
-                                                   "set tie_word_embeddings to false"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        head, " and ", tokens,
+        " differ, but the configuration ties them: ", "set tie_word_embeddings to false"));
   };
   if (a.shape != b.shape || a.dtype != b.dtype) return differ();
   constexpr int64_t kChunk = 1 << 20;
   for (int64_t begin = 0; begin < a.numel(); begin += kChunk) {
     const int64_t n = std::min(kChunk, a.numel() - begin);
-    Tensor left = at::empty({n}, at::TensorOptions(*DtypeOfSafetensors(a.dtype))), right = at::empty_like(left);
+    Tensor left = at::empty({n}, at::TensorOptions(*DtypeOfSafetensors(a.dtype))),
+           right = at::empty_like(left);
     SHOAL_RETURN_IF_ERROR(files_[owner.file]->Read(a, begin, left));
     SHOAL_RETURN_IF_ERROR(files_[copy->file]->Read(b, begin, right));
-    if (std::memcmp(left.const_data_ptr(), right.const_data_ptr(), left.nbytes()) != 0) return differ();
+    if (std::memcmp(left.const_data_ptr(), right.const_data_ptr(), left.nbytes()) != 0)
+      return differ();
   }
   return absl::OkStatus();
 }
 
 absl::Status WeightReader::Read(const ParameterSpec& spec, int64_t begin, Tensor& out) const {
   const auto place = places_.find(spec.name);
-  SHOAL_CHECK(place != places_.end()) << spec.name << " is not of the model that the reader was opened for";
+  SHOAL_CHECK(place != places_.end())
+      << spec.name << " is not of the model that the reader was opened for";
   return files_[place->second.file]->Read(EntryAt(place->second), begin, out);
 }
 
@@ -161,8 +179,9 @@ int64_t WeightReader::bytes_read() const {
 namespace {
 
 // Weights of all blocks, each made by `fill` and tied ones shared.
-absl::StatusOr<ModelWeights> MakeWeights(const Model& model, at::ScalarType dtype, at::Device device,
-                                         const std::function<absl::Status(const ParameterSpec&, Tensor&)>& fill) {
+absl::StatusOr<ModelWeights> MakeWeights(
+    const Model& model, at::ScalarType dtype, at::Device device,
+    const std::function<absl::Status(const ParameterSpec&, Tensor&)>& fill) {
   ModelWeights weights;
   for (const auto& block : model.blocks) {
     std::vector<Parameter>& parameters = weights.emplace_back();
@@ -190,18 +209,26 @@ absl::StatusOr<ModelWeights> MakeWeights(const Model& model, at::ScalarType dtyp
 
 }  // namespace
 
-absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& model, const std::string& directory,
-                                            at::ScalarType dtype, at::Device device) {
+absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& model,
+                                            const std::string& directory, at::ScalarType dtype,
+                                            at::Device device) {
   SHOAL_ASSIGN_OR_RETURN(const WeightReader reader, WeightReader::Open(files, directory, model));
-  return MakeWeights(model, dtype, device,
-                     [&](const ParameterSpec& spec, Tensor& out) { return reader.Read(spec, 0, out); });
+  return MakeWeights(model, dtype, device, [&](const ParameterSpec& spec, Tensor& out) {
+    return reader.Read(spec, 0, out);
+  });
 }
 
 void InitializeSlice(const ParameterSpec& spec, uint64_t seed, int64_t begin, Tensor& out) {
   switch (spec.init.kind) {
-    case Initializer::Kind::kZeros: out.zero_(); return;
-    case Initializer::Kind::kOnes: out.fill_(1); return;
-    case Initializer::Kind::kNormal: FillNormal(out, Philox(seed, StreamId(spec.name)), begin, spec.init.stddev); return;
+    case Initializer::Kind::kZeros:
+      out.zero_();
+      return;
+    case Initializer::Kind::kOnes:
+      out.fill_(1);
+      return;
+    case Initializer::Kind::kNormal:
+      FillNormal(out, Philox(seed, StreamId(spec.name)), begin, spec.init.stddev);
+      return;
   }
 }
 

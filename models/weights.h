@@ -12,16 +12,17 @@
 
 namespace shoal {
 
-// model.safetensors, or the shards that model.safetensors.index.json names, beside a config.json. Reads the
-// bytes that are asked for and no others, so each rank of a job reads its own part. Const methods are
-// thread-safe.
+// model.safetensors, or the shards that model.safetensors.index.json names, beside a config.json.
+// Reads the bytes that are asked for and no others, so each rank of a job reads its own part. Const
+// methods are thread-safe.
 class WeightReader {
  public:
-  // Reads the headers and checks them against the model: missing, unknown and wrongly shaped tensors are one
-  // error that lists them by name. Names may lack the family's prefix ("wte.weight" for
-  // "transformer.wte.weight"), or carry it in excess. A tied weight may be stored twice if its bytes are equal;
-  // buffers of old checkpoints that the family lists are ignored.
-  static absl::StatusOr<WeightReader> Open(FileSystem& files, const std::string& directory, const Model& model);
+  // Reads the headers and checks them against the model: missing, unknown and wrongly shaped
+  // tensors are one error that lists them by name. Names may lack the family's prefix ("wte.weight"
+  // for "transformer.wte.weight"), or carry it in excess. A tied weight may be stored twice if its
+  // bytes are equal; buffers of old checkpoints that the family lists are ignored.
+  static absl::StatusOr<WeightReader> Open(FileSystem& files, const std::string& directory,
+                                           const Model& model);
 
   // Fills contiguous `out`, of any floating dtype, shape and device, with elements [begin, begin +
   // out.numel()) of the flattened weight, converted from the file's dtype.
@@ -37,7 +38,9 @@ class WeightReader {
   };
   absl::Status Bind(const Model& model, const std::string& directory);
   const Place* FindStored(const std::string& name, const std::string& prefix) const;
-  const SafetensorsEntry& EntryAt(const Place& place) const { return files_[place.file]->tensors()[place.tensor]; }
+  const SafetensorsEntry& EntryAt(const Place& place) const {
+    return files_[place.file]->tensors()[place.tensor];
+  }
   absl::Status CheckTiedCopies(const Model& model) const;
 
   std::vector<std::unique_ptr<SafetensorsReader>> files_;
@@ -46,11 +49,12 @@ class WeightReader {
 };
 
 // All weights of a folder in `dtype`, without gradients.
-absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& model, const std::string& directory,
-                                            at::ScalarType dtype, at::Device device = at::kCPU);
+absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& model,
+                                            const std::string& directory, at::ScalarType dtype,
+                                            at::Device device = at::kCPU);
 
-// Contiguous `out` becomes elements [begin, begin + out.numel()) of the weight's initial value: a function of
-// `seed`, the weight's name and the element, the same on any number of ranks.
+// Contiguous `out` becomes elements [begin, begin + out.numel()) of the weight's initial value: a
+// function of `seed`, the weight's name and the element, the same on any number of ranks.
 void InitializeSlice(const ParameterSpec& spec, uint64_t seed, int64_t begin, Tensor& out);
 
 // All weights at their initial values, without gradients.

@@ -13,18 +13,21 @@ namespace shoal {
 namespace {
 
 double AttentionScale(const ModelConfig& config, int64_t layer) {
-  double scale = config.scale_attention ? 1.0 / std::sqrt(static_cast<double>(config.head_dim)) : 1.0;
+  double scale =
+      config.scale_attention ? 1.0 / std::sqrt(static_cast<double>(config.head_dim)) : 1.0;
   if (config.scale_attention_by_layer) scale /= static_cast<double>(layer + 1);
   return scale;
 }
 
 LinearLayout LayoutOf(const ModelConfig& config) {
-  return config.family->stack.linear == StackOptions::Linear::kOutIn ? LinearLayout::kOutIn : LinearLayout::kInOut;
+  return config.family->stack.linear == StackOptions::Linear::kOutIn ? LinearLayout::kOutIn
+                                                                     : LinearLayout::kInOut;
 }
 
 Projection::Options QkvOptions(const ModelConfig& config) {
   const bool fused = config.family->stack.attention == StackOptions::Attention::kFused;
-  const int64_t q = config.num_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
+  const int64_t q = config.num_heads * config.head_dim,
+                kv = config.num_key_value_heads * config.head_dim;
   return {.in = config.hidden_size,
           .slots = fused ? std::vector<std::string>{"layer.qkv"}
                          : std::vector<std::string>{"layer.q", "layer.k", "layer.v"},
@@ -34,22 +37,27 @@ Projection::Options QkvOptions(const ModelConfig& config) {
           .stddev = config.initializer_range};
 }
 
-bool IsGated(const ModelConfig& config) { return config.family->stack.mlp == StackOptions::Mlp::kGated; }
+bool IsGated(const ModelConfig& config) {
+  return config.family->stack.mlp == StackOptions::Mlp::kGated;
+}
 
 Projection::Options UpOptions(const ModelConfig& config) {
   const int64_t width = config.intermediate_size;
-  return {.in = config.hidden_size,
-          .slots = IsGated(config) ? std::vector<std::string>{"layer.gate", "layer.up"}
-                                   : std::vector<std::string>{"layer.up"},
-          .outs = IsGated(config) ? std::vector<int64_t>{width, width} : std::vector<int64_t>{width},
-          .bias = config.mlp_bias,
-          .layout = LayoutOf(config),
-          .stddev = config.initializer_range};
+  return {
+      .in = config.hidden_size,
+      .slots = IsGated(config) ? std::vector<std::string>{"layer.gate", "layer.up"}
+                               : std::vector<std::string>{"layer.up"},
+      .outs = IsGated(config) ? std::vector<int64_t>{width, width} : std::vector<int64_t>{width},
+      .bias = config.mlp_bias,
+      .layout = LayoutOf(config),
+      .stddev = config.initializer_range};
 }
 
 // Of a matrix that writes to the residual stream.
-Projection::Options ResidualOptions(const ModelConfig& config, const char* slot, int64_t in, bool bias) {
-  const bool scaled = config.family->stack.residual_init == StackOptions::ResidualInit::kDepthScaled;
+Projection::Options ResidualOptions(const ModelConfig& config, const char* slot, int64_t in,
+                                    bool bias) {
+  const bool scaled =
+      config.family->stack.residual_init == StackOptions::ResidualInit::kDepthScaled;
   return {.in = in,
           .slots = {slot},
           .outs = {config.hidden_size},
@@ -60,10 +68,14 @@ Projection::Options ResidualOptions(const ModelConfig& config, const char* slot,
 
 Tensor Activate(Activation activation, const Tensor& x) {
   switch (activation) {
-    case Activation::kSilu: return at::silu(x);
-    case Activation::kGeluTanh: return Gelu(x, GeluKind::kTanh);
-    case Activation::kGeluErf: return Gelu(x, GeluKind::kErf);
-    case Activation::kRelu: return at::relu(x);
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kGeluTanh:
+      return Gelu(x, GeluKind::kTanh);
+    case Activation::kGeluErf:
+      return Gelu(x, GeluKind::kErf);
+    case Activation::kRelu:
+      return at::relu(x);
   }
   SHOAL_CHECK(false) << "activation " << static_cast<int>(activation);
   return x;
@@ -83,10 +95,12 @@ DecoderLayer::DecoderLayer(ParameterList& parameters, const ModelConfig& config,
       rotary_(std::move(rotary)),
       attention_norm_(parameters, config, "layer.attention_norm"),
       qkv_(parameters, QkvOptions(config)),
-      o_(parameters, ResidualOptions(config, "layer.o", config.num_heads * config.head_dim, config.attention_bias)),
+      o_(parameters, ResidualOptions(config, "layer.o", config.num_heads * config.head_dim,
+                                     config.attention_bias)),
       mlp_norm_(parameters, config, "layer.mlp_norm"),
       up_(parameters, UpOptions(config)),
-      down_(parameters, ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias)) {
+      down_(parameters,
+            ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias)) {
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());
 }
@@ -115,7 +129,8 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
     const KeyValueCache::View past = ctx.cache->Append(layer_, k_BTKH, v_BTKH);
     out_BTNH = CachedAttention(q_BTNH, past.k_BSKH, past.v_BSKH, past.lengths_B, scale_);
   } else {
-    out_BTNH = CausalAttention(q_BTNH, k_BTKH, v_BTKH, {.scale = scale_, .documents_BT = ctx.batch->documents_BT});
+    out_BTNH = CausalAttention(q_BTNH, k_BTKH, v_BTKH,
+                               {.scale = scale_, .documents_BT = ctx.batch->documents_BT});
   }
   return o_.Forward(ctx.weights, out_BTNH.reshape({B, T, num_heads_ * head_dim_}))[0];
 }
@@ -123,16 +138,19 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
 Tensor DecoderLayer::Mlp(std::span<const Parameter> weights, const Tensor& x_BTC) const {
   const std::vector<Tensor> inner_BTF = up_.Forward(weights, x_BTC);
   if (!gated_) return down_.Forward(weights, Activate(activation_, inner_BTF[0]))[0];
-  const Tensor gated_BTF = activation_ == Activation::kSilu ? SwiGlu(inner_BTF[0], inner_BTF[1])
-                                                            : Activate(activation_, inner_BTF[0]) * inner_BTF[1];
+  const Tensor gated_BTF = activation_ == Activation::kSilu
+                               ? SwiGlu(inner_BTF[0], inner_BTF[1])
+                               : Activate(activation_, inner_BTF[0]) * inner_BTF[1];
   return down_.Forward(weights, gated_BTF)[0];
 }
 
 double DecoderLayer::ForwardFlopsPerToken(int64_t sequence_length) const {
-  const double products = static_cast<double>(qkv_.multiply_adds() + o_.multiply_adds() + up_.multiply_adds() +
-                                              down_.multiply_adds());
-  // q k^T and the weighted sum of v, each N H multiply-adds a visible place, half of the places on average.
-  const double attention = static_cast<double>(num_heads_ * head_dim_) * static_cast<double>(sequence_length);
+  const double products = static_cast<double>(qkv_.multiply_adds() + o_.multiply_adds() +
+                                              up_.multiply_adds() + down_.multiply_adds());
+  // q k^T and the weighted sum of v, each N H multiply-adds a visible place, half of the places on
+  // average.
+  const double attention =
+      static_cast<double>(num_heads_ * head_dim_) * static_cast<double>(sequence_length);
   return 2 * (products + attention);
 }
 

@@ -1,6 +1,7 @@
 // One layer of a decoder, pre-norm: x + attention(norm(x)), then the same with the MLP.
 //
-// Legend: B sequences, T tokens, C channels, N query heads, K key-value heads, H head size, F MLP width.
+// Legend: B sequences, T tokens, C channels, N query heads, K key-value heads, H head size, F MLP
+// width.
 #pragma once
 
 #include <memory>

@@ -23,10 +23,12 @@ void CheckIndices(const Tensor& indices, int64_t size, int64_t ignored, const ch
 EmbeddingBlock::EmbeddingBlock(ParameterList& parameters, const ModelConfig& config)
     : vocab_size_(config.vocab_size), max_positions_(config.max_positions) {
   const double stddev = config.initializer_range;
-  const int tokens = parameters.Matrix("embedding.tokens", {vocab_size_, config.hidden_size}, stddev);
+  const int tokens =
+      parameters.Matrix("embedding.tokens", {vocab_size_, config.hidden_size}, stddev);
   SHOAL_CHECK(tokens == kTokens);
   if (config.family->stack.positions == StackOptions::Positions::kLearned) {
-    positions_ = parameters.Matrix("embedding.positions", {max_positions_, config.hidden_size}, stddev);
+    positions_ =
+        parameters.Matrix("embedding.positions", {max_positions_, config.hidden_size}, stddev);
   }
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());

@@ -1,4 +1,5 @@
-// Tokens to hidden states: a row of the vocabulary's table each, plus one of the positions' if they are learned.
+// Tokens to hidden states: a row of the vocabulary's table each, plus one of the positions' if they
+// are learned.
 #pragma once
 
 #include "models/block.h"
@@ -22,8 +23,8 @@ class EmbeddingBlock : public Block {
   int positions_ = -1;
 };
 
-// Throws std::out_of_range unless all of `indices` (int64; `ignored` aside) are in [0, size). Looks at tensors
-// of the CPU alone: a GPU would have to be waited for.
+// Throws std::out_of_range unless all of `indices` (int64; `ignored` aside) are in [0, size). Looks
+// at tensors of the CPU alone: a GPU would have to be waited for.
 void CheckIndices(const Tensor& indices, int64_t size, int64_t ignored, const char* what);
 
 }  // namespace shoal

@@ -9,12 +9,15 @@
 namespace shoal {
 
 HeadBlock::HeadBlock(ParameterList& parameters, const ModelConfig& config)
-    : vocab_size_(config.vocab_size), hidden_size_(config.hidden_size), norm_(parameters, config, "head.norm") {
+    : vocab_size_(config.vocab_size),
+      hidden_size_(config.hidden_size),
+      norm_(parameters, config, "head.norm") {
   const char* slot = config.tie_word_embeddings ? "embedding.tokens" : "head.weight";
   weight_ = parameters.Matrix(slot, {vocab_size_, hidden_size_}, config.initializer_range);
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());
-  if (config.tie_word_embeddings) ties_[weight_] = TiedTo{.block = 0, .parameter = EmbeddingBlock::kTokens};
+  if (config.tie_word_embeddings)
+    ties_[weight_] = TiedTo{.block = 0, .parameter = EmbeddingBlock::kTokens};
 }
 
 Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
@@ -27,8 +30,10 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
   }
   const Tensor& targets_BT = ctx.batch->targets_BT;
   CheckIndices(targets_BT, vocab_size_, Batch::kIgnoreIndex, "target");
-  const CrossEntropyOptions options{.denominator = ctx.loss_denominator, .ignore_index = Batch::kIgnoreIndex};
-  const Tensor rows_RC = normed_BTC.reshape({-1, hidden_size_}), targets_R = targets_BT.reshape({-1});
+  const CrossEntropyOptions options{.denominator = ctx.loss_denominator,
+                                    .ignore_index = Batch::kIgnoreIndex};
+  const Tensor rows_RC = normed_BTC.reshape({-1, hidden_size_}),
+               targets_R = targets_BT.reshape({-1});
   if (ctx.head_mode == HeadMode::kLoss) {
     out.loss = LinearCrossEntropy(rows_RC, weight, targets_R, options);
   } else {

@@ -1,5 +1,5 @@
-// Hidden states to what the run asks for: the final norm, then the product with the vocabulary's matrix, alone
-// or fused with the cross entropy.
+// Hidden states to what the run asks for: the final norm, then the product with the vocabulary's
+// matrix, alone or fused with the cross entropy.
 #pragma once
 
 #include "models/block.h"

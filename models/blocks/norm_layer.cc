@@ -18,7 +18,8 @@ Tensor NormLayer::Forward(std::span<const Parameter> weights, const Tensor& x_BT
               : LayerNorm(x_BTC, weights[weight_], weights[bias_], epsilon_);
 }
 
-std::pair<Tensor, Tensor> NormLayer::AddForward(std::span<const Parameter> weights, const Tensor& x_BTC,
+std::pair<Tensor, Tensor> NormLayer::AddForward(std::span<const Parameter> weights,
+                                                const Tensor& x_BTC,
                                                 const Tensor& residual_BTC) const {
   if (rms_) return AddRmsNorm(x_BTC, residual_BTC, weights[weight_], epsilon_);
   const Tensor sum_BTC = x_BTC + residual_BTC;

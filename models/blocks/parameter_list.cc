@@ -16,13 +16,15 @@ int ParameterList::Bias(const std::string& slot, int64_t size) {
   return Add(slot, {size}, {.kind = Initializer::Kind::kZeros}, false);
 }
 
-int ParameterList::Add(const std::string& slot, std::vector<int64_t> shape, Initializer init, bool decay) {
+int ParameterList::Add(const std::string& slot, std::vector<int64_t> shape, Initializer init,
+                       bool decay) {
   std::string name = config_.family->WeightName(slot, layer_);
   if (name.empty() && status_.ok()) {
-    status_ = absl::InvalidArgumentError(absl::StrCat(config_.family->source, ": weights has no entry for ", slot,
-                                                      ", which the stack needs"));
+    status_ = absl::InvalidArgumentError(absl::StrCat(
+        config_.family->source, ": weights has no entry for ", slot, ", which the stack needs"));
   }
-  specs_.push_back({.name = std::move(name), .shape = std::move(shape), .init = init, .decay = decay});
+  specs_.push_back(
+      {.name = std::move(name), .shape = std::move(shape), .init = init, .decay = decay});
   return static_cast<int>(specs_.size()) - 1;
 }
 

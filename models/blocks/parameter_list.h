@@ -10,7 +10,8 @@
 
 namespace shoal {
 
-// Collects a block's parameters in order; the first slot that the family has no name for is its error.
+// Collects a block's parameters in order; the first slot that the family has no name for is its
+// error.
 class ParameterList {
  public:
   ParameterList(const ModelConfig& config, int64_t layer) : config_(config), layer_(layer) {}

@@ -40,13 +40,19 @@ std::optional<Parameter> JoinAdjacent(std::span<const Parameter> parameters) {
 }
 
 Projection::Projection(ParameterList& parameters, const Options& options)
-    : in_(options.in), outs_(options.outs), layout_(options.layout), first_bias_(-1),
+    : in_(options.in),
+      outs_(options.outs),
+      layout_(options.layout),
+      first_bias_(-1),
       count_(static_cast<int>(options.slots.size())) {
   SHOAL_CHECK(count_ == 1 || options.slots.size() == outs_.size());
-  const auto out = [&](int i) { return count_ == 1 ? std::accumulate(outs_.begin(), outs_.end(), int64_t{0}) : outs_[i]; };
+  const auto out = [&](int i) {
+    return count_ == 1 ? std::accumulate(outs_.begin(), outs_.end(), int64_t{0}) : outs_[i];
+  };
   for (int i = 0; i < count_; ++i) {
-    const std::vector<int64_t> shape =
-        layout_ == LinearLayout::kOutIn ? std::vector<int64_t>{out(i), in_} : std::vector<int64_t>{in_, out(i)};
+    const std::vector<int64_t> shape = layout_ == LinearLayout::kOutIn
+                                           ? std::vector<int64_t>{out(i), in_}
+                                           : std::vector<int64_t>{in_, out(i)};
     const int place = parameters.Matrix(options.slots[i] + ".weight", shape, options.stddev);
     if (i == 0) first_weight_ = place;
   }
@@ -58,7 +64,8 @@ Projection::Projection(ParameterList& parameters, const Options& options)
 
 std::vector<Tensor> Projection::Forward(std::span<const Parameter> weights, const Tensor& x) const {
   const auto matrices = weights.subspan(first_weight_, count_);
-  const auto biases = first_bias_ < 0 ? std::span<const Parameter>() : weights.subspan(first_bias_, count_);
+  const auto biases =
+      first_bias_ < 0 ? std::span<const Parameter>() : weights.subspan(first_bias_, count_);
   if (count_ == 1 || layout_ == LinearLayout::kOutIn) {
     const std::optional<Parameter> matrix = JoinAdjacent(matrices);
     const std::optional<Parameter> bias = biases.empty() ? std::nullopt : JoinAdjacent(biases);

@@ -1,11 +1,12 @@
 // Linear layers that read the same input: q, k and v, or gate and up.
 //
 // [Note: one product for neighbours]
-// A block declares such matrices one after the other, and the flat buffers that weights live in have no gaps
-// (parallel/flat_layout.h), so in memory q, k and v are one (q + k + v, in) matrix, and their gradients another.
-// Forward sees this by the addresses and runs one product instead of three: faster forward, and one product
-// instead of three products and two additions backward. Elsewhere (weights that were loaded one by one, frozen
-// parts, matrices stored (in, out)) the products run apart, to the same result.
+// A block declares such matrices one after the other, and the flat buffers that weights live in
+// have no gaps (parallel/flat_layout.h), so in memory q, k and v are one (q + k + v, in) matrix,
+// and their gradients another. Forward sees this by the addresses and runs one product instead of
+// three: faster forward, and one product instead of three products and two additions backward.
+// Elsewhere (weights that were loaded one by one, frozen parts, matrices stored (in, out)) the
+// products run apart, to the same result.
 #pragma once
 
 #include <optional>
@@ -18,16 +19,17 @@
 
 namespace shoal {
 
-// The parameters as one, stacked along dimension 0, if their values (and gradients, if they have any) lie end
-// to end in one storage.
+// The parameters as one, stacked along dimension 0, if their values (and gradients, if they have
+// any) lie end to end in one storage.
 std::optional<Parameter> JoinAdjacent(std::span<const Parameter> parameters);
 
 class Projection {
  public:
   struct Options {
     int64_t in = 0;
-    std::vector<std::string> slots;    // Without ".weight"; one that yields several outputs is a fused matrix
-    std::vector<int64_t> outs;         // Sizes of the outputs
+    std::vector<std::string>
+        slots;  // Without ".weight"; one that yields several outputs is a fused matrix
+    std::vector<int64_t> outs;  // Sizes of the outputs
     bool bias = false;
     LinearLayout layout = LinearLayout::kOutIn;
     double stddev = 0.02;

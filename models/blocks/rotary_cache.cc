@@ -8,16 +8,20 @@
 namespace shoal {
 
 RotaryTable RotaryCache::For(const Tensor& x, const Tensor& positions_BT) {
-  // Looking at positions on a GPU would wait for it: there the table covers the whole model at once.
-  const int64_t needed = x.is_cpu() && positions_BT.numel() > 0 ? positions_BT.max().item<int64_t>() + 1
-                                                                : max_positions_;
+  // Looking at positions on a GPU would wait for it: there the table covers the whole model at
+  // once.
+  const int64_t needed = x.is_cpu() && positions_BT.numel() > 0
+                             ? positions_BT.max().item<int64_t>() + 1
+                             : max_positions_;
   const at::ScalarType dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const std::lock_guard lock(mutex_);
   RotaryTable& table = tables_[{dtype, x.is_cpu() ? -1 : x.get_device()}];
   if (!table.cos_PH.defined() || table.cos_PH.size(0) < needed) {
-    const int64_t rows = x.is_cpu() ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed))) : needed;
+    const int64_t rows =
+        x.is_cpu() ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed))) : needed;
     const at::NoGradGuard no_grad;
-    table = MakeRotaryTable(InverseFrequencies(rope_, head_dim_, dtype), rows, rope_.attention_factor, dtype);
+    table = MakeRotaryTable(InverseFrequencies(rope_, head_dim_, dtype), rows,
+                            rope_.attention_factor, dtype);
     table.cos_PH = table.cos_PH.to(x.device());
     table.sin_PH = table.sin_PH.to(x.device());
   }

@@ -44,16 +44,20 @@ struct Edit {
 
 TEST(FamilyTest, ErrorsNameFileAndLine) {
   const std::vector<Edit> edits = {
-      {"positions: rotary", "positions: rotari", "mine.yaml:32:3: stack.positions: \"rotari\" is not known; did you mean rotary?"},
+      {"positions: rotary", "positions: rotari",
+       "mine.yaml:28:3: stack.positions: \"rotari\" is not known; did you mean rotary?"},
       {"num_layers: [", "num_layer: [", "did you mean num_layers?"},
-      {"num_layers: [num_hidden_layers, 32]", "num_layers: {a: b}", "must be [key of config.json, default]"},
+      {"num_layers: [num_hidden_layers, 32]", "num_layers: {a: b}",
+       "must be [key of config.json, default]"},
       {"num_layers: [num_hidden_layers, 32]", "", "config.num_layers: is missing"},
       {"hidden_size / num_heads]", "hidden_size / heads]", "\"heads\" is no number"},
       {"head_dim, hidden_size / num_heads]", "head_dim, hidden_size - num_heads]", "\"a / b\""},
       {"layer.mlp_norm.weight", "layer.mlp_nrom.weight", "did you mean layer.mlp_norm.weight?"},
       {"model.norm.weight: head.norm.weight", "model.norm.weight: head.weight", "has two names"},
-      {"layer.{q,k,v,o}.{weight,bias}", "layer.{q,k,v}.{weight,bias}", "stands for 8 names, but 6 slots"},
-      {"model.layers.{i}.input_layernorm", "model.layers.0.input_layernorm", "{i} belongs in names of layer weights"},
+      {"layer.{q,k,v,o}.{weight,bias}", "layer.{q,k,v}.{weight,bias}",
+       "stands for 8 names, but 6 slots"},
+      {"model.layers.{i}.input_layernorm", "model.layers.0.input_layernorm",
+       "{i} belongs in names of layer weights"},
       {"lora_targets: [q_proj", "lora_targets: [query", "no weight is called query"},
       {"o_proj: rowwise", "o_proj: sideways", "\"sideways\" is not known"},
       {"default_theta: 10000", "default_theta: hot", "rope.default_theta"},
@@ -65,7 +69,9 @@ TEST(FamilyTest, ErrorsNameFileAndLine) {
     const std::string text = absl::StrReplaceAll(LlamaText(), {{edit.from, edit.to}});
     ASSERT_NE(text, LlamaText()) << edit.from;
     const absl::Status status = ParseFamily(text, "mine.yaml").status();
-    EXPECT_NE(std::string(status.message()).find(edit.expected), std::string::npos) << edit.to << ":\n" << status;
+    EXPECT_NE(std::string(status.message()).find(edit.expected), std::string::npos)
+        << edit.to << ":\n"
+        << status;
     EXPECT_NE(std::string(status.message()).find("mine.yaml:"), std::string::npos) << status;
   }
   EXPECT_FALSE(ParseFamily("", "mine.yaml").ok());
@@ -79,12 +85,14 @@ TEST(FamilyTest, UnknownFamiliesListTheKnown) {
 }
 
 TEST(FamilyTest, AStackThatLacksANameIsAnError) {
-  const std::string text = absl::StrReplaceAll(LlamaText(), {{"attention: split", "attention: fused"}});
+  const std::string text =
+      absl::StrReplaceAll(LlamaText(), {{"attention: split", "attention: fused"}});
   const auto family = ValueOrDie(ParseFamily(text, "mine.yaml"));
   ModelConfig config = ValueOrDie(ModelConfigFromJson({{"model_type", "llama"}}));
   config.family = family;
   const absl::Status status = BuildModel(config).status();
-  EXPECT_EQ(status.message(), "mine.yaml: weights has no entry for layer.qkv.weight, which the stack needs");
+  EXPECT_EQ(status.message(),
+            "mine.yaml: weights has no entry for layer.qkv.weight, which the stack needs");
 }
 
 TEST(NamePatternTest, ExpandsBraces) {

@@ -36,7 +36,9 @@ struct Fixture {
 };
 
 inline Tensor Positions(const Tensor& tokens_BT, int64_t first = 0) {
-  return at::arange(first, first + tokens_BT.size(1), at::kLong).expand(tokens_BT.sizes()).contiguous();
+  return at::arange(first, first + tokens_BT.size(1), at::kLong)
+      .expand(tokens_BT.sizes())
+      .contiguous();
 }
 
 inline Fixture LoadFixture(const std::string& name) {
@@ -44,11 +46,13 @@ inline Fixture LoadFixture(const std::string& name) {
   Fixture fixture;
   fixture.directory = kFixtures + name;
   fixture.model = ValueOrDie(BuildModel(ValueOrDie(LoadModelConfig(files, fixture.directory))));
-  fixture.expected = ValueOrDie(SafetensorsReader::Open(files, fixture.directory + "/expected.safetensors"));
+  fixture.expected =
+      ValueOrDie(SafetensorsReader::Open(files, fixture.directory + "/expected.safetensors"));
   fixture.batch.tokens_BT = ReadTensor(*fixture.expected, "tokens");
   fixture.batch.targets_BT = ReadTensor(*fixture.expected, "targets");
   fixture.batch.positions_BT = Positions(fixture.batch.tokens_BT);
-  fixture.batch.num_targets = fixture.batch.targets_BT.ne(Batch::kIgnoreIndex).sum().item<int64_t>();
+  fixture.batch.num_targets =
+      fixture.batch.targets_BT.ne(Batch::kIgnoreIndex).sum().item<int64_t>();
   return fixture;
 }
 
@@ -80,7 +84,8 @@ inline void AddGradients(const Model& model, ModelWeights& weights) {
 inline double RelativeError(const Tensor& got, const Tensor& want) {
   if (got.sizes() != want.sizes()) return std::numeric_limits<double>::infinity();
   const Tensor difference = (got.detach().to(at::kDouble) - want.to(at::kDouble)).abs();
-  const double error = difference.max().item<double>() / std::max(1e-300, want.to(at::kDouble).abs().max().item<double>());
+  const double error = difference.max().item<double>() /
+                       std::max(1e-300, want.to(at::kDouble).abs().max().item<double>());
   return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
 }
 

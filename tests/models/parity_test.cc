@@ -16,10 +16,12 @@ struct Outputs {
 Outputs RunAll(const Fixture& fixture, const ModelWeights& weights) {
   const at::NoGradGuard no_grad;
   const auto run = [&](HeadMode mode) {
-    return ForwardAll(fixture.model, weights, fixture.batch,
-                      {.head_mode = mode, .loss_denominator = static_cast<double>(fixture.batch.num_targets)});
+    return ForwardAll(
+        fixture.model, weights, fixture.batch,
+        {.head_mode = mode, .loss_denominator = static_cast<double>(fixture.batch.num_targets)});
   };
-  return {run(HeadMode::kLogits).logits_BTV, run(HeadMode::kLogprobs).logprobs_BT, run(HeadMode::kLoss).loss};
+  return {run(HeadMode::kLogits).logits_BTV, run(HeadMode::kLogprobs).logprobs_BT,
+          run(HeadMode::kLoss).loss};
 }
 
 void ExpectParity(const Fixture& fixture, const Outputs& got, double tolerance) {
@@ -44,13 +46,16 @@ TEST_P(ParityTest, Bfloat16ForwardIsNearTransformers) {
 }
 
 void ExpectGradients(const Fixture& fixture, ModelWeights& weights, double tolerance) {
-  const Activations out = ForwardAll(fixture.model, weights, fixture.batch,
-                                     {.loss_denominator = static_cast<double>(fixture.batch.num_targets)});
+  const Activations out =
+      ForwardAll(fixture.model, weights, fixture.batch,
+                 {.loss_denominator = static_cast<double>(fixture.batch.num_targets)});
   torch::autograd::backward({out.loss}, {});
   for (size_t b = 0; b < weights.size(); ++b) {
     for (size_t i = 0; i < weights[b].size(); ++i) {
       const std::string& name = fixture.model.blocks[b]->parameters()[i].name;
-      EXPECT_LT(RelativeError(weights[b][i].grad, ReadTensor(*fixture.expected, "grad." + name)), tolerance) << name;
+      EXPECT_LT(RelativeError(weights[b][i].grad, ReadTensor(*fixture.expected, "grad." + name)),
+                tolerance)
+          << name;
     }
   }
 }
@@ -92,17 +97,20 @@ TEST_P(ParityTest, GradientsEqualFiniteDifferences) {
   const at::NoGradGuard no_grad;
   for (auto& block : weights) {
     for (Parameter& p : block) {
-      const Tensor direction = at::linspace(-1, 1, p.value.numel(), p.value.options()).view(p.value.sizes()).cos();
+      const Tensor direction =
+          at::linspace(-1, 1, p.value.numel(), p.value.options()).view(p.value.sizes()).cos();
       constexpr double kStep = 1e-5;
       const auto loss_at = [&](double step) {
         Tensor value = p.value.detach();
         value.add_(direction, step);
-        const double loss = ForwardAll(fixture.model, weights, fixture.batch, options).loss.item<double>();
+        const double loss =
+            ForwardAll(fixture.model, weights, fixture.batch, options).loss.item<double>();
         value.sub_(direction, step);
         return loss;
       };
       const double numeric = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep);
-      EXPECT_NEAR((p.grad * direction).sum().item<double>(), numeric, 1e-5 * (1 + std::abs(numeric)));
+      EXPECT_NEAR((p.grad * direction).sum().item<double>(), numeric,
+                  1e-5 * (1 + std::abs(numeric)));
     }
   }
 }
@@ -116,11 +124,14 @@ KeyValueCache MakeCache(const Model& model, int64_t rows) {
                         .dtype = at::kDouble});
 }
 
-Tensor CachedLogits(const Fixture& fixture, const ModelWeights& weights, KeyValueCache& cache, const Tensor& tokens,
-                    const Tensor& positions) {
+Tensor CachedLogits(const Fixture& fixture, const ModelWeights& weights, KeyValueCache& cache,
+                    const Tensor& tokens, const Tensor& positions) {
   const at::NoGradGuard no_grad;
-  const Batch batch{.tokens_BT = tokens, .targets_BT = {}, .positions_BT = positions, .documents_BT = {}};
-  return ForwardAll(fixture.model, weights, batch, {.head_mode = HeadMode::kLogits, .cache = &cache}).logits_BTV;
+  const Batch batch{
+      .tokens_BT = tokens, .targets_BT = {}, .positions_BT = positions, .documents_BT = {}};
+  return ForwardAll(fixture.model, weights, batch,
+                    {.head_mode = HeadMode::kLogits, .cache = &cache})
+      .logits_BTV;
 }
 
 TEST_P(ParityTest, CacheChangesNothing) {
@@ -160,11 +171,14 @@ TEST_P(ParityTest, HeadOfOnePlaceIsThatPlace) {
   const Fixture fixture = LoadFixture(GetParam());
   const ModelWeights weights = LoadFixtureWeights(fixture, at::kDouble);
   const at::NoGradGuard no_grad;
-  const Tensor logits = ForwardAll(fixture.model, weights, fixture.batch,
-                                   {.head_mode = HeadMode::kLogits, .only_place_B = at::tensor({10, 4}, at::kLong)})
-                            .logits_BTV;
+  const Tensor logits =
+      ForwardAll(fixture.model, weights, fixture.batch,
+                 {.head_mode = HeadMode::kLogits, .only_place_B = at::tensor({10, 4}, at::kLong)})
+          .logits_BTV;
   const Tensor expected = ReadTensor(*fixture.expected, "logits");
-  EXPECT_LT(RelativeError(logits, at::stack({expected[0].narrow(0, 10, 1), expected[1].narrow(0, 4, 1)})), 1e-10);
+  EXPECT_LT(
+      RelativeError(logits, at::stack({expected[0].narrow(0, 10, 1), expected[1].narrow(0, 4, 1)})),
+      1e-10);
 }
 
 TEST_P(ParityTest, PackedDocumentsDoNotSeeEachOther) {
@@ -177,7 +191,8 @@ TEST_P(ParityTest, PackedDocumentsDoNotSeeEachOther) {
                      .targets_BT = {},
                      .positions_BT = at::cat({positions, positions}).unsqueeze(0),
                      .documents_BT = at::arange(14, at::kInt).ge(7).to(at::kInt).unsqueeze(0)};
-  const Tensor logits = ForwardAll(fixture.model, weights, packed, {.head_mode = HeadMode::kLogits}).logits_BTV;
+  const Tensor logits =
+      ForwardAll(fixture.model, weights, packed, {.head_mode = HeadMode::kLogits}).logits_BTV;
   const Tensor expected = ReadTensor(*fixture.expected, "logits").narrow(1, 0, 7);
   EXPECT_LT(RelativeError(logits.view(expected.sizes()), expected), 1e-10);
 }

@@ -11,8 +11,10 @@ class WeightReaderTest : public testing::Test {
  protected:
   void SetUp() override {
     SHOAL_CHECK(files_.CreateDirectory("m").ok());
-    for (const SafetensorsEntry& entry : ValueOrDie(SafetensorsReader::Open(posix_, Path()))->tensors()) {
-      tensors_[entry.name] = ReadTensor(*ValueOrDie(SafetensorsReader::Open(posix_, Path())), entry.name);
+    for (const SafetensorsEntry& entry :
+         ValueOrDie(SafetensorsReader::Open(posix_, Path()))->tensors()) {
+      tensors_[entry.name] =
+          ReadTensor(*ValueOrDie(SafetensorsReader::Open(posix_, Path())), entry.name);
     }
   }
 
@@ -48,7 +50,9 @@ TEST_F(WeightReaderTest, ReadsOnlyTheBytesAskedFor) {
     const int64_t begin = spec.numel() / 3, n = spec.numel() / 2;
     Tensor out = at::empty({n}, at::kFloat);
     ASSERT_TRUE(reader.Read(spec, begin, out).ok());
-    EXPECT_TRUE(at::equal(out, tensors_.at(spec.name).view({-1}).narrow(0, begin, n).to(at::kFloat))) << spec.name;
+    EXPECT_TRUE(
+        at::equal(out, tensors_.at(spec.name).view({-1}).narrow(0, begin, n).to(at::kFloat)))
+        << spec.name;
     elements += n;
   }
   EXPECT_EQ(reader.bytes_read(), 8 * elements);
@@ -67,8 +71,9 @@ TEST_F(WeightReaderTest, ListsWhatDoesNotFit) {
   tensors_.erase("transformer.wpe.weight");
   tensors_["transformer.h.7.ln_1.weight"] = at::ones({12});
   tensors_["transformer.ln_f.bias"] = at::ones({13});
-  ExpectError("missing: transformer.wpe.weight; not in the model: transformer.h.7.ln_1.weight; wrong: "
-              "transformer.ln_f.bias is (13), the configuration says (12)");
+  ExpectError(
+      "missing: transformer.wpe.weight; not in the model: transformer.h.7.ln_1.weight; wrong: "
+      "transformer.ln_f.bias is (13), the configuration says (12)");
 }
 
 TEST_F(WeightReaderTest, RefusesIntegerWeights) {
@@ -111,8 +116,12 @@ TEST_F(WeightReaderTest, AFolderWithoutWeightsSaysSo) {
 }
 
 TEST(InitializeTest, SlicesAreTheWholesParts) {
-  const Model model = ValueOrDie(BuildModel(ValueOrDie(ModelConfigFromJson(
-      {{"model_type", "gpt2"}, {"n_embd", 64}, {"n_layer", 8}, {"n_head", 4}, {"vocab_size", 500}}))));
+  const Model model =
+      ValueOrDie(BuildModel(ValueOrDie(ModelConfigFromJson({{"model_type", "gpt2"},
+                                                            {"n_embd", 64},
+                                                            {"n_layer", 8},
+                                                            {"n_head", 4},
+                                                            {"vocab_size", 500}}))));
   const ModelWeights weights = InitializeAllWeights(model, 11, at::kFloat);
   for (size_t b = 0; b < weights.size(); ++b) {
     for (size_t i = 0; i < weights[b].size(); ++i) {
@@ -124,11 +133,14 @@ TEST(InitializeTest, SlicesAreTheWholesParts) {
       EXPECT_TRUE(at::equal(slice, whole.narrow(0, begin, n))) << spec.name;
     }
   }
-  // As transformers starts GPT-2: 0.02, and 0.02 / sqrt(2 layers) where a layer writes to the residual stream.
-  const auto deviation = [&](size_t parameter) { return weights[1][parameter].value.std().item<double>(); };
-  EXPECT_NEAR(deviation(2), 0.02, 0.001);  // c_attn
-  EXPECT_NEAR(deviation(4), 0.005, 0.0003);  // c_proj
-  EXPECT_EQ(weights[1][0].value.min().item<float>(), 1);  // ln_1.weight
+  // As transformers starts GPT-2: 0.02, and 0.02 / sqrt(2 layers) where a layer writes to the
+  // residual stream.
+  const auto deviation = [&](size_t parameter) {
+    return weights[1][parameter].value.std().item<double>();
+  };
+  EXPECT_NEAR(deviation(2), 0.02, 0.001);                       // c_attn
+  EXPECT_NEAR(deviation(4), 0.005, 0.0003);                     // c_proj
+  EXPECT_EQ(weights[1][0].value.min().item<float>(), 1);        // ln_1.weight
   EXPECT_EQ(weights[1][3].value.abs().max().item<float>(), 0);  // c_attn.bias
 }
 
