@@ -91,6 +91,12 @@ class Bench {
     const double flops = 2.0 * rows * in * out;
     Report("linear forward", flops, 0, [&] { at::NoGradGuard guard; Linear(x, weight); },
            [&] { at::NoGradGuard guard; at::linear(x, weight.value); });
+    Tensor few = Random({8, in}), one = few.narrow(0, 0, 1);
+    const double read = static_cast<double>(weight.value.numel()) * bytes_;
+    Report("linear, 1 row", 0, read, [&] { at::NoGradGuard guard; Linear(one, weight); },
+           [&] { at::NoGradGuard guard; at::linear(one, weight.value); });
+    Report("linear, 8 rows", 0, read, [&] { at::NoGradGuard guard; Linear(few, weight); },
+           [&] { at::NoGradGuard guard; at::linear(few, weight.value); });
     Report("linear forward+backward", 3 * flops, 0, [&] { Linear(x, weight).backward(dy); },
            [&] { at::linear(x, weight.value).backward(dy); });
   }

@@ -6,6 +6,7 @@
 namespace shoal {
 
 // silu(gate) * up (Shazeer 2020). Same shapes. The backward pass recomputes silu from gate.
+// Columns of a wider matrix (halves of one product) are read where they lie.
 Tensor SwiGlu(const Tensor& gate, const Tensor& up);
 
 // The same for the two halves of one product: gate_up is (..., 2F), gate the first F columns. Returns

@@ -12,7 +12,9 @@ struct AttentionOptions {
 };
 
 // Causal self-attention for training. q: (B, T, N, H); k, v: (B, T, K, H), K divides N (grouped queries).
-// Returns (B, T, N, H). Differentiable in q, k, v; saves the log-sum-exp, not the probabilities.
+// Returns (B, T, N, H). Differentiable in q, k, v; saves the log-sum-exp, not the probabilities. Heads may be
+// views out of one product: only each head's row must be dense. The same bits on any number of threads.
+// float64 (exactness tests) takes the plain path, which holds the (B, N, T, T) scores.
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options = {});
 

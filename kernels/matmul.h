@@ -13,7 +13,8 @@ struct MatMulOptions {
 
 // a: (M, K), b: (K, N), c: (M, N), c written in place. Any strides; dense matrices and their transposes are
 // used where they lie, other views are copied first. a and b share a dtype; c may be float32 where they are
-// bfloat16 (sums are float32 in any case). Safe to call from many threads.
+// bfloat16 (sums are float32 in any case). Up to eight rows times a matrix stored (N, K), as in decoding,
+// take a loop of our own that reads the matrix once. Safe to call from many threads.
 void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options = {});
 
 enum class MatMulBackend { kOneDnn, kAten };
