@@ -30,8 +30,9 @@ absl::Status Doctor(const Options& options) {
   };
   add(VersionsSection());
   add(MachineSection());
-  add(RatesSection());
+  // Before the rates: the launcher waits for its child's signal, which threads of this process would take.
   add(CollectivesSection(options.ranks));
+  add(RatesSection());
 
   const int failures = CountFailures(report);
   if (options.json) std::printf("%s\n", ToJson(report).c_str());
