@@ -62,7 +62,8 @@ void Report(const char* name, double flops, double bytes, const std::function<vo
 
 class Bench {
  public:
-  Bench(const Size& size, at::ScalarType dtype) : s_(size), dtype_(dtype), bytes_(dtype == at::kFloat ? 4 : 2) {}
+  Bench(const Size& size, at::ScalarType dtype)
+      : s_(size), dtype_(dtype), bytes_(dtype == at::kFloat ? 4 : 2) {}
 
   void Run() {
     std::printf("%s %s: rows %ld, channels %ld, features %ld, vocabulary %ld, heads %ld\n", s_.name,
@@ -89,94 +90,152 @@ class Bench {
     Parameter weight = Weight({out, in});
     Tensor x = Leaf({rows, in}), dy = Random({rows, out});
     const double flops = 2.0 * rows * in * out;
-    Report("linear forward", flops, 0, [&] { at::NoGradGuard guard; Linear(x, weight); },
-           [&] { at::NoGradGuard guard; at::linear(x, weight.value); });
+    Report(
+        "linear forward", flops, 0,
+        [&] {
+          at::NoGradGuard guard;
+          Linear(x, weight);
+        },
+        [&] {
+          at::NoGradGuard guard;
+          at::linear(x, weight.value);
+        });
     Tensor few = Random({8, in}), one = few.narrow(0, 0, 1);
     const double read = static_cast<double>(weight.value.numel()) * bytes_;
-    Report("linear, 1 row", 0, read, [&] { at::NoGradGuard guard; Linear(one, weight); },
-           [&] { at::NoGradGuard guard; at::linear(one, weight.value); });
-    Report("linear, 8 rows", 0, read, [&] { at::NoGradGuard guard; Linear(few, weight); },
-           [&] { at::NoGradGuard guard; at::linear(few, weight.value); });
-    Report("linear forward+backward", 3 * flops, 0, [&] { Linear(x, weight).backward(dy); },
-           [&] { at::linear(x, weight.value).backward(dy); });
+    Report(
+        "linear, 1 row", 0, read,
+        [&] {
+          at::NoGradGuard guard;
+          Linear(one, weight);
+        },
+        [&] {
+          at::NoGradGuard guard;
+          at::linear(one, weight.value);
+        });
+    Report(
+        "linear, 8 rows", 0, read,
+        [&] {
+          at::NoGradGuard guard;
+          Linear(few, weight);
+        },
+        [&] {
+          at::NoGradGuard guard;
+          at::linear(few, weight.value);
+        });
+    Report(
+        "linear forward+backward", 3 * flops, 0, [&] { Linear(x, weight).backward(dy); },
+        [&] { at::linear(x, weight.value).backward(dy); });
   }
 
   void Elementwise() {
     const int64_t rows = s_.rows(), c = s_.channels, f = s_.features, n = rows * c;
     Tensor x = Leaf({rows, c}), residual = Leaf({rows, c}), dy = Random({rows, c});
     Parameter norm = Weight({c});
-    Report("rms_norm f+b", 0, 5.0 * n * bytes_, [&] { RmsNorm(x, norm, 1e-5).backward(dy); },
-           [&] { reference::RmsNorm(x, norm.value, 1e-5).backward(dy); });
-    Report("add_rms_norm f+b", 0, 8.0 * n * bytes_, [&] { AddRmsNorm(x, residual, norm, 1e-5).first.backward(dy); },
-           [&] { reference::RmsNorm(x + residual, norm.value, 1e-5).backward(dy); });
+    Report(
+        "rms_norm f+b", 0, 5.0 * n * bytes_, [&] { RmsNorm(x, norm, 1e-5).backward(dy); },
+        [&] { reference::RmsNorm(x, norm.value, 1e-5).backward(dy); });
+    Report(
+        "add_rms_norm f+b", 0, 8.0 * n * bytes_,
+        [&] { AddRmsNorm(x, residual, norm, 1e-5).first.backward(dy); },
+        [&] { reference::RmsNorm(x + residual, norm.value, 1e-5).backward(dy); });
     Parameter bias = Weight({c});
-    Report("layer_norm f+b", 0, 5.0 * n * bytes_, [&] { LayerNorm(x, norm, bias, 1e-5).backward(dy); },
-           [&] { at::layer_norm(x, {c}, norm.value, bias.value, 1e-5).backward(dy); });
+    Report(
+        "layer_norm f+b", 0, 5.0 * n * bytes_, [&] { LayerNorm(x, norm, bias, 1e-5).backward(dy); },
+        [&] { at::layer_norm(x, {c}, norm.value, bias.value, 1e-5).backward(dy); });
     Tensor gate_up = Leaf({rows, 2 * f}), df = Random({rows, f});
-    Report("swiglu f+b", 0, 8.0 * rows * f * bytes_, [&] { SwiGluPacked(gate_up).backward(df); },
-           [&] { (at::silu(gate_up.narrow(1, 0, f)) * gate_up.narrow(1, f, f)).backward(df); });
+    Report(
+        "swiglu f+b", 0, 8.0 * rows * f * bytes_, [&] { SwiGluPacked(gate_up).backward(df); },
+        [&] { (at::silu(gate_up.narrow(1, 0, f)) * gate_up.narrow(1, f, f)).backward(df); });
     Tensor wide = Leaf({rows, f});
-    Report("gelu tanh f+b", 0, 5.0 * rows * f * bytes_, [&] { Gelu(wide, GeluKind::kTanh).backward(df); },
-           [&] { at::gelu(wide, "tanh").backward(df); });
+    Report(
+        "gelu tanh f+b", 0, 5.0 * rows * f * bytes_,
+        [&] { Gelu(wide, GeluKind::kTanh).backward(df); },
+        [&] { at::gelu(wide, "tanh").backward(df); });
     const int64_t head_dim = c / s_.heads;
     Tensor q = Leaf({s_.batch, s_.length, s_.heads, head_dim}), dq = Random(q.sizes());
     Tensor positions = at::arange(s_.length).expand({s_.batch, s_.length}).contiguous();
     RotaryTable table = MakeRotaryTable(at::rand({head_dim / 2}), s_.length, 1, at::kFloat);
-    Report("rotary f+b", 0, 4.0 * n * bytes_, [&] { ApplyRotary(q, positions, table).backward(dq); },
-           [&] { reference::ApplyRotary(q, positions, table).backward(dq); });
+    Report(
+        "rotary f+b", 0, 4.0 * n * bytes_, [&] { ApplyRotary(q, positions, table).backward(dq); },
+        [&] { reference::ApplyRotary(q, positions, table).backward(dq); });
     Parameter embedding = Weight({s_.vocabulary, c});
     Tensor tokens = at::randint(s_.vocabulary, {rows}, at::kLong);
-    Report("embedding f+b", 0, 2.0 * n * bytes_ + 8.0 * n, [&] { Embedding(tokens, embedding).backward(dy); },
-           [&] { at::embedding(embedding.value, tokens).backward(dy); });
+    Report(
+        "embedding f+b", 0, 2.0 * n * bytes_ + 8.0 * n,
+        [&] { Embedding(tokens, embedding).backward(dy); },
+        [&] { at::embedding(embedding.value, tokens).backward(dy); });
   }
 
   void Attention() {
     const int64_t head_dim = s_.channels / s_.heads;
-    Tensor q = Leaf({s_.batch, s_.length, s_.heads, head_dim}), k = Leaf(q.sizes()), v = Leaf(q.sizes());
+    Tensor q = Leaf({s_.batch, s_.length, s_.heads, head_dim}), k = Leaf(q.sizes()),
+           v = Leaf(q.sizes());
     Tensor dy = Random(q.sizes());
-    const double flops = 2.0 * s_.batch * s_.heads * s_.length * s_.length * head_dim;  // The causal half
+    const double flops =
+        2.0 * s_.batch * s_.heads * s_.length * s_.length * head_dim;  // The causal half
     auto aten = [&] {
-      return at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), {}, 0, true)
+      return at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2),
+                                              v.transpose(1, 2), {}, 0, true)
           .transpose(1, 2);
     };
-    Report("attention forward", flops, 0, [&] { at::NoGradGuard guard; CausalAttention(q, k, v); },
-           [&] { at::NoGradGuard guard; aten(); });
-    Report("attention f+b", 3.5 * flops, 0, [&] { CausalAttention(q, k, v).backward(dy); },
-           [&] { aten().backward(dy); });
+    Report(
+        "attention forward", flops, 0,
+        [&] {
+          at::NoGradGuard guard;
+          CausalAttention(q, k, v);
+        },
+        [&] {
+          at::NoGradGuard guard;
+          aten();
+        });
+    Report(
+        "attention f+b", 3.5 * flops, 0, [&] { CausalAttention(q, k, v).backward(dy); },
+        [&] { aten().backward(dy); });
     Tensor one = Random({s_.batch, 1, s_.heads, head_dim});
     Tensor keys = Random({s_.batch, 2048, s_.heads, head_dim}), values = Random(keys.sizes());
     Tensor lengths = at::full({s_.batch}, 2048, at::kLong);
-    Report("decode, 2048 keys", 0, 2.0 * static_cast<double>(keys.numel()) * bytes_,
-           [&] { CachedAttention(one, keys, values, lengths); },
-           [&] {
-             at::NoGradGuard guard;
-             at::scaled_dot_product_attention(one.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2));
-           });
+    Report(
+        "decode, 2048 keys", 0, 2.0 * static_cast<double>(keys.numel()) * bytes_,
+        [&] { CachedAttention(one, keys, values, lengths); },
+        [&] {
+          at::NoGradGuard guard;
+          at::scaled_dot_product_attention(one.transpose(1, 2), keys.transpose(1, 2),
+                                           values.transpose(1, 2));
+        });
   }
 
   void Loss() {
     const int64_t rows = s_.rows();
-    Tensor hidden = Leaf({rows, s_.channels}), targets = at::randint(s_.vocabulary, {rows}, at::kLong);
+    Tensor hidden = Leaf({rows, s_.channels}),
+           targets = at::randint(s_.vocabulary, {rows}, at::kLong);
     Parameter weight = Weight({s_.vocabulary, s_.channels});
     CrossEntropyOptions options{.denominator = static_cast<double>(rows)};
     const double flops = 6.0 * rows * s_.channels * s_.vocabulary;
-    auto aten = [&] { at::cross_entropy_loss(at::linear(hidden, weight.value).to(at::kFloat), targets).backward(); };
-    Report("linear+cross entropy f+b", flops, 0, [&] { LinearCrossEntropy(hidden, weight, targets, options).backward(); },
-           aten);
+    auto aten = [&] {
+      at::cross_entropy_loss(at::linear(hidden, weight.value).to(at::kFloat), targets).backward();
+    };
+    Report(
+        "linear+cross entropy f+b", flops, 0,
+        [&] { LinearCrossEntropy(hidden, weight, targets, options).backward(); }, aten);
     options.unit_gradient = true;
-    Report("  the same, unit gradient", flops, 0,
-           [&] { LinearCrossEntropy(hidden, weight, targets, options).backward(); }, aten);
+    Report(
+        "  the same, unit gradient", flops, 0,
+        [&] { LinearCrossEntropy(hidden, weight, targets, options).backward(); }, aten);
   }
 
   void Optimizer() {
     const int64_t n = 4 << 20;
-    Tensor w = at::randn({n}), g = at::randn({n}).to(dtype_), m = at::zeros({n}), v = at::zeros({n});
+    Tensor w = at::randn({n}), g = at::randn({n}).to(dtype_), m = at::zeros({n}),
+           v = at::zeros({n});
     Tensor copy = dtype_ == at::kFloat ? Tensor() : at::empty({n}, dtype_);
     const double moved = n * (24.0 + bytes_ + (copy.defined() ? bytes_ : 0));
     const AdamWOptions options{.learning_rate = 1e-3, .weight_decay = 0.1};
-    Report("adamw, 4M weights", 0, moved, [&] { AdamWStep(w, g, m, v, copy, options); },
-           [&] { reference::AdamWStep(w, g, m, v, copy, options); });
-    Report("sum of squares, 4M", 0, 1.0 * n * bytes_, [&] { SumOfSquares(g); }, [&] { g.norm().item<float>(); });
+    Report(
+        "adamw, 4M weights", 0, moved, [&] { AdamWStep(w, g, m, v, copy, options); },
+        [&] { reference::AdamWStep(w, g, m, v, copy, options); });
+    Report(
+        "sum of squares, 4M", 0, 1.0 * n * bytes_, [&] { SumOfSquares(g); },
+        [&] { g.norm().item<float>(); });
   }
 
   Size s_;
@@ -190,7 +249,8 @@ class Bench {
 int main(int argc, char** argv) {
   shoal::SetNumThreads(1);
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    if (argc > 2 && std::strcmp(argv[2], dtype == at::kFloat ? "float32" : "bfloat16") != 0) continue;
+    if (argc > 2 && std::strcmp(argv[2], dtype == at::kFloat ? "float32" : "bfloat16") != 0)
+      continue;
     std::printf("matmul peak %.1f GFLOP/s\n", shoal::MeasureMatMulPeak(dtype, 1) * 1e-9);
     for (const shoal::Size& size : shoal::kSizes) {
       if (argc > 1 && std::strcmp(argv[1], size.name) != 0) continue;

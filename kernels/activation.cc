@@ -26,28 +26,29 @@ struct Rows {
 template <class T>
 void SwiGluForward(Rows<const T> gate, Rows<const T> up, T* y, int64_t rows, int64_t columns) {
   ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
-    simd::KernelsFor<T>().swiglu(gate.at(begin), gate.stride, up.at(begin), up.stride, y + begin * columns,
-                                 end - begin, columns);
+    simd::KernelsFor<T>().swiglu(gate.at(begin), gate.stride, up.at(begin), up.stride,
+                                 y + begin * columns, end - begin, columns);
   });
 }
 
 template <class T>
-void SwiGluBackward(Rows<const T> gate, Rows<const T> up, const T* dy, Rows<T> dgate, Rows<T> dup, int64_t rows,
-                    int64_t columns) {
+void SwiGluBackward(Rows<const T> gate, Rows<const T> up, const T* dy, Rows<T> dgate, Rows<T> dup,
+                    int64_t rows, int64_t columns) {
   ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
-    simd::KernelsFor<T>().swiglu_backward(gate.at(begin), gate.stride, up.at(begin), up.stride, dy + begin * columns,
-                                          dgate.at(begin), dgate.stride, dup.at(begin), dup.stride, end - begin,
-                                          columns);
+    simd::KernelsFor<T>().swiglu_backward(gate.at(begin), gate.stride, up.at(begin), up.stride,
+                                          dy + begin * columns, dgate.at(begin), dgate.stride,
+                                          dup.at(begin), dup.stride, end - begin, columns);
   });
 }
 
-// x with a known distance between rows: x itself where it is a matrix or a run of a matrix's columns (split
-// products come so), else a copy.
+// x with a known distance between rows: x itself where it is a matrix or a run of a matrix's
+// columns (split products come so), else a copy.
 Tensor WithUniformRows(const Tensor& x, int64_t* stride) {
   const int64_t columns = x.size(-1);
   *stride = x.dim() > 1 ? x.stride(-2) : columns;
   bool uniform = x.stride(-1) == 1;
-  for (int64_t i = x.dim() - 3; i >= 0; --i) uniform = uniform && x.stride(i) == x.stride(i + 1) * x.size(i + 1);
+  for (int64_t i = x.dim() - 3; i >= 0; --i)
+    uniform = uniform && x.stride(i) == x.stride(i + 1) * x.size(i + 1);
   if (uniform) return x;
   *stride = columns;
   return x.contiguous();
@@ -56,11 +57,12 @@ Tensor WithUniformRows(const Tensor& x, int64_t* stride) {
 struct SwiGluFunction : torch::autograd::Function<SwiGluFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& gate_in, const Tensor& up_in) {
     int64_t gate_stride, up_stride;
-    const Tensor gate = WithUniformRows(gate_in, &gate_stride), up = WithUniformRows(up_in, &up_stride);
+    const Tensor gate = WithUniformRows(gate_in, &gate_stride),
+                 up = WithUniformRows(up_in, &up_stride);
     Tensor y = at::empty(gate.sizes(), gate.options());
     DispatchFused(gate, [&]<class T>(T) {
-      SwiGluForward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, MutableData<T>(y), NumRows(gate),
-                       gate.size(-1));
+      SwiGluForward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, MutableData<T>(y),
+                       NumRows(gate), gate.size(-1));
     });
     ctx->save_for_backward({gate, up});
     return y;
@@ -68,13 +70,16 @@ struct SwiGluFunction : torch::autograd::Function<SwiGluFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
     int64_t gate_stride, up_stride;
-    const Tensor gate = WithUniformRows(saved[0], &gate_stride), up = WithUniformRows(saved[1], &up_stride);
+    const Tensor gate = WithUniformRows(saved[0], &gate_stride),
+                 up = WithUniformRows(saved[1], &up_stride);
     const Tensor dy = grads[0].contiguous();
-    Tensor dgate = at::empty(gate.sizes(), gate.options()), dup = at::empty(up.sizes(), up.options());
+    Tensor dgate = at::empty(gate.sizes(), gate.options()),
+           dup = at::empty(up.sizes(), up.options());
     const int64_t columns = gate.size(-1);
     DispatchFused(gate, [&]<class T>(T) {
       SwiGluBackward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, Data<T>(dy),
-                        {MutableData<T>(dgate), columns}, {MutableData<T>(dup), columns}, NumRows(gate), columns);
+                        {MutableData<T>(dgate), columns}, {MutableData<T>(dup), columns},
+                        NumRows(gate), columns);
     });
     return {dgate, dup};
   }
@@ -89,8 +94,8 @@ struct SwiGluPackedFunction : torch::autograd::Function<SwiGluPackedFunction> {
     Tensor y = at::empty(shape, gate_up.options());
     DispatchFused(gate_up, [&]<class T>(T) {
       const T* gate = Data<T>(gate_up);
-      SwiGluForward<T>({gate, 2 * columns}, {gate + columns, 2 * columns}, MutableData<T>(y), NumRows(gate_up),
-                       columns);
+      SwiGluForward<T>({gate, 2 * columns}, {gate + columns, 2 * columns}, MutableData<T>(y),
+                       NumRows(gate_up), columns);
     });
     ctx->save_for_backward({gate_up});
     return y;
@@ -102,8 +107,9 @@ struct SwiGluPackedFunction : torch::autograd::Function<SwiGluPackedFunction> {
     DispatchFused(gate_up, [&]<class T>(T) {
       const T* gate = Data<T>(gate_up);
       T* dgate = MutableData<T>(d);
-      SwiGluBackward<T>({gate, 2 * columns}, {gate + columns, 2 * columns}, Data<T>(dy), {dgate, 2 * columns},
-                        {dgate + columns, 2 * columns}, NumRows(gate_up), columns);
+      SwiGluBackward<T>({gate, 2 * columns}, {gate + columns, 2 * columns}, Data<T>(dy),
+                        {dgate, 2 * columns}, {dgate + columns, 2 * columns}, NumRows(gate_up),
+                        columns);
     });
     return {d};
   }
@@ -117,7 +123,8 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     Tensor y = at::empty_like(x);
     DispatchFused(x, [&]<class T>(T) {
       ParallelFor(x.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
-        simd::KernelsFor<T>().gelu(Data<T>(x) + begin, MutableData<T>(y) + begin, end - begin, tanh);
+        simd::KernelsFor<T>().gelu(Data<T>(x) + begin, MutableData<T>(y) + begin, end - begin,
+                                   tanh);
       });
     });
     ctx->save_for_backward({x});
@@ -130,8 +137,8 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     Tensor dx = at::empty_like(x);
     DispatchFused(x, [&]<class T>(T) {
       ParallelFor(x.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
-        simd::KernelsFor<T>().gelu_backward(Data<T>(x) + begin, Data<T>(dy) + begin, MutableData<T>(dx) + begin,
-                                            end - begin, tanh);
+        simd::KernelsFor<T>().gelu_backward(Data<T>(x) + begin, Data<T>(dy) + begin,
+                                            MutableData<T>(dx) + begin, end - begin, tanh);
       });
     });
     return {dx, Tensor()};

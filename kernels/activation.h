@@ -9,7 +9,8 @@ namespace shoal {
 // Columns of a wider matrix (halves of one product) are read where they lie.
 Tensor SwiGlu(const Tensor& gate, const Tensor& up);
 
-// The same for the two halves of one product: gate_up is (..., 2F), gate the first F columns. Returns
+// The same for the two halves of one product: gate_up is (..., 2F), gate the first F columns.
+// Returns
 // (..., F); backward writes both halves of one (..., 2F) buffer.
 Tensor SwiGluPacked(const Tensor& gate_up);
 

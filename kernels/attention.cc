@@ -22,7 +22,9 @@ double ScaleOr(double scale, int64_t head_dim) {
 }
 
 // Rows of one head may lie apart, elements of a row not.
-Tensor WithDenseRows(const Tensor& x) { return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous(); }
+Tensor WithDenseRows(const Tensor& x) {
+  return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
+}
 
 // Head n of sequence b of a (B, T, N, H) tensor; its rows are x.stride(1) apart.
 template <class T>
@@ -87,10 +89,12 @@ void Forward(const Operands& x) {
   const int64_t heads = x.q.size(2);
   const auto& kernels = simd::KernelsFor<T>();
   ParallelFor(x.q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
-    Tensor scratch = Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), false));
+    Tensor scratch =
+        Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), false));
     for (int64_t i = begin; i < end; ++i) {
       const bool keys_are_packed = i > begin && i % heads % x.group() != 0;
-      kernels.attention(x.Head<T>(i / heads, i % heads), keys_are_packed, scratch.mutable_data_ptr());
+      kernels.attention(x.Head<T>(i / heads, i % heads), keys_are_packed,
+                        scratch.mutable_data_ptr());
     }
   });
 }
@@ -107,7 +111,8 @@ Gradients Backward(const Operands& x, const Tensor& grad_out) {
   const auto& kernels = simd::KernelsFor<T>();
   // A key head's gradients sum over its group of query heads, in order, on one thread.
   ParallelFor(x.q.size(0) * key_heads, 1, [&](int64_t begin, int64_t end) {
-    Tensor scratch = Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), true));
+    Tensor scratch =
+        Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), true));
     std::vector<simd::AttentionHead<T>> heads(group);
     std::vector<simd::AttentionGradients<T>> head_grads(group);
     for (int64_t i = begin; i < end; ++i) {
@@ -124,7 +129,8 @@ Gradients Backward(const Operands& x, const Tensor& grad_out) {
                          .grad_k_stride = grads.k.stride(1),
                          .grad_v_stride = grads.v.stride(1)};
       }
-      kernels.attention_backward(heads.data(), head_grads.data(), group, scratch.mutable_data_ptr());
+      kernels.attention_backward(heads.data(), head_grads.data(), group,
+                                 scratch.mutable_data_ptr());
     }
   });
   return grads;
@@ -138,7 +144,9 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
                      .v = WithDenseRows(v),
                      .out = at::empty(q.sizes(), q.options()),
                      .lse_BNT = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat),
-                     .starts_BT = options.documents_BT.defined() ? DocumentStarts(options.documents_BT) : Tensor(),
+                     .starts_BT = options.documents_BT.defined()
+                                      ? DocumentStarts(options.documents_BT)
+                                      : Tensor(),
                      .scale = ScaleOr(options.scale, q.size(3))};
     DispatchFused(q, [&]<class T>(T) { Forward<T>(x); });
     ctx->save_for_backward({x.q, x.k, x.v, x.out});
@@ -158,7 +166,8 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
                      .starts_BT = ctx->saved_data["starts"].toTensor(),
                      .scale = ctx->saved_data["scale"].toDouble()};
     const Tensor grad_out = WithDenseRows(grads[0]);
-    const Gradients result = DispatchFused(x.q, [&]<class T>(T) { return Backward<T>(x, grad_out); });
+    const Gradients result =
+        DispatchFused(x.q, [&]<class T>(T) { return Backward<T>(x, grad_out); });
     return {result.q, result.k, result.v, Tensor()};
   }
 };
@@ -176,23 +185,26 @@ constexpr int64_t kMinFlashQueries = 16;
 
 // Queries of one sequence that share a key head, few of them: (T, group) rows over the first keys.
 template <class T>
-void DecodeGroup(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b, int64_t key_head,
-                 int64_t valid, double scale) {
-  const int64_t length = q.size(1), group = q.size(2) / k.size(2), head_dim = q.size(3), rows = length * group;
+void DecodeGroup(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b,
+                 int64_t key_head, int64_t valid, double scale) {
+  const int64_t length = q.size(1), group = q.size(2) / k.size(2), head_dim = q.size(3),
+                rows = length * group;
   Tensor q_rows = q[b].narrow(1, key_head * group, group).reshape({rows, head_dim}).contiguous();
   Tensor out_rows = at::empty({rows, head_dim}, q.options());
   std::vector<int64_t> visible(rows);
-  for (int64_t i = 0; i < rows; ++i) visible[i] = std::max<int64_t>(0, valid - length + i / group + 1);
+  for (int64_t i = 0; i < rows; ++i)
+    visible[i] = std::max<int64_t>(0, valid - length + i / group + 1);
   Tensor scores = at::empty({rows, std::max<int64_t>(valid, 1)}, at::kFloat);
-  simd::KernelsFor<T>().decode(Data<T>(q_rows), head_dim, HeadAt<const T>(k, b, key_head), k.stride(1),
-                               HeadAt<const T>(v, b, key_head), v.stride(1), MutableData<T>(out_rows), head_dim,
-                               visible.data(), rows, head_dim, static_cast<float>(scale), MutableData<float>(scores));
+  simd::KernelsFor<T>().decode(Data<T>(q_rows), head_dim, HeadAt<const T>(k, b, key_head),
+                               k.stride(1), HeadAt<const T>(v, b, key_head), v.stride(1),
+                               MutableData<T>(out_rows), head_dim, visible.data(), rows, head_dim,
+                               static_cast<float>(scale), MutableData<float>(scores));
   out[b].narrow(1, key_head * group, group).copy_(out_rows.view({length, group, head_dim}));
 }
 
 template <class T>
-void PrefillHead(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b, int64_t n, int64_t valid,
-                 double scale) {
+void PrefillHead(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b,
+                 int64_t n, int64_t valid, double scale) {
   const int64_t key_head = n / (q.size(2) / k.size(2));
   const simd::AttentionHead<T> head{.queries = q.size(1),
                                     .keys = valid,
@@ -210,7 +222,8 @@ void PrefillHead(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out,
                                     .out_stride = out.stride(1),
                                     .lse = nullptr};
   const auto& kernels = simd::KernelsFor<T>();
-  Tensor scratch = Scratch(kernels.attention_scratch_bytes(head.queries, head.keys, head.head_dim, false));
+  Tensor scratch =
+      Scratch(kernels.attention_scratch_bytes(head.queries, head.keys, head.head_dim, false));
   kernels.attention(head, false, scratch.mutable_data_ptr());
 }
 
@@ -225,8 +238,8 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
   return CausalAttentionFunction::apply(q_BTNH, k_BTKH, v_BTKH, options);
 }
 
-Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH, const Tensor& lengths_B,
-                       double scale) {
+Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                       const Tensor& lengths_B, double scale) {
   CheckShapes("CachedAttention", q_BTNH, k_BSKH, v_BSKH);
   at::NoGradGuard no_grad;
   if (!IsFused(q_BTNH)) return reference::CachedAttention(q_BTNH, k_BSKH, v_BSKH, lengths_B, scale);
@@ -235,7 +248,8 @@ Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor&
   for (int64_t b = 0; b < q.size(0); ++b) {
     const int64_t valid = Data<int64_t>(lengths)[b];
     SHOAL_CHECK(0 <= valid && valid <= k.size(1))
-        << "CachedAttention: length " << valid << " of row " << b << ", the cache holds " << k.size(1);
+        << "CachedAttention: length " << valid << " of row " << b << ", the cache holds "
+        << k.size(1);
   }
   Tensor out = at::empty(q.sizes(), q.options());
   const double factor = ScaleOr(scale, q.size(3));

@@ -16,20 +16,27 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kChunkBytes = 8 << 20;  // Of a chunk's logits: within a share of the last-level cache
-constexpr int64_t kMinChunkRows = 64;     // Fewer rows waste the product with the vocabulary matrix
+constexpr int64_t kChunkBytes =
+    8 << 20;  // Of a chunk's logits: within a share of the last-level cache
+constexpr int64_t kMinChunkRows = 64;  // Fewer rows waste the product with the vocabulary matrix
 
 int64_t ChunkRows(const CrossEntropyOptions& options, int64_t vocabulary) {
   if (options.chunk_rows > 0) return options.chunk_rows;
   return std::max(kMinChunkRows, kChunkBytes / (4 * std::max<int64_t>(vocabulary, 1)) / 64 * 64);
 }
 
-// One chunk's logits, their gradient, and the rows they belong to; buffers are shared by all chunks.
+// One chunk's logits, their gradient, and the rows they belong to; buffers are shared by all
+// chunks.
 class Chunk {
  public:
-  Chunk(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R, const CrossEntropyOptions& options)
-      : hidden_(hidden_RC), weight_(weight_VC), targets_(targets_R), options_(options),
-        rows_(std::min(ChunkRows(options, weight_VC.size(0)), std::max<int64_t>(hidden_RC.size(0), 1))),
+  Chunk(const Tensor& hidden_RC, const Tensor& weight_VC, const Tensor& targets_R,
+        const CrossEntropyOptions& options)
+      : hidden_(hidden_RC),
+        weight_(weight_VC),
+        targets_(targets_R),
+        options_(options),
+        rows_(std::min(ChunkRows(options, weight_VC.size(0)),
+                       std::max<int64_t>(hidden_RC.size(0), 1))),
         logits_(at::empty({rows_, weight_VC.size(0)}, at::kFloat)) {}
 
   // Calls body(first row, rows) for every chunk, its logits computed.
@@ -43,14 +50,17 @@ class Chunk {
     }
   }
 
-  // Replaces the chunk's logits by their gradient (softmax - onehot) * scale(row), in the hidden dtype, where
-  // `scale` is given. Writes each valid row's log-probability of its target, 0 where ignored.
+  // Replaces the chunk's logits by their gradient (softmax - onehot) * scale(row), in the hidden
+  // dtype, where `scale` is given. Writes each valid row's log-probability of its target, 0 where
+  // ignored.
   template <class Scale>
   void Softmax(int64_t first, int64_t rows, float* logprobs, bool want_gradient, Scale&& scale) {
     const int64_t vocabulary = weight_.size(0);
     if (want_gradient && !gradient_.defined()) {
       // float32 gradients take the logits' place.
-      gradient_ = hidden_.scalar_type() == at::kFloat ? logits_ : at::empty(logits_.sizes(), hidden_.options());
+      gradient_ = hidden_.scalar_type() == at::kFloat
+                      ? logits_
+                      : at::empty(logits_.sizes(), hidden_.options());
     }
     DispatchFused(hidden_, [&]<class T>(T) {
       ParallelFor(rows, RowGrain(vocabulary), [&](int64_t begin, int64_t end) {
@@ -64,9 +74,10 @@ class Chunk {
             continue;
           }
           const float logit = logits[target];
-          logprobs[first + row] = logit - simd::KernelsFor<T>().softmax_gradient(
-                                              logits, gradient, vocabulary, target,
-                                              gradient ? static_cast<float>(scale(first + row)) : 0);
+          logprobs[first + row] =
+              logit - simd::KernelsFor<T>().softmax_gradient(
+                          logits, gradient, vocabulary, target,
+                          gradient ? static_cast<float>(scale(first + row)) : 0);
         }
       });
     });
@@ -82,22 +93,25 @@ class Chunk {
   Tensor gradient_;  // (rows, V) of hidden's dtype
 };
 
-// Adds what a chunk of logit gradients gives to the hidden states' and the weight's gradients, where wanted.
-void AddChunkGradients(const Tensor& dlogits, const Tensor& hidden, const Tensor& weight, Tensor& grad_hidden,
-                       Tensor& grad_weight, int64_t first, bool accumulate) {
+// Adds what a chunk of logit gradients gives to the hidden states' and the weight's gradients,
+// where wanted.
+void AddChunkGradients(const Tensor& dlogits, const Tensor& hidden, const Tensor& weight,
+                       Tensor& grad_hidden, Tensor& grad_weight, int64_t first, bool accumulate) {
   const int64_t rows = dlogits.size(0);
   if (grad_hidden.defined()) {
     Tensor target = grad_hidden.narrow(0, first, rows);
     MatMul(dlogits, weight, target);
   }
   if (grad_weight.defined()) {
-    MatMul(dlogits.t(), hidden.narrow(0, first, rows), grad_weight, {.accumulate = accumulate, .bias = {}});
+    MatMul(dlogits.t(), hidden.narrow(0, first, rows), grad_weight,
+           {.accumulate = accumulate, .bias = {}});
   }
 }
 
 struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropyFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor, const Parameter& weight,
-                        const Tensor& targets_R, const CrossEntropyOptions& options, bool want_grad_hidden) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor,
+                        const Parameter& weight, const Tensor& targets_R,
+                        const CrossEntropyOptions& options, bool want_grad_hidden) {
     const Tensor hidden = hidden_in.contiguous(), weight_VC = weight.value.detach();
     Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
     Tensor grad_hidden = want_grad_hidden ? at::empty_like(hidden) : Tensor();
@@ -112,7 +126,8 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
       chunk.Softmax(first, rows, MutableData<float>(logprobs_R), want_gradient,
                     [&](int64_t) { return 1.0 / options.denominator; });
       if (!want_gradient) return;
-      AddChunkGradients(chunk.gradient(rows), hidden, weight_VC, grad_hidden, grad_weight, first, direct || first > 0);
+      AddChunkGradients(chunk.gradient(rows), hidden, weight_VC, grad_hidden, grad_weight, first,
+                        direct || first > 0);
     });
     double total = 0;
     for (int64_t row = 0; row < hidden.size(0); ++row) total -= Data<float>(logprobs_R)[row];
@@ -139,13 +154,15 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
 };
 
 struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor, const Parameter& weight,
-                        const Tensor& targets_R, const CrossEntropyOptions& options) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor,
+                        const Parameter& weight, const Tensor& targets_R,
+                        const CrossEntropyOptions& options) {
     const Tensor hidden = hidden_in.contiguous();
     Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
     Chunk chunk(hidden, weight.value.detach(), targets_R, options);
     chunk.ForEach([&](int64_t first, int64_t rows) {
-      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), false, [](int64_t) { return 0.0; });
+      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), false,
+                    [](int64_t) { return 0.0; });
     });
     ctx->save_for_backward({hidden, targets_R});
     ctx->saved_data["weight"] = weight.value.detach();
@@ -169,24 +186,27 @@ struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction
     chunk.ForEach([&](int64_t first, int64_t rows) {
       chunk.Softmax(first, rows, MutableData<float>(logprobs_R), true,
                     [&](int64_t row) { return -Data<float>(upstream_R)[row]; });
-      AddChunkGradients(chunk.gradient(rows), hidden, weight, grad_hidden, grad_weight, first, true);
+      AddChunkGradients(chunk.gradient(rows), hidden, weight, grad_hidden, grad_weight, first,
+                        true);
     });
     return {grad_hidden, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 // Targets as the loops read them; every one an index of the vocabulary or ignored.
-Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
-                      const CrossEntropyOptions& options) {
-  SHOAL_CHECK(hidden_RC.dim() == 2 && weight.value.dim() == 2 && weight.value.size(1) == hidden_RC.size(1) &&
-              targets_R.numel() == hidden_RC.size(0) && weight.value.scalar_type() == hidden_RC.scalar_type())
-      << what << ": hidden " << hidden_RC.sizes() << ", weight " << weight.value.sizes() << ", targets "
-      << targets_R.sizes();
+Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter& weight,
+                      const Tensor& targets_R, const CrossEntropyOptions& options) {
+  SHOAL_CHECK(hidden_RC.dim() == 2 && weight.value.dim() == 2 &&
+              weight.value.size(1) == hidden_RC.size(1) && targets_R.numel() == hidden_RC.size(0) &&
+              weight.value.scalar_type() == hidden_RC.scalar_type())
+      << what << ": hidden " << hidden_RC.sizes() << ", weight " << weight.value.sizes()
+      << ", targets " << targets_R.sizes();
   const Tensor targets = targets_R.to(at::kLong).contiguous().view({-1});
   for (int64_t i = 0; i < targets.numel(); ++i) {
     const int64_t target = Data<int64_t>(targets)[i];
     SHOAL_CHECK(target == options.ignore_index || (0 <= target && target < weight.value.size(0)))
-        << what << ": target " << target << " in row " << i << ", the vocabulary holds " << weight.value.size(0);
+        << what << ": target " << target << " in row " << i << ", the vocabulary holds "
+        << weight.value.size(0);
   }
   return targets;
 }
@@ -195,11 +215,13 @@ Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter
 
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options) {
-  const Tensor targets = CheckedTargets("LinearCrossEntropy", hidden_RC, weight, targets_R, options);
-  if (!IsFused(hidden_RC)) return reference::LinearCrossEntropy(hidden_RC, WeightOf(weight), targets, options);
+  const Tensor targets =
+      CheckedTargets("LinearCrossEntropy", hidden_RC, weight, targets_R, options);
+  if (!IsFused(hidden_RC))
+    return reference::LinearCrossEntropy(hidden_RC, WeightOf(weight), targets, options);
   if (!at::GradMode::is_enabled()) {
-    return LinearCrossEntropyFunction::apply(hidden_RC, weight.value, Parameter{weight.value, {}}, targets, options,
-                                             false);
+    return LinearCrossEntropyFunction::apply(hidden_RC, weight.value, Parameter{weight.value, {}},
+                                             targets, options, false);
   }
   return LinearCrossEntropyFunction::apply(hidden_RC, weight.value, weight, targets, options,
                                            hidden_RC.requires_grad());
@@ -208,7 +230,8 @@ Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, cons
 Tensor LinearLogprobs(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                       const CrossEntropyOptions& options) {
   const Tensor targets = CheckedTargets("LinearLogprobs", hidden_RC, weight, targets_R, options);
-  if (!IsFused(hidden_RC)) return reference::LinearLogprobs(hidden_RC, WeightOf(weight), targets, options);
+  if (!IsFused(hidden_RC))
+    return reference::LinearLogprobs(hidden_RC, WeightOf(weight), targets, options);
   return LinearLogprobsFunction::apply(hidden_RC, weight.value, weight, targets, options);
 }
 

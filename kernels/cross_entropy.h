@@ -1,5 +1,5 @@
-// The language-model head: product with the vocabulary matrix and cross entropy together, in chunks of
-// rows, so that the (B*T, V) logits never exist.
+// The language-model head: product with the vocabulary matrix and cross entropy together, in chunks
+// of rows, so that the (B*T, V) logits never exist.
 #pragma once
 
 #include "core/parameter.h"
@@ -10,21 +10,22 @@ struct CrossEntropyOptions {
   double denominator = 1.0;     // The sum of losses is divided by this
   int64_t ignore_index = -100;  // Rows with this target count nothing
   int64_t chunk_rows = 0;       // 0: chosen so that a chunk's logits stay within a few MB
-  // LinearCrossEntropy only: promises that backward() will be called once with gradient 1. dL/dW then goes
-  // straight into weight.grad during the forward pass, without a (V, C) float32 buffer in between.
+  // LinearCrossEntropy only: promises that backward() will be called once with gradient 1. dL/dW
+  // then goes straight into weight.grad during the forward pass, without a (V, C) float32 buffer in
+  // between.
   bool unit_gradient = false;
 };
 
-// hidden: (R, C), weight: (V, C), targets: (R) int64. Returns () float32 (float64 for float64 inputs):
-// sum over valid rows of logsumexp(hidden W^T) - logit of the target, / denominator.
-// The gradient is computed in the forward pass (chunk by chunk, as in Liger-Kernel) when gradients are
-// enabled; backward scales and hands it out, and adds dL/dW to weight.grad. It runs once a forward pass.
-// Memory: a chunk's logits, and (V, C) float32 unless options.unit_gradient.
+// hidden: (R, C), weight: (V, C), targets: (R) int64. Returns () float32 (float64 for float64
+// inputs): sum over valid rows of logsumexp(hidden W^T) - logit of the target, / denominator. The
+// gradient is computed in the forward pass (chunk by chunk, as in Liger-Kernel) when gradients are
+// enabled; backward scales and hands it out, and adds dL/dW to weight.grad. It runs once a forward
+// pass. Memory: a chunk's logits, and (V, C) float32 unless options.unit_gradient.
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options);
 
-// log softmax(hidden W^T)[target] per row, 0 where the target is ignored. (R) float32 (float64 for float64).
-// Differentiable; backward recomputes the chunk's logits.
+// log softmax(hidden W^T)[target] per row, 0 where the target is ignored. (R) float32 (float64 for
+// float64). Differentiable; backward recomputes the chunk's logits.
 Tensor LinearLogprobs(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                       const CrossEntropyOptions& options);
 

@@ -29,16 +29,19 @@ void ScatterAdd(const Tensor& indices, const Tensor& dy, const Tensor& grad_VC) 
       const T* source = Data<T>(dy) + i * columns + begin;
       const int64_t at = rows[i] * columns + begin;
       if (is_float) {
-        simd::KernelsFor<T>().accumulate_float(source, MutableData<float>(grad_VC) + at, end - begin);
+        simd::KernelsFor<T>().accumulate_float(source, MutableData<float>(grad_VC) + at,
+                                               end - begin);
       } else {
-        simd::KernelsFor<T>().accumulate_bf16(source, MutableData<simd::Bf16>(grad_VC) + at, end - begin);
+        simd::KernelsFor<T>().accumulate_bf16(source, MutableData<simd::Bf16>(grad_VC) + at,
+                                              end - begin);
       }
     }
   });
 }
 
 struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& indices, const Tensor& anchor, const Parameter& weight) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& indices, const Tensor& anchor,
+                        const Parameter& weight) {
     std::vector<int64_t> shape = indices.sizes().vec();
     const int64_t columns = weight.value.size(1);
     shape.push_back(columns);
@@ -58,7 +61,8 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Tensor indices = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const Tensor grad_VC = ctx->saved_data["grad"].toTensor();
-    if (grad_VC.defined()) DispatchFused(dy, [&]<class T>(T) { ScatterAdd<T>(indices, dy, grad_VC); });
+    if (grad_VC.defined())
+      DispatchFused(dy, [&]<class T>(T) { ScatterAdd<T>(indices, dy, grad_VC); });
     return {Tensor(), Tensor(), Tensor()};
   }
 };
@@ -73,7 +77,8 @@ Tensor Embedding(const Tensor& indices, const Parameter& weight) {
     SHOAL_CHECK(0 <= index && index < weight.value.size(0))
         << "Embedding: index " << index << ", the table holds " << weight.value.size(0) << " rows";
   }
-  if (!IsFused(weight.value) || !weight.value.is_contiguous()) return reference::Embedding(flat, WeightOf(weight));
+  if (!IsFused(weight.value) || !weight.value.is_contiguous())
+    return reference::Embedding(flat, WeightOf(weight));
   return EmbeddingFunction::apply(flat, weight.value, weight);
 }
 

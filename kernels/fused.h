@@ -29,12 +29,15 @@ T* MutableData(const at::Tensor& x) {
 }
 
 // Rows a thread takes at least, so that a piece of work is worth waking a thread for.
-inline int64_t RowGrain(int64_t columns) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1)); }
+inline int64_t RowGrain(int64_t columns) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
+}
 
 // Rows of x seen as a matrix (x.numel() / columns, columns).
 inline int64_t NumRows(const at::Tensor& x) { return x.size(-1) == 0 ? 0 : x.numel() / x.size(-1); }
 
-// grad += the sum of partials (pieces, columns) float32 over pieces, in order. grad: float32 or bfloat16.
+// grad += the sum of partials (pieces, columns) float32 over pieces, in order. grad: float32 or
+// bfloat16.
 inline void AddPartials(const at::Tensor& grad, const at::Tensor& partials) {
   at::Tensor total = partials.size(0) == 1 ? partials[0] : partials.sum(0);
   grad.add_(total.view(grad.sizes()));

@@ -23,7 +23,8 @@ Tensor Rows(const Tensor& x) {
   return x.dim() == 2 ? x : x.reshape({x.numel() / std::max<int64_t>(x.size(-1), 1), x.size(-1)});
 }
 
-// bias_grad += the sum of grad's rows, taken in pieces of a fixed size: the same on any number of threads.
+// bias_grad += the sum of grad's rows, taken in pieces of a fixed size: the same on any number of
+// threads.
 void AddColumnSums(const Tensor& grad_RO, const Tensor& bias_grad) {
   if (!IsFused(grad_RO)) {
     bias_grad.add_(grad_RO.sum(0));
@@ -31,7 +32,8 @@ void AddColumnSums(const Tensor& grad_RO, const Tensor& bias_grad) {
   }
   constexpr int64_t kPieceRows = 256;
   const Tensor grad = grad_RO.contiguous();
-  const int64_t rows = grad.size(0), columns = grad.size(1), pieces = (rows + kPieceRows - 1) / kPieceRows;
+  const int64_t rows = grad.size(0), columns = grad.size(1),
+                pieces = (rows + kPieceRows - 1) / kPieceRows;
   if (pieces == 0) return;
   Tensor partials = at::zeros({pieces, columns}, at::kFloat);
   DispatchFused(grad, [&]<class T>(T) {
@@ -48,11 +50,11 @@ void AddColumnSums(const Tensor& grad_RO, const Tensor& bias_grad) {
 }
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  // `anchor` ties the node to the graph when only weights want gradients. Weights and gradient buffers are
-  // kept as plain tensors, past autograd's version check: ZeRO refills and reduces the flat buffers under
-  // them between forward and backward.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& anchor, const Parameter& weight,
-                        const Parameter& bias, LinearLayout layout) {
+  // `anchor` ties the node to the graph when only weights want gradients. Weights and gradient
+  // buffers are kept as plain tensors, past autograd's version check: ZeRO refills and reduces the
+  // flat buffers under them between forward and backward.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& anchor,
+                        const Parameter& weight, const Parameter& bias, LinearLayout layout) {
     const Tensor weight_io = InOut(weight.value, layout);
     std::vector<int64_t> shape = x.sizes().vec();
     shape.back() = weight_io.size(1);
@@ -95,7 +97,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
 }  // namespace
 
-Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias, LinearLayout layout) {
+Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias,
+              LinearLayout layout) {
   const Parameter no_bias;
   if (!bias) bias = &no_bias;
   const Tensor& anchor = bias->grad.defined() ? bias->value : weight.value;

@@ -12,8 +12,8 @@ enum class LinearLayout {
 };
 
 // y = x W^T + b. x: (..., in); returns (..., out) in x's dtype. bias: (out) or nullptr.
-// Backward: returns dL/dx; adds dL/dW to weight.grad and dL/db to bias->grad where these are defined, with
-// the product's own accumulation (beta = 1), in the gradient buffer's dtype.
+// Backward: returns dL/dx; adds dL/dW to weight.grad and dL/db to bias->grad where these are
+// defined, with the product's own accumulation (beta = 1), in the gradient buffer's dtype.
 Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias = nullptr,
               LinearLayout layout = LinearLayout::kOutIn);
 

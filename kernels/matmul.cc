@@ -28,7 +28,8 @@ dnnl::memory::data_type DnnlType(at::ScalarType type) {
   return type == at::kFloat ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
 }
 
-// What a product's primitive depends on. Operands are dense: row-major or, where transposed, column-major.
+// What a product's primitive depends on. Operands are dense: row-major or, where transposed,
+// column-major.
 struct ProductKey {
   int64_t m, n, k;
   int8_t a_transposed, b_transposed;
@@ -36,7 +37,9 @@ struct ProductKey {
   int8_t accumulate;
   int16_t num_threads;
 
-  bool operator==(const ProductKey& other) const { return std::memcmp(this, &other, sizeof(*this)) == 0; }
+  bool operator==(const ProductKey& other) const {
+    return std::memcmp(this, &other, sizeof(*this)) == 0;
+  }
 };
 static_assert(std::has_unique_object_representations_v<ProductKey>);
 
@@ -57,7 +60,8 @@ struct Product {
   std::unordered_map<int, dnnl::memory> arguments;
 };
 
-// Engine, stream and compiled products of one thread: nothing here is shared, so rank threads don't race.
+// Engine, stream and compiled products of one thread: nothing here is shared, so rank threads don't
+// race.
 struct ThreadProducts {
   static constexpr size_t kMaxProducts = 2048;
 
@@ -77,7 +81,8 @@ struct ThreadProducts {
   using Desc = dnnl::memory::desc;
 
   static Desc Matrix(int64_t rows, int64_t columns, dnnl::memory::data_type type, bool transposed) {
-    return Desc({rows, columns}, type, transposed ? dnnl::memory::dims{1, rows} : dnnl::memory::dims{columns, 1});
+    return Desc({rows, columns}, type,
+                transposed ? dnnl::memory::dims{1, rows} : dnnl::memory::dims{columns, 1});
   }
 
   std::optional<Product> Compile(const ProductKey& key) {
@@ -86,7 +91,8 @@ struct ThreadProducts {
     const Desc b = Matrix(key.k, key.n, ab_type, key.b_transposed);
     const Desc c = Matrix(key.m, key.n, DnnlType(static_cast<at::ScalarType>(key.c_type)), false);
     Desc bias;
-    if (key.bias_type >= 0) bias = Desc({1, key.n}, DnnlType(static_cast<at::ScalarType>(key.bias_type)), {key.n, 1});
+    if (key.bias_type >= 0)
+      bias = Desc({1, key.n}, DnnlType(static_cast<at::ScalarType>(key.bias_type)), {key.n, 1});
 
     dnnl::primitive_attr attr;
     attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -95,12 +101,15 @@ struct ThreadProducts {
       ops.append_sum(1.0f);
       attr.set_post_ops(ops);
     }
-    const dnnl::matmul::desc desc = key.bias_type >= 0 ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
+    const dnnl::matmul::desc desc =
+        key.bias_type >= 0 ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
     dnnl::matmul::primitive_desc primitive_desc(desc, attr, engine, /*allow_empty=*/true);
     // Only the batch-reduce kernels ("brg:..."). The older "gemm:jit" initialises itself through a
-    // std::call_once whose weak symbol libtorch's private oneDNN defines too: the dynamic linker would run
-    // the wrong library's initialiser. Dense operands never need it on machines with AVX-512.
-    if (!primitive_desc || std::strncmp(primitive_desc.impl_info_str(), "brg", 3) != 0) return std::nullopt;
+    // std::call_once whose weak symbol libtorch's private oneDNN defines too: the dynamic linker
+    // would run the wrong library's initialiser. Dense operands never need it on machines with
+    // AVX-512.
+    if (!primitive_desc || std::strncmp(primitive_desc.impl_info_str(), "brg", 3) != 0)
+      return std::nullopt;
 
     Product product;
     product.primitive = dnnl::matmul(primitive_desc);
@@ -108,7 +117,9 @@ struct ThreadProducts {
     product.b = dnnl::memory(b, engine, nullptr);
     product.c = dnnl::memory(c, engine, nullptr);
     product.scratchpad = dnnl::memory(primitive_desc.scratchpad_desc(), engine, nullptr);
-    product.arguments = {{DNNL_ARG_SRC, product.a}, {DNNL_ARG_WEIGHTS, product.b}, {DNNL_ARG_DST, product.c},
+    product.arguments = {{DNNL_ARG_SRC, product.a},
+                         {DNNL_ARG_WEIGHTS, product.b},
+                         {DNNL_ARG_DST, product.c},
                          {DNNL_ARG_SCRATCHPAD, product.scratchpad}};
     if (key.bias_type >= 0) {
       product.bias = dnnl::memory(bias, engine, nullptr);
@@ -137,20 +148,29 @@ struct DenseOperand {
 };
 
 // False where oneDNN cannot serve the product. c is contiguous.
-bool OneDnnMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options) {
+bool OneDnnMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
+                  const MatMulOptions& options) {
   if (a_MK.scalar_type() != b_KN.scalar_type() || !IsOneDnnType(a_MK.scalar_type()) ||
       !IsOneDnnType(c_MN.scalar_type()) || a_MK.size(1) == 0) {
     return false;
   }
   const bool has_bias = options.bias.defined();
-  if (has_bias && (!IsOneDnnType(options.bias.scalar_type()) || !options.bias.is_contiguous())) return false;
+  if (has_bias && (!IsOneDnnType(options.bias.scalar_type()) || !options.bias.is_contiguous()))
+    return false;
   const DenseOperand a(a_MK), b(b_KN);
 
   thread_local ThreadProducts thread;
-  const ProductKey key{a_MK.size(0), b_KN.size(1), a_MK.size(1), a.transposed, b.transposed,
-                       static_cast<int8_t>(a_MK.scalar_type()), static_cast<int8_t>(c_MN.scalar_type()),
-                       static_cast<int8_t>(has_bias ? static_cast<int>(options.bias.scalar_type()) : -1),
-                       static_cast<int8_t>(options.accumulate), static_cast<int16_t>(GetNumThreads())};
+  const ProductKey key{
+      a_MK.size(0),
+      b_KN.size(1),
+      a_MK.size(1),
+      a.transposed,
+      b.transposed,
+      static_cast<int8_t>(a_MK.scalar_type()),
+      static_cast<int8_t>(c_MN.scalar_type()),
+      static_cast<int8_t>(has_bias ? static_cast<int>(options.bias.scalar_type()) : -1),
+      static_cast<int8_t>(options.accumulate),
+      static_cast<int16_t>(GetNumThreads())};
   std::optional<Product>& product = thread.Find(key);
   if (!product) return false;
   product->a.set_data_handle(a.tensor.data_ptr());
@@ -163,12 +183,15 @@ bool OneDnnMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const Ma
   return true;
 }
 
-// Products of a few rows with a matrix stored (N, K), as in decoding: oneDNN would first copy that matrix into
-// its own order, which costs more than the product. False where this is not such a product.
-bool FewRowsMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options) {
+// Products of a few rows with a matrix stored (N, K), as in decoding: oneDNN would first copy that
+// matrix into its own order, which costs more than the product. False where this is not such a
+// product.
+bool FewRowsMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
+                   const MatMulOptions& options) {
   const at::ScalarType type = c_MN.scalar_type();
-  if (a_MK.size(0) > simd::kMaxFewRows || options.accumulate || !IsFused(c_MN) || a_MK.scalar_type() != type ||
-      b_KN.scalar_type() != type || (a_MK.size(1) > 1 && (a_MK.stride(1) != 1 || b_KN.stride(0) != 1))) {
+  if (a_MK.size(0) > simd::kMaxFewRows || options.accumulate || !IsFused(c_MN) ||
+      a_MK.scalar_type() != type || b_KN.scalar_type() != type ||
+      (a_MK.size(1) > 1 && (a_MK.stride(1) != 1 || b_KN.stride(0) != 1))) {
     return false;
   }
   const Tensor& bias = options.bias;
@@ -178,14 +201,15 @@ bool FewRowsMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const M
     ParallelFor(outs, RowGrain(depth), [&](int64_t begin, int64_t end) {
       simd::KernelsFor<T>().few_rows_product(
           Data<T>(a_MK), a_MK.stride(0), Data<T>(b_KN) + begin * b_KN.stride(1), b_KN.stride(1),
-          bias.defined() ? Data<T>(bias) + begin : nullptr, MutableData<T>(c_MN) + begin, c_MN.stride(0), a_MK.size(0),
-          end - begin, depth);
+          bias.defined() ? Data<T>(bias) + begin : nullptr, MutableData<T>(c_MN) + begin,
+          c_MN.stride(0), a_MK.size(0), end - begin, depth);
     });
   });
   return true;
 }
 
-void AtenMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options) {
+void AtenMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
+                const MatMulOptions& options) {
   Tensor product = at::mm(a_MK, b_KN.to(a_MK.scalar_type()));
   if (options.bias.defined()) product.add_(options.bias);
   if (options.accumulate) {
@@ -205,13 +229,16 @@ double Seconds(const std::function<void()>& work) {
 double BestSeconds(const std::function<void()>& work, double budget_seconds) {
   work();
   double best = Seconds(work);
-  for (double spent = best; spent < budget_seconds; spent += best) best = std::min(best, Seconds(work));
+  for (double spent = best; spent < budget_seconds; spent += best)
+    best = std::min(best, Seconds(work));
   return best;
 }
 
 class ScopedNumThreads {
  public:
-  explicit ScopedNumThreads(int num_threads) : before_(GetNumThreads()) { SetNumThreads(num_threads); }
+  explicit ScopedNumThreads(int num_threads) : before_(GetNumThreads()) {
+    SetNumThreads(num_threads);
+  }
   ~ScopedNumThreads() { SetNumThreads(before_); }
 
  private:
@@ -221,10 +248,12 @@ class ScopedNumThreads {
 }  // namespace
 
 void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options) {
-  SHOAL_CHECK(a_MK.dim() == 2 && b_KN.dim() == 2 && c_MN.dim() == 2 && a_MK.size(1) == b_KN.size(0) &&
-              c_MN.size(0) == a_MK.size(0) && c_MN.size(1) == b_KN.size(1))
+  SHOAL_CHECK(a_MK.dim() == 2 && b_KN.dim() == 2 && c_MN.dim() == 2 &&
+              a_MK.size(1) == b_KN.size(0) && c_MN.size(0) == a_MK.size(0) &&
+              c_MN.size(1) == b_KN.size(1))
       << "MatMul: a " << a_MK.sizes() << ", b " << b_KN.sizes() << ", c " << c_MN.sizes();
-  SHOAL_CHECK(!options.accumulate || !options.bias.defined()) << "MatMul: a bias cannot be accumulated";
+  SHOAL_CHECK(!options.accumulate || !options.bias.defined())
+      << "MatMul: a bias cannot be accumulated";
   if (c_MN.numel() == 0) return;
   at::NoGradGuard no_grad;
   if (!c_MN.is_contiguous()) {
@@ -251,7 +280,8 @@ MatMulBackend GetMatMulBackend(at::ScalarType dtype) {
 
 MatMulBackend MeasureMatMulBackend(at::ScalarType dtype) {
   if (!IsOneDnnType(dtype)) return MatMulBackend::kAten;
-  Tensor a = at::ones({512, 512}, dtype), b = at::ones({512, 512}, dtype), c = at::empty({512, 512}, dtype);
+  Tensor a = at::ones({512, 512}, dtype), b = at::ones({512, 512}, dtype),
+         c = at::empty({512, 512}, dtype);
   if (!OneDnnMatMul(a, b, c, {})) return MatMulBackend::kAten;
   constexpr double kBudget = 4e-3;
   const double onednn = BestSeconds([&] { OneDnnMatMul(a, b, c, {}); }, kBudget);
@@ -262,7 +292,8 @@ MatMulBackend MeasureMatMulBackend(at::ScalarType dtype) {
 double MeasureMatMulPeak(at::ScalarType dtype, int num_threads) {
   const ScopedNumThreads threads(num_threads);
   double peak = 0;
-  for (auto [m, k, n] : {std::array<int64_t, 3>{512, 512, 512}, {1024, 512, 1408}, {1024, 1024, 1024}}) {
+  for (auto [m, k, n] :
+       {std::array<int64_t, 3>{512, 512, 512}, {1024, 512, 1408}, {1024, 1024, 1024}}) {
     Tensor a = at::ones({m, k}, dtype), b = at::ones({n, k}, dtype), c = at::empty({m, n}, dtype);
     const double seconds = BestSeconds([&] { MatMul(a, b.t(), c); }, 0.08);
     peak = std::max(peak, 2.0 * m * k * n / seconds);

@@ -1,5 +1,6 @@
-// Dense products of 2-D views: c = a b (+ bias), or c += a b. oneDNN's JIT kernels serve float32 and
-// bfloat16 on every x86 vendor (MKL, behind at::matmul, takes a slow path on AMD); ATen serves the rest.
+// Dense products of 2-D views: c = a b (+ bias), or c += a b. oneDNN's JIT kernels serve float32
+// and bfloat16 on every x86 vendor (MKL, behind at::matmul, takes a slow path on AMD); ATen serves
+// the rest.
 #pragma once
 
 #include "core/parameter.h"
@@ -11,24 +12,27 @@ struct MatMulOptions {
   Tensor bias;              // (N), added to each row; undefined: none. Not together with accumulate
 };
 
-// a: (M, K), b: (K, N), c: (M, N), c written in place. Any strides; dense matrices and their transposes are
-// used where they lie, other views are copied first. a and b share a dtype; c may be float32 where they are
-// bfloat16 (sums are float32 in any case). Up to eight rows times a matrix stored (N, K), as in decoding,
-// take a loop of our own that reads the matrix once. Safe to call from many threads.
-void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOptions& options = {});
+// a: (M, K), b: (K, N), c: (M, N), c written in place. Any strides; dense matrices and their
+// transposes are used where they lie, other views are copied first. a and b share a dtype; c may be
+// float32 where they are bfloat16 (sums are float32 in any case). Up to eight rows times a matrix
+// stored (N, K), as in decoding, take a loop of our own that reads the matrix once. Safe to call
+// from many threads.
+void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
+            const MatMulOptions& options = {});
 
 enum class MatMulBackend { kOneDnn, kAten };
 
-// Which library serves products of this dtype (float32 or bfloat16), for the whole process. oneDNN unless
-// set. Ranks that must agree to the last bit must set the same.
+// Which library serves products of this dtype (float32 or bfloat16), for the whole process. oneDNN
+// unless set. Ranks that must agree to the last bit must set the same.
 void SetMatMulBackend(at::ScalarType dtype, MatMulBackend backend);
 MatMulBackend GetMatMulBackend(at::ScalarType dtype);
 
-// Times both libraries on one medium product (a few milliseconds) and returns the faster; sets nothing.
+// Times both libraries on one medium product (a few milliseconds) and returns the faster; sets
+// nothing.
 MatMulBackend MeasureMatMulBackend(at::ScalarType dtype);
 
-// FLOP/s of the best of a few large products on `num_threads` threads, with the library in use. Takes
-// under half a second. What MFU is reported against.
+// FLOP/s of the best of a few large products on `num_threads` threads, with the library in use.
+// Takes under half a second. What MFU is reported against.
 double MeasureMatMulPeak(at::ScalarType dtype, int num_threads);
 
 struct MemoryBandwidth {

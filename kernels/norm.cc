@@ -15,8 +15,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Gradients of weights are summed in pieces of this many rows, then piece by piece: the same sum on any
-// number of threads.
+// Gradients of weights are summed in pieces of this many rows, then piece by piece: the same sum on
+// any number of threads.
 constexpr int64_t kPieceRows = 128;
 
 // Calls body(piece, first row, rows) for every piece.
@@ -30,7 +30,8 @@ void ForPieces(int64_t rows, F&& body) {
 }
 
 Tensor ZeroPartials(int64_t rows, int64_t columns) {
-  return at::zeros({std::max<int64_t>(1, (rows + kPieceRows - 1) / kPieceRows), columns}, at::kFloat);
+  return at::zeros({std::max<int64_t>(1, (rows + kPieceRows - 1) / kPieceRows), columns},
+                   at::kFloat);
 }
 
 void CheckWeight(const Tensor& x, const Tensor& weight, const char* what) {
@@ -41,18 +42,21 @@ void CheckWeight(const Tensor& x, const Tensor& weight, const char* what) {
 // {y, sum}; without a residual, sum is x.
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& residual_in,
-                               const Tensor& anchor, const Parameter& weight, bool add, double epsilon) {
-    const Tensor x = x_in.contiguous(), scale = weight.value.detach().to(x.scalar_type()).contiguous();
+                               const Tensor& anchor, const Parameter& weight, bool add,
+                               double epsilon) {
+    const Tensor x = x_in.contiguous(),
+                 scale = weight.value.detach().to(x.scalar_type()).contiguous();
     const Tensor residual = add ? residual_in.contiguous() : Tensor();
     const int64_t rows = NumRows(x), columns = x.size(-1);
-    Tensor sum = add ? at::empty_like(x) : x, y = at::empty_like(x), rstd_R = at::empty({rows}, at::kFloat);
+    Tensor sum = add ? at::empty_like(x) : x, y = at::empty_like(x),
+           rstd_R = at::empty({rows}, at::kFloat);
     DispatchFused(x, [&]<class T>(T) {
       ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
         const int64_t at = begin * columns;
-        simd::KernelsFor<T>().rms_norm(Data<T>(x) + at, add ? Data<T>(residual) + at : nullptr, Data<T>(scale),
-                                       add ? MutableData<T>(sum) + at : nullptr, MutableData<T>(y) + at,
-                                       MutableData<float>(rstd_R) + begin, end - begin, columns,
-                                       static_cast<float>(epsilon));
+        simd::KernelsFor<T>().rms_norm(Data<T>(x) + at, add ? Data<T>(residual) + at : nullptr,
+                                       Data<T>(scale), add ? MutableData<T>(sum) + at : nullptr,
+                                       MutableData<T>(y) + at, MutableData<float>(rstd_R) + begin,
+                                       end - begin, columns, static_cast<float>(epsilon));
       });
     });
     ctx->set_materialize_grads(false);
@@ -69,7 +73,8 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
     const Tensor extra = grads.size() > 1 && grads[1].defined() ? grads[1].contiguous() : Tensor();
     if (!grads[0].defined()) return {extra, extra, Tensor(), Tensor(), Tensor(), Tensor()};
     const Tensor sum = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
-    const Tensor rstd_R = ctx->saved_data["rstd"].toTensor(), scale = ctx->saved_data["weight"].toTensor();
+    const Tensor rstd_R = ctx->saved_data["rstd"].toTensor(),
+                 scale = ctx->saved_data["weight"].toTensor();
     const Tensor grad = ctx->saved_data["grad"].toTensor();
     const int64_t rows = NumRows(sum), columns = sum.size(-1);
     Tensor dx = at::empty_like(sum);
@@ -80,28 +85,32 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
         simd::KernelsFor<T>().rms_norm_backward(
             Data<T>(sum) + at, Data<T>(scale), Data<float>(rstd_R) + row, Data<T>(dy) + at,
             extra.defined() ? Data<T>(extra) + at : nullptr, MutableData<T>(dx) + at,
-            grad.defined() ? MutableData<float>(partials) + piece * columns : nullptr, count, columns);
+            grad.defined() ? MutableData<float>(partials) + piece * columns : nullptr, count,
+            columns);
       });
     });
     if (grad.defined()) AddPartials(grad, partials);
-    return {dx, ctx->saved_data["add"].toBool() ? dx : Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dx,      ctx->saved_data["add"].toBool() ? dx : Tensor(), Tensor(), Tensor(), Tensor(),
+            Tensor()};
   }
 };
 
 struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& anchor, const Parameter& weight,
-                        const Parameter& bias, double epsilon) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& anchor,
+                        const Parameter& weight, const Parameter& bias, double epsilon) {
     const Tensor x = x_in.contiguous();
     const Tensor scale = weight.value.detach().to(x.scalar_type()).contiguous();
     const Tensor shift = bias.value.detach().to(x.scalar_type()).contiguous();
     const int64_t rows = NumRows(x), columns = x.size(-1);
-    Tensor y = at::empty_like(x), mean_R = at::empty({rows}, at::kFloat), rstd_R = at::empty({rows}, at::kFloat);
+    Tensor y = at::empty_like(x), mean_R = at::empty({rows}, at::kFloat),
+           rstd_R = at::empty({rows}, at::kFloat);
     DispatchFused(x, [&]<class T>(T) {
       ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
         const int64_t at = begin * columns;
-        simd::KernelsFor<T>().layer_norm(Data<T>(x) + at, Data<T>(scale), Data<T>(shift), MutableData<T>(y) + at,
-                                         MutableData<float>(mean_R) + begin, MutableData<float>(rstd_R) + begin,
-                                         end - begin, columns, static_cast<float>(epsilon));
+        simd::KernelsFor<T>().layer_norm(Data<T>(x) + at, Data<T>(scale), Data<T>(shift),
+                                         MutableData<T>(y) + at, MutableData<float>(mean_R) + begin,
+                                         MutableData<float>(rstd_R) + begin, end - begin, columns,
+                                         static_cast<float>(epsilon));
       });
     });
     ctx->save_for_backward({x});
@@ -115,7 +124,8 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Tensor x = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
-    const Tensor mean_R = ctx->saved_data["mean"].toTensor(), rstd_R = ctx->saved_data["rstd"].toTensor();
+    const Tensor mean_R = ctx->saved_data["mean"].toTensor(),
+                 rstd_R = ctx->saved_data["rstd"].toTensor();
     const Tensor scale = ctx->saved_data["weight"].toTensor();
     const Tensor weight_grad = ctx->saved_data["weight_grad"].toTensor();
     const Tensor bias_grad = ctx->saved_data["bias_grad"].toTensor();
@@ -127,9 +137,11 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
       ForPieces(rows, [&](int64_t piece, int64_t row, int64_t count) {
         const int64_t at = row * columns, slot = piece * columns;
         simd::KernelsFor<T>().layer_norm_backward(
-            Data<T>(x) + at, Data<T>(scale), Data<float>(mean_R) + row, Data<float>(rstd_R) + row, Data<T>(dy) + at,
-            MutableData<T>(dx) + at, weight_grad.defined() ? MutableData<float>(weight_partials) + slot : nullptr,
-            bias_grad.defined() ? MutableData<float>(bias_partials) + slot : nullptr, count, columns);
+            Data<T>(x) + at, Data<T>(scale), Data<float>(mean_R) + row, Data<float>(rstd_R) + row,
+            Data<T>(dy) + at, MutableData<T>(dx) + at,
+            weight_grad.defined() ? MutableData<float>(weight_partials) + slot : nullptr,
+            bias_grad.defined() ? MutableData<float>(bias_partials) + slot : nullptr, count,
+            columns);
       });
     });
     if (weight_grad.defined()) AddPartials(weight_grad, weight_partials);
@@ -146,8 +158,8 @@ Tensor RmsNorm(const Tensor& x, const Parameter& weight, double epsilon) {
   return RmsNormFunction::apply(x, weight.value, weight.value, weight, false, epsilon)[0];
 }
 
-std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual, const Parameter& weight,
-                                     double epsilon) {
+std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual,
+                                     const Parameter& weight, double epsilon) {
   CheckWeight(x, weight.value, "AddRmsNorm");
   SHOAL_CHECK(x.sizes() == residual.sizes() && x.scalar_type() == residual.scalar_type())
       << "AddRmsNorm: x " << x.sizes() << ", residual " << residual.sizes();

@@ -11,11 +11,12 @@ namespace shoal {
 // Rounds like Hugging Face's LlamaRMSNorm: the normalised value to x's dtype, then the product.
 Tensor RmsNorm(const Tensor& x, const Parameter& weight, double epsilon);
 
-// (x - mean) / sqrt(var + epsilon) * weight + bias (Ba et al. 2016). x: (..., C), weight, bias: (C).
+// (x - mean) / sqrt(var + epsilon) * weight + bias (Ba et al. 2016). x: (..., C), weight, bias:
+// (C).
 Tensor LayerNorm(const Tensor& x, const Parameter& weight, const Parameter& bias, double epsilon);
 
 // sum = x + residual; returns {RmsNorm(sum), sum} in one pass over memory.
-std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual, const Parameter& weight,
-                                     double epsilon);
+std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual,
+                                     const Parameter& weight, double epsilon);
 
 }  // namespace shoal

@@ -14,11 +14,12 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kBlock = 4096;  // Elements that a pass takes at once: they stay in the first-level cache
+constexpr int64_t kBlock =
+    4096;  // Elements that a pass takes at once: they stay in the first-level cache
 
 // Whether the fused loops serve these buffers; checks what the contract asks.
-bool IsFusedStep(const char* what, const Tensor& weights, const Tensor& grads, std::initializer_list<const Tensor*> moments,
-                 const Tensor& compute_copy) {
+bool IsFusedStep(const char* what, const Tensor& weights, const Tensor& grads,
+                 std::initializer_list<const Tensor*> moments, const Tensor& compute_copy) {
   auto check = [&](const Tensor& x, const char* name) {
     SHOAL_CHECK(x.is_contiguous() && x.numel() == weights.numel())
         << what << ": " << name << " holds " << x.sizes() << ", weights hold " << weights.sizes();
@@ -50,7 +51,8 @@ void ForBlocks(const Tensor& weights, const Tensor& compute_copy, F&& step) {
       const int64_t first = block * kBlock, count = std::min(kBlock, n - first);
       step(first, count, bf16_copy ? MutableData<simd::Bf16>(compute_copy) + first : nullptr);
       if (float_copy) {
-        std::memcpy(MutableData<float>(compute_copy) + first, Data<float>(weights) + first, count * sizeof(float));
+        std::memcpy(MutableData<float>(compute_copy) + first, Data<float>(weights) + first,
+                    count * sizeof(float));
       }
     }
   });
@@ -58,8 +60,8 @@ void ForBlocks(const Tensor& weights, const Tensor& compute_copy, F&& step) {
 
 }  // namespace
 
-void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2, Tensor& compute_copy,
-               const AdamWOptions& options) {
+void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
+               Tensor& compute_copy, const AdamWOptions& options) {
   SHOAL_CHECK(moment1.defined() && moment2.defined()) << "AdamWStep: both moments are needed";
   if (!IsFusedStep("AdamWStep", weights, grads, {&moment1, &moment2}, compute_copy)) {
     return reference::AdamWStep(weights, grads, moment1, moment2, compute_copy, options);
@@ -72,22 +74,24 @@ void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& mo
       .beta2 = static_cast<float>(options.beta2),
       .one_minus_beta2 = static_cast<float>(1 - options.beta2),
       .step_size = static_cast<float>(options.learning_rate / (1 - std::pow(options.beta1, step))),
-      .inverse_sqrt_correction2 = static_cast<float>(1 / std::sqrt(1 - std::pow(options.beta2, step))),
+      .inverse_sqrt_correction2 =
+          static_cast<float>(1 / std::sqrt(1 - std::pow(options.beta2, step))),
       .epsilon = static_cast<float>(options.epsilon),
       .grad_scale = static_cast<float>(options.grad_scale),
   };
   DispatchFused(grads, [&]<class T>(T) {
     ForBlocks(weights, compute_copy, [&](int64_t first, int64_t count, simd::Bf16* copy) {
       simd::KernelsFor<T>().adamw(MutableData<float>(weights) + first, Data<T>(grads) + first,
-                                  MutableData<float>(moment1) + first, MutableData<float>(moment2) + first, copy, count,
-                                  scalars);
+                                  MutableData<float>(moment1) + first,
+                                  MutableData<float>(moment2) + first, copy, count, scalars);
     });
   });
 }
 
 void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& compute_copy,
              const SgdOptions& options) {
-  SHOAL_CHECK(momentum.defined() == (options.momentum != 0)) << "SgdStep: a momentum buffer iff momentum != 0";
+  SHOAL_CHECK(momentum.defined() == (options.momentum != 0))
+      << "SgdStep: a momentum buffer iff momentum != 0";
   if (!IsFusedStep("SgdStep", weights, grads, {&momentum}, compute_copy)) {
     return reference::SgdStep(weights, grads, momentum, compute_copy, options);
   }
@@ -102,8 +106,8 @@ void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& com
   DispatchFused(grads, [&]<class T>(T) {
     ForBlocks(weights, compute_copy, [&](int64_t first, int64_t count, simd::Bf16* copy) {
       simd::KernelsFor<T>().sgd(MutableData<float>(weights) + first, Data<T>(grads) + first,
-                                momentum.defined() ? MutableData<float>(momentum) + first : nullptr, copy, count,
-                                scalars);
+                                momentum.defined() ? MutableData<float>(momentum) + first : nullptr,
+                                copy, count, scalars);
     });
   });
 }
@@ -113,7 +117,8 @@ namespace {
 // BLAS's dot adds in an order that depends on the memory's alignment.
 double SquaresInOrder(const Tensor& values) {
   double sum = 0;
-  for (double value : std::span(values.const_data_ptr<double>(), values.numel())) sum += value * value;
+  for (double value : std::span(values.const_data_ptr<double>(), values.numel()))
+    sum += value * value;
   return sum;
 }
 
@@ -127,8 +132,9 @@ double SumOfSquares(const Tensor& values) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock, count = std::min(kBlock, n - first);
       if (IsFused(flat)) {
-        sums[block] = DispatchFused(
-            flat, [&]<class T>(T) { return simd::KernelsFor<T>().sum_of_squares(Data<T>(flat) + first, count); });
+        sums[block] = DispatchFused(flat, [&]<class T>(T) {
+          return simd::KernelsFor<T>().sum_of_squares(Data<T>(flat) + first, count);
+        });
       } else {
         sums[block] = SquaresInOrder(flat.narrow(0, first, count).to(at::kDouble));
       }

@@ -1,5 +1,5 @@
-// Optimizer arithmetic over flat buffers, one pass over memory. All tensors are contiguous and of one
-// length n; the n elements of a call share their options.
+// Optimizer arithmetic over flat buffers, one pass over memory. All tensors are contiguous and of
+// one length n; the n elements of a call share their options.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,10 @@ struct AdamWOptions {
 //   w -= lr * wd * w;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //   w -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 // weights, moment1, moment2: float32 or float64; grads: that dtype or bfloat16.
-// compute_copy: undefined, or (n) of the compute dtype that receives the rounded weights in the same pass.
-void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2, Tensor& compute_copy,
-               const AdamWOptions& options);
+// compute_copy: undefined, or (n) of the compute dtype that receives the rounded weights in the
+// same pass.
+void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
+               Tensor& compute_copy, const AdamWOptions& options);
 
 struct SgdOptions {
   double learning_rate = 0;
@@ -39,8 +40,8 @@ struct SgdOptions {
 void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& compute_copy,
              const SgdOptions& options);
 
-// Sum of squares in float64, in an order that depends on n alone (blocks of 4096, added in order), so
-// that it is the same on any rank and thread count. Inf and NaN propagate.
+// Sum of squares in float64, in an order that depends on n alone (blocks of 4096, added in order),
+// so that it is the same on any rank and thread count. Inf and NaN propagate.
 double SumOfSquares(const Tensor& values);
 
 }  // namespace shoal

@@ -74,7 +74,9 @@ Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
   return (wide * at::sigmoid(wide) * up.to(wide.scalar_type())).to(gate.scalar_type());
 }
 
-Tensor Gelu(const Tensor& x, GeluKind kind) { return at::gelu(x, kind == GeluKind::kTanh ? "tanh" : "none"); }
+Tensor Gelu(const Tensor& x, GeluKind kind) {
+  return at::gelu(x, kind == GeluKind::kTanh ? "tanh" : "none");
+}
 
 Tensor Embedding(const Tensor& indices, const Tensor& weight) {
   std::vector<int64_t> shape = indices.sizes().vec();
@@ -85,7 +87,8 @@ Tensor Embedding(const Tensor& indices, const Tensor& weight) {
 namespace {
 
 // softmax(q k^T * scale + mask) v for (B, N, T, H) tensors; rows without any key give zeros.
-Tensor MaskedAttention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible, double scale) {
+Tensor MaskedAttention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible,
+                       double scale) {
   Tensor scores = at::matmul(q, k.transpose(2, 3)) * scale;
   scores = scores.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity());
   Tensor weights = at::softmax(scores, -1);
@@ -93,7 +96,8 @@ Tensor MaskedAttention(const Tensor& q, const Tensor& k, const Tensor& v, const 
   return at::matmul(weights, v);
 }
 
-// (B, S, K, H) -> (B, N, S, H) in the compute type, each key head repeated for its group of queries.
+// (B, S, K, H) -> (B, N, S, H) in the compute type, each key head repeated for its group of
+// queries.
 Tensor HeadsFirst(const Tensor& x, int64_t num_heads) {
   Tensor wide = x.to(ComputeType(x)).transpose(1, 2);
   return wide.size(1) == num_heads ? wide : wide.repeat_interleave(num_heads / wide.size(1), 1);
@@ -108,28 +112,33 @@ double ScaleOr(double scale, int64_t head_dim) {
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options) {
   const int64_t num_heads = q_BTNH.size(2), length = q_BTNH.size(1);
-  Tensor visible = at::ones({length, length}, q_BTNH.options().dtype(at::kBool)).tril().view({1, 1, length, length});
+  Tensor visible = at::ones({length, length}, q_BTNH.options().dtype(at::kBool))
+                       .tril()
+                       .view({1, 1, length, length});
   if (options.documents_BT.defined()) {
     const Tensor& documents = options.documents_BT;
     visible = visible.logical_and(documents.unsqueeze(2).eq(documents.unsqueeze(1)).unsqueeze(1));
   }
   Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads), HeadsFirst(k_BTKH, num_heads),
-                               HeadsFirst(v_BTKH, num_heads), visible, ScaleOr(options.scale, q_BTNH.size(3)));
+                               HeadsFirst(v_BTKH, num_heads), visible,
+                               ScaleOr(options.scale, q_BTNH.size(3)));
   return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
 }
 
-Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH, const Tensor& lengths_B,
-                       double scale) {
+Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                       const Tensor& lengths_B, double scale) {
   const int64_t num_heads = q_BTNH.size(2), length = q_BTNH.size(1), places = k_BSKH.size(1);
   Tensor key_place = at::arange(places, lengths_B.options()).view({1, 1, 1, places});
   Tensor query_place = lengths_B.view({-1, 1, 1, 1}) - length +
                        at::arange(length, lengths_B.options()).view({1, 1, length, 1});
   // Places past the length may hold anything, NaN included: 0 * NaN would reach the result.
-  Tensor valid = at::arange(places, lengths_B.options()).view({1, -1, 1, 1}).lt(lengths_B.view({-1, 1, 1, 1}));
+  Tensor valid =
+      at::arange(places, lengths_B.options()).view({1, -1, 1, 1}).lt(lengths_B.view({-1, 1, 1, 1}));
   Tensor zero = at::zeros({}, v_BSKH.options());
-  Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads), HeadsFirst(at::where(valid, k_BSKH, zero), num_heads),
-                               HeadsFirst(at::where(valid, v_BSKH, zero), num_heads), key_place.le(query_place),
-                               ScaleOr(scale, q_BTNH.size(3)));
+  Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads),
+                               HeadsFirst(at::where(valid, k_BSKH, zero), num_heads),
+                               HeadsFirst(at::where(valid, v_BSKH, zero), num_heads),
+                               key_place.le(query_place), ScaleOr(scale, q_BTNH.size(3)));
   return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
 }
 
@@ -147,8 +156,8 @@ Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Tensor& weight, const T
   return LinearLogprobs(hidden_RC, weight, targets_R, options).sum().neg() / options.denominator;
 }
 
-void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2, Tensor& compute_copy,
-               const AdamWOptions& options) {
+void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
+               Tensor& compute_copy, const AdamWOptions& options) {
   at::NoGradGuard no_grad;
   Tensor grad = grads.to(weights.scalar_type()) * options.grad_scale;
   const double correction1 = 1 - std::pow(options.beta1, options.step);

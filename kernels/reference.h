@@ -1,6 +1,6 @@
-// Every kernel written plainly in ATen operators and differentiated by autograd. These are what the fused
-// kernels are tested against, and what runs where no fused kernel exists (float64, unusual dtypes).
-// They take weights as plain tensors; WeightOf connects a Parameter to them.
+// Every kernel written plainly in ATen operators and differentiated by autograd. These are what the
+// fused kernels are tested against, and what runs where no fused kernel exists (float64, unusual
+// dtypes). They take weights as plain tensors; WeightOf connects a Parameter to them.
 #pragma once
 
 #include <utility>
@@ -32,15 +32,15 @@ Tensor Embedding(const Tensor& indices, const Tensor& weight);
 // Holds the (B, N, T, T) scores.
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options);
-Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH, const Tensor& lengths_B,
-                       double scale);
+Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                       const Tensor& lengths_B, double scale);
 // Hold the (R, V) logits.
 Tensor LinearLogprobs(const Tensor& hidden_RC, const Tensor& weight, const Tensor& targets_R,
                       const CrossEntropyOptions& options);
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Tensor& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options);
-void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2, Tensor& compute_copy,
-               const AdamWOptions& options);
+void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
+               Tensor& compute_copy, const AdamWOptions& options);
 void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& compute_copy,
              const SgdOptions& options);
 

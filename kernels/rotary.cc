@@ -16,8 +16,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // Rotates every head of every token by its position's angles; direction -1 turns back.
-Tensor Rotate(const Tensor& x_in, const Tensor& positions_BT, const Tensor& cos_PH, const Tensor& sin_PH,
-              float direction) {
+Tensor Rotate(const Tensor& x_in, const Tensor& positions_BT, const Tensor& cos_PH,
+              const Tensor& sin_PH, float direction) {
   const Tensor x = x_in.stride(3) == 1 ? x_in : x_in.contiguous();
   const int64_t length = x.size(1), heads = x.size(2), head_dim = x.size(3), half = head_dim / 2;
   Tensor y = at::empty(x.sizes(), x.options());
@@ -26,9 +26,10 @@ Tensor Rotate(const Tensor& x_in, const Tensor& positions_BT, const Tensor& cos_
     ParallelFor(x.size(0) * length, RowGrain(heads * head_dim), [&](int64_t begin, int64_t end) {
       for (int64_t token = begin; token < end; ++token) {
         const T* source = Data<T>(x) + token / length * x.stride(0) + token % length * x.stride(1);
-        simd::KernelsFor<T>().rotary(source, x.stride(2), MutableData<T>(y) + token * heads * head_dim, head_dim,
-                                     Data<float>(cos_PH) + positions[token] * half,
-                                     Data<float>(sin_PH) + positions[token] * half, heads, half, direction);
+        simd::KernelsFor<T>().rotary(
+            source, x.stride(2), MutableData<T>(y) + token * heads * head_dim, head_dim,
+            Data<float>(cos_PH) + positions[token] * half,
+            Data<float>(sin_PH) + positions[token] * half, heads, half, direction);
       }
     });
   });
@@ -36,8 +37,8 @@ Tensor Rotate(const Tensor& x_in, const Tensor& positions_BT, const Tensor& cos_
 }
 
 struct RotaryFunction : torch::autograd::Function<RotaryFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x_BTNH, const Tensor& positions_BT, const Tensor& cos_PH,
-                        const Tensor& sin_PH) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_BTNH, const Tensor& positions_BT,
+                        const Tensor& cos_PH, const Tensor& sin_PH) {
     ctx->save_for_backward({positions_BT, cos_PH, sin_PH});
     return Rotate(x_BTNH, positions_BT, cos_PH, sin_PH, 1);
   }
@@ -49,8 +50,8 @@ struct RotaryFunction : torch::autograd::Function<RotaryFunction> {
 
 }  // namespace
 
-RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positions, double attention_factor,
-                            at::ScalarType dtype) {
+RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positions,
+                            double attention_factor, at::ScalarType dtype) {
   // Angles in float64: at long contexts float32 leaves too few digits behind the whole turns.
   Tensor positions = at::arange(num_positions, at::kDouble);
   Tensor angles = at::outer(positions, inverse_frequency.to(at::kDouble));

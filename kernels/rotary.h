@@ -10,10 +10,10 @@ struct RotaryTable {
   Tensor sin_PH;
 };
 
-// inverse_frequency: (head_dim / 2) float64; angles are position * inverse_frequency, cos and sin are
-// multiplied by `attention_factor`. Covers positions [0, num_positions).
-RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positions, double attention_factor,
-                            at::ScalarType dtype);
+// inverse_frequency: (head_dim / 2) float64; angles are position * inverse_frequency, cos and sin
+// are multiplied by `attention_factor`. Covers positions [0, num_positions).
+RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positions,
+                            double attention_factor, at::ScalarType dtype);
 
 // x: (B, T, N, H), positions_BT: int64. Returns the rotated x; differentiable in x.
 Tensor ApplyRotary(const Tensor& x_BTNH, const Tensor& positions_BT, const RotaryTable& table);

@@ -25,10 +25,14 @@ bool IsSupported(Isa isa) {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
-    case Isa::kBaseline: return true;
-    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    case Isa::kAvx512: return avx512;
-    case Isa::kAvx512Bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::kBaseline:
+      return true;
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx512Bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
   }
 #endif
   return isa == Isa::kBaseline;
@@ -37,13 +41,18 @@ bool IsSupported(Isa isa) {
 const KernelTable& TableOf(Isa isa) {
   SHOAL_CHECK(IsSupported(isa)) << "this machine lacks instruction set " << static_cast<int>(isa);
   switch (isa) {
-    case Isa::kBaseline: return baseline::kTable;
+    case Isa::kBaseline:
+      return baseline::kTable;
 #if defined(__x86_64__)
-    case Isa::kAvx2: return avx2::kTable;
-    case Isa::kAvx512: return avx512::kTable;
-    case Isa::kAvx512Bf16: return avx512bf16::kTable;
+    case Isa::kAvx2:
+      return avx2::kTable;
+    case Isa::kAvx512:
+      return avx512::kTable;
+    case Isa::kAvx512Bf16:
+      return avx512bf16::kTable;
 #else
-    default: break;
+    default:
+      break;
 #endif
   }
   return baseline::kTable;

@@ -1,7 +1,10 @@
 #define SHOAL_ISA baseline
 #include "kernels/simd/vector.h"
 
+// Each builds on those before it.
+// clang-format off
 #include "kernels/simd/elementwise.inc"
 #include "kernels/simd/gemm.inc"
 #include "kernels/simd/attention.inc"
 #include "kernels/simd/table.inc"
+// clang-format on

@@ -1,8 +1,9 @@
-// The vectorised inner loops, behind plain pointers: compiled once an instruction set, picked at run time.
-// All run on one thread over the rows they are given; whoever calls them cuts the work (kernels/*.cc).
+// The vectorised inner loops, behind plain pointers: compiled once an instruction set, picked at
+// run time. All run on one thread over the rows they are given; whoever calls them cuts the work
+// (kernels/*.cc).
 //
-// T is float or Bf16, results are rounded once. Matrices are row-major; `*_stride` counts elements between
-// rows. Pointers need no alignment.
+// T is float or Bf16, results are rounded once. Matrices are row-major; `*_stride` counts elements
+// between rows. Pointers need no alignment.
 #pragma once
 
 #include <stdint.h>
@@ -18,8 +19,8 @@ enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 struct AdamWScalars {
   float decay;  // 1 - lr * weight_decay
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float step_size;                    // lr / (1 - beta1^t)
-  float inverse_sqrt_correction2;     // 1 / sqrt(1 - beta2^t)
+  float step_size;                 // lr / (1 - beta1^t)
+  float inverse_sqrt_correction2;  // 1 / sqrt(1 - beta2^t)
   float epsilon, grad_scale;
 };
 
@@ -39,7 +40,8 @@ struct AttentionHead {
   int64_t q_stride, k_stride, v_stride;
   T* out;  // Read by the backward pass
   int64_t out_stride;
-  float* lse;  // (queries) base-2 log of the sum of the exponentiated scores; -inf for a row that sees no key
+  float* lse;  // (queries) base-2 log of the sum of the exponentiated scores; -inf for a row that
+               // sees no key
 };
 
 template <class T>
@@ -56,51 +58,62 @@ template <class T>
 struct TypedKernels {
   // sum = x + residual where residual is not null, else sum = x (and `sum` is not written).
   // y = round(sum * rstd) * weight, rstd = 1 / sqrt(mean(sum^2) + epsilon), one a row.
-  void (*rms_norm)(const T* x, const T* residual, const T* weight, T* sum, T* y, float* rstd, int64_t rows,
-                   int64_t columns, float epsilon);
-  // dx = rstd (dy w - n mean(dy w n)) (+ extra where not null), n = x rstd; grad_weight (columns) += dy n.
-  void (*rms_norm_backward)(const T* x, const T* weight, const float* rstd, const T* dy, const T* extra, T* dx,
-                            float* grad_weight, int64_t rows, int64_t columns);
-  void (*layer_norm)(const T* x, const T* weight, const T* bias, T* y, float* mean, float* rstd, int64_t rows,
-                     int64_t columns, float epsilon);
-  void (*layer_norm_backward)(const T* x, const T* weight, const float* mean, const float* rstd, const T* dy, T* dx,
-                              float* grad_weight, float* grad_bias, int64_t rows, int64_t columns);
-  // One token: rotates `heads` rows of 2 * half elements by (cos, sin); direction -1 is the inverse.
-  void (*rotary)(const T* x, int64_t x_stride, T* y, int64_t y_stride, const float* cos, const float* sin,
-                 int64_t heads, int64_t half, float direction);
-  void (*swiglu)(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride, T* y, int64_t rows,
-                 int64_t columns);
-  void (*swiglu_backward)(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride, const T* dy, T* dgate,
-                          int64_t dgate_stride, T* dup, int64_t dup_stride, int64_t rows, int64_t columns);
+  void (*rms_norm)(const T* x, const T* residual, const T* weight, T* sum, T* y, float* rstd,
+                   int64_t rows, int64_t columns, float epsilon);
+  // dx = rstd (dy w - n mean(dy w n)) (+ extra where not null), n = x rstd; grad_weight (columns)
+  // += dy n.
+  void (*rms_norm_backward)(const T* x, const T* weight, const float* rstd, const T* dy,
+                            const T* extra, T* dx, float* grad_weight, int64_t rows,
+                            int64_t columns);
+  void (*layer_norm)(const T* x, const T* weight, const T* bias, T* y, float* mean, float* rstd,
+                     int64_t rows, int64_t columns, float epsilon);
+  void (*layer_norm_backward)(const T* x, const T* weight, const float* mean, const float* rstd,
+                              const T* dy, T* dx, float* grad_weight, float* grad_bias,
+                              int64_t rows, int64_t columns);
+  // One token: rotates `heads` rows of 2 * half elements by (cos, sin); direction -1 is the
+  // inverse.
+  void (*rotary)(const T* x, int64_t x_stride, T* y, int64_t y_stride, const float* cos,
+                 const float* sin, int64_t heads, int64_t half, float direction);
+  void (*swiglu)(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride, T* y,
+                 int64_t rows, int64_t columns);
+  void (*swiglu_backward)(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride,
+                          const T* dy, T* dgate, int64_t dgate_stride, T* dup, int64_t dup_stride,
+                          int64_t rows, int64_t columns);
   void (*gelu)(const T* x, T* y, int64_t n, bool tanh);
   void (*gelu_backward)(const T* x, const T* dy, T* dx, int64_t n, bool tanh);
   void (*accumulate_float)(const T* x, float* sum, int64_t n);  // sum += x
   void (*accumulate_bf16)(const T* x, Bf16* sum, int64_t n);
   // sums (columns) float32 += the column's sum over rows, in the order of the rows.
   void (*column_sums)(const T* x, int64_t stride, float* sums, int64_t rows, int64_t columns);
-  double (*sum_of_squares)(const T* x, int64_t n);  // n <= 4096; the same bits on every instruction set
-  // T is the gradients' type. copy receives the rounded weights where not null; momentum may be null.
-  void (*adamw)(float* weights, const T* grads, float* moment1, float* moment2, Bf16* copy, int64_t n,
-                const AdamWScalars& s);
-  void (*sgd)(float* weights, const T* grads, float* momentum, Bf16* copy, int64_t n, const SgdScalars& s);
-  // grad = round((softmax(logits) - onehot(target)) * scale); target < 0: no onehot. Returns the log-sum-exp.
-  // grad may be the logits' own memory; where it is null nothing is written, else the logits are used up.
+  double (*sum_of_squares)(const T* x,
+                           int64_t n);  // n <= 4096; the same bits on every instruction set
+  // T is the gradients' type. copy receives the rounded weights where not null; momentum may be
+  // null.
+  void (*adamw)(float* weights, const T* grads, float* moment1, float* moment2, Bf16* copy,
+                int64_t n, const AdamWScalars& s);
+  void (*sgd)(float* weights, const T* grads, float* momentum, Bf16* copy, int64_t n,
+              const SgdScalars& s);
+  // grad = round((softmax(logits) - onehot(target)) * scale); target < 0: no onehot. Returns the
+  // log-sum-exp. grad may be the logits' own memory; where it is null nothing is written, else the
+  // logits are used up.
   float (*softmax_gradient)(float* logits, T* grad, int64_t columns, int64_t target, float scale);
-  // c (rows, outs) = a (rows, depth) b^T + bias, b (outs, depth), rows 1 to kMaxFewRows; bias may be null. For
-  // decoding, where reading b is what takes time.
-  void (*few_rows_product)(const T* a, int64_t a_stride, const T* b, int64_t b_stride, const T* bias, T* c,
-                           int64_t c_stride, int64_t rows, int64_t outs, int64_t depth);
-  // Bytes of scratch memory, 64-byte aligned, for a head; then its passes. The forward pass writes out and
-  // lse; the backward pass of `group` heads that share one key head writes every gradient.
-  int64_t (*attention_scratch_bytes)(int64_t queries, int64_t keys, int64_t head_dim, bool backward);
+  // c (rows, outs) = a (rows, depth) b^T + bias, b (outs, depth), rows 1 to kMaxFewRows; bias may
+  // be null. For decoding, where reading b is what takes time.
+  void (*few_rows_product)(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                           const T* bias, T* c, int64_t c_stride, int64_t rows, int64_t outs,
+                           int64_t depth);
+  // Bytes of scratch memory, 64-byte aligned, for a head; then its passes. The forward pass writes
+  // out and lse; the backward pass of `group` heads that share one key head writes every gradient.
+  int64_t (*attention_scratch_bytes)(int64_t queries, int64_t keys, int64_t head_dim,
+                                     bool backward);
   void (*attention)(const AttentionHead<T>& head, bool keys_are_packed, void* scratch);
-  void (*attention_backward)(const AttentionHead<T>* heads, const AttentionGradients<T>* gradients, int64_t group,
-                             void* scratch);
-  // Few queries over many keys. q: (queries, head_dim) of heads that share the keys; scores: scratch of
-  // queries * keys floats; query i sees the first visible[i] keys.
-  void (*decode)(const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v, int64_t v_stride, T* out,
-                 int64_t out_stride, const int64_t* visible, int64_t queries, int64_t head_dim, float scale,
-                 float* scores);
+  void (*attention_backward)(const AttentionHead<T>* heads, const AttentionGradients<T>* gradients,
+                             int64_t group, void* scratch);
+  // Few queries over many keys. q: (queries, head_dim) of heads that share the keys; scores:
+  // scratch of queries * keys floats; query i sees the first visible[i] keys.
+  void (*decode)(const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
+                 int64_t v_stride, T* out, int64_t out_stride, const int64_t* visible,
+                 int64_t queries, int64_t head_dim, float scale, float* scores);
 };
 
 struct KernelTable {

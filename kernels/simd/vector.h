@@ -1,9 +1,9 @@
 // A register of floats in GCC's vector extension, as wide as the instruction set that this file is
 // compiled for (see isa_*.cc). bfloat16 is widened on load and rounded to nearest even on store.
 //
-// Everything lies in a namespace of its own per instruction set, and no header with inline functions of
-// its own may be included: the linker keeps one copy of an inline function, and that copy must not hold
-// instructions which the machine lacks.
+// Everything lies in a namespace of its own per instruction set, and no header with inline
+// functions of its own may be included: the linker keeps one copy of an inline function, and that
+// copy must not hold instructions which the machine lacks.
 #pragma once
 
 #include <stdint.h>
@@ -31,8 +31,10 @@ typedef int32_t IntVector __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t UintVector __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t HalfVector __attribute__((vector_size(kWidth * 2)));
 typedef float UnalignedVector __attribute__((vector_size(kWidth * 4), aligned(1), may_alias));
-typedef uint32_t UnalignedUintVector __attribute__((vector_size(kWidth * 4), aligned(1), may_alias));
-typedef uint16_t UnalignedHalfVector __attribute__((vector_size(kWidth * 2), aligned(1), may_alias));
+typedef uint32_t UnalignedUintVector
+    __attribute__((vector_size(kWidth * 4), aligned(1), may_alias));
+typedef uint16_t UnalignedHalfVector
+    __attribute__((vector_size(kWidth * 2), aligned(1), may_alias));
 
 SHOAL_INLINE Vector Broadcast(float x) { return x - Vector{}; }
 SHOAL_INLINE Vector Load(const float* p) { return *reinterpret_cast<const UnalignedVector*>(p); }
@@ -54,8 +56,12 @@ SHOAL_INLINE HalfVector Narrow(Vector x) {
 #endif
 }
 
-SHOAL_INLINE Vector Load(const Bf16* p) { return Widen(*reinterpret_cast<const UnalignedHalfVector*>(p)); }
-SHOAL_INLINE void Store(Bf16* p, Vector x) { *reinterpret_cast<UnalignedHalfVector*>(p) = Narrow(x); }
+SHOAL_INLINE Vector Load(const Bf16* p) {
+  return Widen(*reinterpret_cast<const UnalignedHalfVector*>(p));
+}
+SHOAL_INLINE void Store(Bf16* p, Vector x) {
+  *reinterpret_cast<UnalignedHalfVector*>(p) = Narrow(x);
+}
 
 // The first `count` < kWidth lanes; the others read as zero and are not written.
 template <class T>
@@ -88,8 +94,10 @@ SHOAL_INLINE void StoreUpTo(T* p, Vector x, int64_t left) {
 // x rounded to T and back.
 template <class T>
 SHOAL_INLINE Vector Rounded(Vector x) {
-  if constexpr (sizeof(T) == sizeof(float)) return x;
-  else return Widen(Narrow(x));
+  if constexpr (sizeof(T) == sizeof(float))
+    return x;
+  else
+    return Widen(Narrow(x));
 }
 
 SHOAL_INLINE Vector Max(Vector a, Vector b) { return a > b ? a : b; }
@@ -139,17 +147,19 @@ SHOAL_INLINE Vector Sqrt(Vector x) {
 // p * 2^n for p near 1, where `shifted` = n + 1.5 * 2^23 and -126 <= n <= 128.
 SHOAL_INLINE Vector ScaleByPowerOfTwo(Vector p, Vector shifted) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<Vector>(
-      _mm512_scalef_ps(reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(shifted - 12582912.0f)));
+  return reinterpret_cast<Vector>(_mm512_scalef_ps(
+      reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(shifted - 12582912.0f)));
 #else
-  return reinterpret_cast<Vector>(reinterpret_cast<UintVector>(p) + (reinterpret_cast<UintVector>(shifted) << 23));
+  return reinterpret_cast<Vector>(reinterpret_cast<UintVector>(p) +
+                                  (reinterpret_cast<UintVector>(shifted) << 23));
 #endif
 }
 
 // At least `low`; NaN stays.
 SHOAL_INLINE Vector AtLeast(Vector x, float low) { return x < low ? Broadcast(low) : x; }
 
-// 2^x for x <= 0 or NaN, within 2 ulp of a normal number; 0 far below. The polynomial is Cephes' exp2f.
+// 2^x for x <= 0 or NaN, within 2 ulp of a normal number; 0 far below. The polynomial is Cephes'
+// exp2f.
 SHOAL_INLINE Vector Exp2OfNonPositive(Vector x) {
 #if defined(__AVX512F__)
   constexpr float kLow = -150.0f;  // Scaling rounds it to zero
@@ -175,8 +185,8 @@ SHOAL_INLINE Vector Exp2OfNonPositive(Vector x) {
 #endif
 }
 
-// e^x, within 2 ulp where the result is a normal number; infinity above, NaN stays. e^x = 2^n e^r with r
-// reduced in two steps (Cody and Waite), the polynomial is Cephes' expf.
+// e^x, within 2 ulp where the result is a normal number; infinity above, NaN stays. e^x = 2^n e^r
+// with r reduced in two steps (Cody and Waite), the polynomial is Cephes' expf.
 SHOAL_INLINE Vector Exp(Vector x) {
 #if defined(__AVX512F__)
   constexpr float kLow = -110.0f, kHigh = 89.0f;  // Scaling rounds to zero and to infinity

@@ -17,8 +17,9 @@ struct Shape {
   int64_t batch, length, heads, key_heads, head_dim;
 };
 
-constexpr Shape kShapes[] = {{2, 1, 2, 1, 8},    {1, 3, 4, 2, 17},   {2, 65, 2, 2, 16},  {1, 97, 3, 1, 64},
-                             {1, 200, 2, 1, 33}, {1, 130, 1, 1, 64}, {1, 260, 2, 2, 80}, {0, 5, 2, 1, 8}};
+constexpr Shape kShapes[] = {{2, 1, 2, 1, 8},    {1, 3, 4, 2, 17},   {2, 65, 2, 2, 16},
+                             {1, 97, 3, 1, 64},  {1, 200, 2, 1, 33}, {1, 130, 1, 1, 64},
+                             {1, 260, 2, 2, 80}, {0, 5, 2, 1, 8}};
 
 Tensors RandomHeads(const Shape& s) {
   return {at::randn({s.batch, s.length, s.heads, s.head_dim}, at::kDouble),
@@ -26,8 +27,8 @@ Tensors RandomHeads(const Shape& s) {
           at::randn({s.batch, s.length, s.key_heads, s.head_dim}, at::kDouble)};
 }
 
-void ExpectEqualsReference(const Tensors& inputs, at::ScalarType dtype, const AttentionOptions& options,
-                           double tolerance_factor = 1) {
+void ExpectEqualsReference(const Tensors& inputs, at::ScalarType dtype,
+                           const AttentionOptions& options, double tolerance_factor = 1) {
   const Operation fused = [&](const Tensors& x, const Parameters&) {
     return CausalAttention(x[0], x[1], x[2], options);
   };
@@ -35,7 +36,8 @@ void ExpectEqualsReference(const Tensors& inputs, at::ScalarType dtype, const At
     return reference::CausalAttention(x[0], x[1], x[2], options);
   };
   // The probabilities and score gradients of the bfloat16 path are rounded once more.
-  ExpectMatches(fused, exact, inputs, {}, dtype, tolerance_factor * (dtype == at::kBFloat16 ? 2 : 1));
+  ExpectMatches(fused, exact, inputs, {}, dtype,
+                tolerance_factor * (dtype == at::kBFloat16 ? 2 : 1));
 }
 
 TEST(CausalAttentionTest, EqualsReference) {
@@ -59,7 +61,8 @@ TEST(CausalAttentionTest, DocumentsDoNotSeeEachOther) {
   documents[1].narrow(0, 1, 199) += 5;
   ForEachIsa([&] {
     for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-      ExpectEqualsReference(RandomHeads({2, 200, 2, 1, 16}), dtype, {.scale = 0, .documents_BT = documents});
+      ExpectEqualsReference(RandomHeads({2, 200, 2, 1, 16}), dtype,
+                            {.scale = 0, .documents_BT = documents});
     }
   });
 }
@@ -77,13 +80,16 @@ TEST(CausalAttentionTest, ReadsHeadsOutOfOneProduct) {
   Tensor q = qkv.narrow(2, 0, 2), k = qkv.narrow(2, 2, 1), v = qkv.narrow(2, 3, 1);
   EXPECT_TRUE(Near(CausalAttention(q, k, v), reference::CausalAttention(q, k, v, {}), at::kFloat));
   Tensor turned = qkv.transpose(2, 3).contiguous().transpose(2, 3);
-  EXPECT_TRUE(Near(CausalAttention(turned.narrow(2, 0, 2), turned.narrow(2, 2, 1), turned.narrow(2, 3, 1)),
-                   reference::CausalAttention(q, k, v, {}), at::kFloat));
+  EXPECT_TRUE(
+      Near(CausalAttention(turned.narrow(2, 0, 2), turned.narrow(2, 2, 1), turned.narrow(2, 3, 1)),
+           reference::CausalAttention(q, k, v, {}), at::kFloat));
 }
 
 TEST(CausalAttentionTest, FiniteDifferences) {
   at::manual_seed(4);
-  const Operation operation = [](const Tensors& x, const Parameters&) { return CausalAttention(x[0], x[1], x[2]); };
+  const Operation operation = [](const Tensors& x, const Parameters&) {
+    return CausalAttention(x[0], x[1], x[2]);
+  };
   ExpectFiniteDifferences(operation, RandomHeads({1, 3, 2, 1, 2}), {});
 }
 
@@ -103,7 +109,8 @@ TEST(CausalAttentionTest, NanStaysInItsRows) {
 TEST(CausalAttentionTest, SameBitsOnAnyNumberOfThreads) {
   at::manual_seed(5);
   Tensor results[2], grads[2];
-  Tensor q = at::randn({2, 100, 4, 16}), k = at::randn({2, 100, 2, 16}), v = at::randn({2, 100, 2, 16});
+  Tensor q = at::randn({2, 100, 4, 16}), k = at::randn({2, 100, 2, 16}),
+         v = at::randn({2, 100, 2, 16});
   for (int i = 0; i < 2; ++i) {
     SetNumThreads(i + 1);
     Tensor leaf = k.clone().requires_grad_(true);
@@ -121,15 +128,17 @@ TEST(CachedAttentionTest, EqualsReference) {
   ForEachIsa([&] {
     for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
       for (int64_t queries : {1, 3, 20}) {
-        for (auto [heads, key_heads, head_dim] : {std::array<int64_t, 3>{4, 2, 64}, {3, 3, 17}, {6, 1, 80}}) {
+        for (auto [heads, key_heads, head_dim] :
+             {std::array<int64_t, 3>{4, 2, 64}, {3, 3, 17}, {6, 1, 80}}) {
           Tensor q = at::randn({3, queries, heads, head_dim}).to(dtype);
           Tensor k = at::randn({3, 90, key_heads, head_dim}).to(dtype);
           Tensor v = at::randn({3, 90, key_heads, head_dim}).to(dtype);
           Tensor lengths = at::tensor({int64_t{90}, queries, int64_t{37}}, at::kLong);
-          k[1].narrow(0, queries, 90 - queries).fill_(NAN);  // Places past the length are never read
+          k[1].narrow(0, queries, 90 - queries)
+              .fill_(NAN);  // Places past the length are never read
           v[1].narrow(0, queries, 90 - queries).fill_(NAN);
-          const Tensor want = reference::CachedAttention(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble),
-                                                         lengths, 0);
+          const Tensor want = reference::CachedAttention(q.to(at::kDouble), k.to(at::kDouble),
+                                                         v.to(at::kDouble), lengths, 0);
           EXPECT_TRUE(Near(CachedAttention(q, k, v, lengths), want, dtype));
         }
       }
@@ -138,11 +147,13 @@ TEST(CachedAttentionTest, EqualsReference) {
 }
 
 TEST(CachedAttentionTest, EqualsTheTrainingPass) {
-  Tensor q = at::randn({1, 50, 4, 32}), k = at::randn({1, 50, 2, 32}), v = at::randn({1, 50, 2, 32});
+  Tensor q = at::randn({1, 50, 4, 32}), k = at::randn({1, 50, 2, 32}),
+         v = at::randn({1, 50, 2, 32});
   const Tensor lengths = at::tensor({int64_t{50}}, at::kLong);
   const Tensor want = CausalAttention(q, k, v);
   EXPECT_TRUE(Near(CachedAttention(q, k, v, lengths), want, at::kFloat));
-  EXPECT_TRUE(Near(CachedAttention(q.narrow(1, 49, 1), k, v, lengths), want.narrow(1, 49, 1), at::kFloat));
+  EXPECT_TRUE(
+      Near(CachedAttention(q.narrow(1, 49, 1), k, v, lengths), want.narrow(1, 49, 1), at::kFloat));
 }
 
 }  // namespace

@@ -10,8 +10,8 @@
 
 namespace shoal {
 
-// Relative to the largest magnitude of `want` and 1: rounding of a result of this dtype, with room for the
-// order of its sums.
+// Relative to the largest magnitude of `want` and 1: rounding of a result of this dtype, with room
+// for the order of its sums.
 inline double Tolerance(at::ScalarType dtype) {
   if (dtype == at::kDouble) return 1e-12;
   if (dtype == at::kFloat) return 1e-5;
@@ -36,8 +36,9 @@ inline testing::AssertionResult Near(const Tensor& got, const Tensor& want, at::
     const double a = g.const_data_ptr<double>()[i], b = w.const_data_ptr<double>()[i];
     if (a == b || (std::isnan(a) && std::isnan(b))) continue;
     if (!(std::abs(a - b) <= tolerance * scale)) {
-      return testing::AssertionFailure() << "at " << i << " of shape " << got.sizes() << ": got " << a << ", want "
-                                         << b << ", tolerance " << tolerance * scale;
+      return testing::AssertionFailure()
+             << "at " << i << " of shape " << got.sizes() << ": got " << a << ", want " << b
+             << ", tolerance " << tolerance * scale;
     }
   }
   return testing::AssertionSuccess();

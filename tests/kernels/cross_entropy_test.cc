@@ -30,7 +30,8 @@ TEST(LinearCrossEntropyTest, EqualsReference) {
     for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
       for (const Shape& s : kShapes) {
         const Tensor targets = RandomTargets(s);
-        const CrossEntropyOptions options{.denominator = 3.5, .ignore_index = -100, .chunk_rows = s.chunk_rows};
+        const CrossEntropyOptions options{
+            .denominator = 3.5, .ignore_index = -100, .chunk_rows = s.chunk_rows};
         const Operation fused = [&](const Tensors& x, const Parameters& w) {
           return LinearCrossEntropy(x[0], w[0], targets, options);
         };
@@ -52,16 +53,18 @@ TEST(LinearCrossEntropyTest, UnitGradientGoesStraightToTheBuffer) {
     Tensor grads[2];
     for (bool unit : {false, true}) {
       Parameter weight{value.clone().requires_grad_(true), at::ones({50, 16})};
-      LinearCrossEntropy(hidden, weight, targets,
-                         {.denominator = 40, .ignore_index = -100, .chunk_rows = 16, .unit_gradient = unit})
+      LinearCrossEntropy(
+          hidden, weight, targets,
+          {.denominator = 40, .ignore_index = -100, .chunk_rows = 16, .unit_gradient = unit})
           .backward();
       grads[unit] = weight.grad;
     }
     EXPECT_TRUE(Near(grads[1], grads[0], at::kFloat));
   }
   Parameter weight{at::randn({5, 4}).requires_grad_(true), at::zeros({5, 4})};
-  Tensor loss = LinearCrossEntropy(at::randn({3, 4}), weight, at::zeros({3}, at::kLong),
-                                   {.denominator = 1, .ignore_index = -100, .chunk_rows = 0, .unit_gradient = true});
+  Tensor loss = LinearCrossEntropy(
+      at::randn({3, 4}), weight, at::zeros({3}, at::kLong),
+      {.denominator = 1, .ignore_index = -100, .chunk_rows = 0, .unit_gradient = true});
   EXPECT_THROW((loss * 2).backward(), c10::Error);
 }
 
@@ -70,9 +73,13 @@ TEST(LinearCrossEntropyTest, WithoutGradientsAndWithoutRows) {
   Tensor hidden = at::randn({6, 4}), targets = at::randint(9, {6}, at::kLong);
   const Tensor loss = LinearCrossEntropy(hidden, weight, targets, {});
   EXPECT_FALSE(loss.requires_grad());
-  EXPECT_TRUE(Near(loss, reference::LinearCrossEntropy(hidden, weight.value, targets, {}), at::kFloat));
-  EXPECT_EQ(LinearCrossEntropy(at::empty({0, 4}), weight, at::empty({0}, at::kLong), {}).item<float>(), 0);
-  EXPECT_EQ(LinearCrossEntropy(hidden, weight, at::full({6}, -100, at::kLong), {}).item<float>(), 0);
+  EXPECT_TRUE(
+      Near(loss, reference::LinearCrossEntropy(hidden, weight.value, targets, {}), at::kFloat));
+  EXPECT_EQ(
+      LinearCrossEntropy(at::empty({0, 4}), weight, at::empty({0}, at::kLong), {}).item<float>(),
+      0);
+  EXPECT_EQ(LinearCrossEntropy(hidden, weight, at::full({6}, -100, at::kLong), {}).item<float>(),
+            0);
   Parameter trained{at::randn({9, 4}).requires_grad_(true), at::ones({9, 4})};
   LinearCrossEntropy(at::empty({0, 4}), trained, at::empty({0}, at::kLong), {}).backward();
   EXPECT_TRUE(trained.grad.equal(at::ones({9, 4})));
@@ -84,8 +91,8 @@ TEST(LinearCrossEntropyTest, NonFiniteLogitsReachTheLoss) {
       Tensor hidden = at::randn({3, 4});
       hidden[1][2] = bad;
       Parameter weight{at::rand({9, 4}), {}};
-      EXPECT_FALSE(
-          std::isfinite(LinearCrossEntropy(hidden, weight, at::zeros({3}, at::kLong), {}).item<float>()));
+      EXPECT_FALSE(std::isfinite(
+          LinearCrossEntropy(hidden, weight, at::zeros({3}, at::kLong), {}).item<float>()));
     }
   });
 }
@@ -96,7 +103,8 @@ TEST(LinearLogprobsTest, EqualsReference) {
     for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
       for (const Shape& s : kShapes) {
         const Tensor targets = RandomTargets(s);
-        const CrossEntropyOptions options{.denominator = 1, .ignore_index = -100, .chunk_rows = s.chunk_rows};
+        const CrossEntropyOptions options{
+            .denominator = 1, .ignore_index = -100, .chunk_rows = s.chunk_rows};
         const Operation fused = [&](const Tensors& x, const Parameters& w) {
           return LinearLogprobs(x[0], w[0], targets, options);
         };

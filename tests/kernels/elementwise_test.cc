@@ -1,4 +1,5 @@
-// Normalisation, rotary embedding, activations and embedding against their plain counterparts in float64.
+// Normalisation, rotary embedding, activations and embedding against their plain counterparts in
+// float64.
 #include <gtest/gtest.h>
 
 #include "kernels/activation.h"
@@ -26,7 +27,9 @@ Tensor Strided(const Tensor& x) { return at::cat({x, x}, -1).narrow(-1, 0, x.siz
 
 TEST(NormTest, RmsNorm) {
   at::manual_seed(2);
-  const Operation fused = [](const Tensors& x, const Parameters& w) { return RmsNorm(x[0], w[0], 1e-5); };
+  const Operation fused = [](const Tensors& x, const Parameters& w) {
+    return RmsNorm(x[0], w[0], 1e-5);
+  };
   const Operation exact = [](const Tensors& x, const Parameters& w) {
     return reference::RmsNorm(x[0], WeightOf(w[0]), 1e-5);
   };
@@ -43,14 +46,17 @@ TEST(NormTest, RmsNorm) {
 
 TEST(NormTest, LayerNorm) {
   at::manual_seed(3);
-  const Operation fused = [](const Tensors& x, const Parameters& w) { return LayerNorm(x[0], w[0], w[1], 1e-5); };
+  const Operation fused = [](const Tensors& x, const Parameters& w) {
+    return LayerNorm(x[0], w[0], w[1], 1e-5);
+  };
   const Operation exact = [](const Tensors& x, const Parameters& w) {
     return reference::LayerNorm(x[0], WeightOf(w[0]), WeightOf(w[1]), 1e-5);
   };
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : {3, 17, 65, 256}) {
-        ExpectMatches(fused, exact, {Random({2, 70, columns}) + 3}, {Random({columns}), Random({columns})}, dtype, 4);
+        ExpectMatches(fused, exact, {Random({2, 70, columns}) + 3},
+                      {Random({columns}), Random({columns})}, dtype, 4);
       }
     }
   });
@@ -71,7 +77,8 @@ TEST(NormTest, AddRmsNormGivesTheSumAndPassesItsGradient) {
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : kColumns) {
-        ExpectMatches(fused, exact, {Random({66, columns}), Random({66, columns})}, {Random({columns})}, dtype, 4);
+        ExpectMatches(fused, exact, {Random({66, columns}), Random({66, columns})},
+                      {Random({columns})}, dtype, 4);
       }
     }
   });
@@ -79,7 +86,8 @@ TEST(NormTest, AddRmsNormGivesTheSumAndPassesItsGradient) {
 
 TEST(NormTest, OneResultUnused) {
   Parameter weight{at::ones({8}).requires_grad_(true), at::zeros({8})};
-  Tensor x = at::randn({3, 8}).requires_grad_(true), residual = at::randn({3, 8}).requires_grad_(true);
+  Tensor x = at::randn({3, 8}).requires_grad_(true),
+         residual = at::randn({3, 8}).requires_grad_(true);
   AddRmsNorm(x, residual, weight, 1e-5).second.sum().backward();
   EXPECT_TRUE(Near(x.grad(), at::ones({3, 8}), at::kFloat));
   EXPECT_TRUE(Near(weight.grad, at::zeros({8}), at::kFloat));
@@ -119,13 +127,16 @@ TEST(RotaryTest, EqualsReference) {
   at::manual_seed(5);
   for (at::ScalarType dtype : kDtypes) {
     for (int64_t half : {1, 4, 17, 32}) {
-      const RotaryTable exact_table = MakeRotaryTable(at::rand({half}, at::kDouble), 50, 1.25, at::kDouble);
-      const RotaryTable table = dtype == at::kDouble
-                                    ? exact_table
-                                    : RotaryTable{exact_table.cos_PH.to(at::kFloat), exact_table.sin_PH.to(at::kFloat)};
+      const RotaryTable exact_table =
+          MakeRotaryTable(at::rand({half}, at::kDouble), 50, 1.25, at::kDouble);
+      const RotaryTable table =
+          dtype == at::kDouble
+              ? exact_table
+              : RotaryTable{exact_table.cos_PH.to(at::kFloat), exact_table.sin_PH.to(at::kFloat)};
       Tensor positions = at::randint(50, {2, 7}, at::kLong);
       const Operation fused = [&](const Tensors& x, const Parameters&) {
-        return ApplyRotary(x[0], positions, x[0].scalar_type() == at::kDouble ? exact_table : table);
+        return ApplyRotary(x[0], positions,
+                           x[0].scalar_type() == at::kDouble ? exact_table : table);
       };
       const Operation exact = [&](const Tensors& x, const Parameters&) {
         return reference::ApplyRotary(x[0], positions, exact_table);
@@ -142,13 +153,16 @@ TEST(RotaryTest, ReadsHeadsOutOfOneProduct) {
   const RotaryTable table = MakeRotaryTable(at::rand({8}, at::kDouble), 10, 1, at::kFloat);
   Tensor qkv = at::randn({2, 10, 6 * 16}), positions = at::arange(10).expand({2, 10});
   Tensor keys = qkv.view({2, 10, 6, 16}).narrow(2, 4, 2);
-  EXPECT_TRUE(Near(ApplyRotary(keys, positions, table), reference::ApplyRotary(keys, positions, table), at::kFloat));
+  EXPECT_TRUE(Near(ApplyRotary(keys, positions, table),
+                   reference::ApplyRotary(keys, positions, table), at::kFloat));
 }
 
 TEST(ActivationTest, SwiGlu) {
   at::manual_seed(6);
   const Operation fused = [](const Tensors& x, const Parameters&) { return SwiGlu(x[0], x[1]); };
-  const Operation exact = [](const Tensors& x, const Parameters&) { return reference::SwiGlu(x[0], x[1]); };
+  const Operation exact = [](const Tensors& x, const Parameters&) {
+    return reference::SwiGlu(x[0], x[1]);
+  };
   const Operation packed = [](const Tensors& x, const Parameters&) { return SwiGluPacked(x[0]); };
   const Operation exact_packed = [](const Tensors& x, const Parameters&) {
     const int64_t half = x[0].size(-1) / 2;
@@ -158,7 +172,8 @@ TEST(ActivationTest, SwiGlu) {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : kColumns) {
         ExpectMatches(fused, exact, {Random({5, columns}) * 4, Random({5, columns})}, {}, dtype);
-        ExpectMatches(fused, exact, {Strided(Random({5, columns})), Random({5, columns})}, {}, dtype);
+        ExpectMatches(fused, exact, {Strided(Random({5, columns})), Random({5, columns})}, {},
+                      dtype);
         ExpectMatches(packed, exact_packed, {Random({5, 2 * columns}) * 4}, {}, dtype);
       }
     }
@@ -175,10 +190,13 @@ TEST(ActivationTest, Gelu) {
   at::manual_seed(7);
   for (GeluKind kind : {GeluKind::kTanh, GeluKind::kErf}) {
     const Operation fused = [&](const Tensors& x, const Parameters&) { return Gelu(x[0], kind); };
-    const Operation exact = [&](const Tensors& x, const Parameters&) { return reference::Gelu(x[0], kind); };
+    const Operation exact = [&](const Tensors& x, const Parameters&) {
+      return reference::Gelu(x[0], kind);
+    };
     ForEachIsa([&] {
       for (at::ScalarType dtype : kDtypes) {
-        for (int64_t columns : kColumns) ExpectMatches(fused, exact, {Random({5, columns}) * 3}, {}, dtype);
+        for (int64_t columns : kColumns)
+          ExpectMatches(fused, exact, {Random({5, columns}) * 3}, {}, dtype);
       }
     });
     ExpectFiniteDifferences(fused, {Random({2, 3})}, {});
@@ -208,13 +226,16 @@ TEST(ActivationTest, ExpWithinTwoUlp) {
 TEST(EmbeddingTest, GathersAndAddsInOrder) {
   at::manual_seed(8);
   Tensor indices = at::randint(11, {4, 30}, at::kLong);
-  const Operation fused = [&](const Tensors&, const Parameters& w) { return Embedding(indices, w[0]); };
+  const Operation fused = [&](const Tensors&, const Parameters& w) {
+    return Embedding(indices, w[0]);
+  };
   const Operation exact = [&](const Tensors&, const Parameters& w) {
     return reference::Embedding(indices, WeightOf(w[0]));
   };
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
-      for (int64_t columns : kColumns) ExpectMatches(fused, exact, {}, {Random({11, columns})}, dtype);
+      for (int64_t columns : kColumns)
+        ExpectMatches(fused, exact, {}, {Random({11, columns})}, dtype);
     }
   });
   Parameter frozen{at::randn({11, 4}), {}};

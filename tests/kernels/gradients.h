@@ -13,12 +13,13 @@ struct Gradients {
   std::vector<Tensor> inputs, weights;  // One each, in order
 };
 
-using Operation = std::function<Tensor(const std::vector<Tensor>& inputs, const std::vector<Parameter>& weights)>;
+using Operation =
+    std::function<Tensor(const std::vector<Tensor>& inputs, const std::vector<Parameter>& weights)>;
 
 // Weights' gradients start at 0.25, to see that they are added to.
 inline Gradients RunOperation(const Operation& operation, const std::vector<Tensor>& inputs,
-                              const std::vector<Tensor>& weights, const Tensor& upstream, at::ScalarType dtype,
-                              at::ScalarType grad_dtype) {
+                              const std::vector<Tensor>& weights, const Tensor& upstream,
+                              at::ScalarType dtype, at::ScalarType grad_dtype) {
   std::vector<Tensor> leaves, views;
   for (const Tensor& x : inputs) {
     leaves.push_back(x.detach().to(dtype, false, true).requires_grad_(true));
@@ -40,8 +41,9 @@ inline Gradients RunOperation(const Operation& operation, const std::vector<Tens
 }
 
 // `fused` in `dtype` against `exact` in float64, both on the inputs rounded to dtype.
-inline void ExpectMatches(const Operation& fused, const Operation& exact, const std::vector<Tensor>& inputs,
-                          const std::vector<Tensor>& weights, at::ScalarType dtype, double tolerance_factor = 1) {
+inline void ExpectMatches(const Operation& fused, const Operation& exact,
+                          const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                          at::ScalarType dtype, double tolerance_factor = 1) {
   auto rounded = [&](const std::vector<Tensor>& tensors) {
     std::vector<Tensor> result;
     for (const Tensor& x : tensors) {
@@ -59,20 +61,24 @@ inline void ExpectMatches(const Operation& fused, const Operation& exact, const 
   }();
   const Tensor upstream = at::randn(shape_of.sizes(), at::kDouble).to(dtype).to(at::kDouble);
   const Gradients want = RunOperation(exact, in, w, upstream, at::kDouble, at::kDouble);
-  const Gradients got = RunOperation(fused, in, w, upstream, dtype, dtype == at::kDouble ? at::kDouble : at::kFloat);
+  const Gradients got =
+      RunOperation(fused, in, w, upstream, dtype, dtype == at::kDouble ? at::kDouble : at::kFloat);
   EXPECT_TRUE(Near(got.out, want.out, dtype, tolerance_factor));
   for (size_t i = 0; i < in.size(); ++i) {
-    EXPECT_TRUE(Near(got.inputs[i], want.inputs[i], dtype, tolerance_factor)) << "gradient of input " << i;
+    EXPECT_TRUE(Near(got.inputs[i], want.inputs[i], dtype, tolerance_factor))
+        << "gradient of input " << i;
   }
   for (size_t i = 0; i < w.size(); ++i) {
-    EXPECT_TRUE(Near(got.weights[i], want.weights[i], dtype, tolerance_factor)) << "gradient of weight " << i;
+    EXPECT_TRUE(Near(got.weights[i], want.weights[i], dtype, tolerance_factor))
+        << "gradient of weight " << i;
   }
 }
 
 // Gradients of an operation's inputs in float64 against central differences of sum(out * upstream).
 inline void ExpectFiniteDifferences(const Operation& operation, const std::vector<Tensor>& inputs,
                                     const std::vector<Tensor>& weights) {
-  auto value = [&](const std::vector<Tensor>& in, const std::vector<Tensor>& w, const Tensor& upstream) {
+  auto value = [&](const std::vector<Tensor>& in, const std::vector<Tensor>& w,
+                   const Tensor& upstream) {
     at::NoGradGuard no_grad;
     std::vector<Parameter> parameters;
     for (const Tensor& x : w) parameters.push_back({x, {}});
@@ -99,7 +105,8 @@ inline void ExpectFiniteDifferences(const Operation& operation, const std::vecto
       entry = saved - kStep;
       const double below = value(in, w, upstream);
       entry = saved;
-      EXPECT_NEAR(gradient.contiguous().const_data_ptr<double>()[i] - start, (above - below) / (2 * kStep), 1e-6)
+      EXPECT_NEAR(gradient.contiguous().const_data_ptr<double>()[i] - start,
+                  (above - below) / (2 * kStep), 1e-6)
           << "entry " << i << " of " << x.sizes();
     }
   };

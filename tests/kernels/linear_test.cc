@@ -26,7 +26,8 @@ TEST_P(LinearTest, EqualsReference) {
   Parameter weight{c.layout == LinearLayout::kOutIn ? weight_oi : weight_oi.t().contiguous(), {}};
   weight.grad = at::full_like(weight.value, 0.5, c.grad_dtype);
   weight.value.requires_grad_(true);
-  Parameter bias{at::randn({c.out}).to(c.dtype).requires_grad_(true), at::ones({c.out}, c.grad_dtype)};
+  Parameter bias{at::randn({c.out}).to(c.dtype).requires_grad_(true),
+                 at::ones({c.out}, c.grad_dtype)};
   Tensor y = Linear(x, weight, &bias, c.layout);
   Tensor upstream = at::randn({c.rows, c.out}).to(c.dtype);
   y.backward(upstream);
@@ -39,16 +40,21 @@ TEST_P(LinearTest, EqualsReference) {
   y64.backward(upstream.to(at::kDouble));
   EXPECT_TRUE(Near(y, y64, c.dtype));
   EXPECT_TRUE(Near(x.grad(), x64.grad(), c.dtype));
-  EXPECT_TRUE(Near(weight.grad, w64.grad() + 0.5, c.grad_dtype == at::kFloat && c.dtype == at::kBFloat16 ? at::kFloat : c.dtype));
-  EXPECT_TRUE(Near(bias.grad, b64.grad() + 1, c.grad_dtype == at::kFloat && c.dtype == at::kBFloat16 ? at::kFloat : c.dtype));
+  EXPECT_TRUE(Near(weight.grad, w64.grad() + 0.5,
+                   c.grad_dtype == at::kFloat && c.dtype == at::kBFloat16 ? at::kFloat : c.dtype));
+  EXPECT_TRUE(Near(bias.grad, b64.grad() + 1,
+                   c.grad_dtype == at::kFloat && c.dtype == at::kBFloat16 ? at::kFloat : c.dtype));
 }
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (auto [dtype, grad] : {std::pair{at::kDouble, at::kDouble}, {at::kFloat, at::kFloat}, {at::kBFloat16, at::kFloat},
+  for (auto [dtype, grad] : {std::pair{at::kDouble, at::kDouble},
+                             {at::kFloat, at::kFloat},
+                             {at::kBFloat16, at::kFloat},
                              {at::kBFloat16, at::kBFloat16}}) {
     for (LinearLayout layout : {LinearLayout::kOutIn, LinearLayout::kInOut}) {
-      for (auto [rows, in, out] : {std::array<int64_t, 3>{1, 1, 1}, {3, 17, 5}, {65, 64, 33}, {1, 64, 48}, {0, 4, 4}}) {
+      for (auto [rows, in, out] :
+           {std::array<int64_t, 3>{1, 1, 1}, {3, 17, 5}, {65, 64, 33}, {1, 64, 48}, {0, 4, 4}}) {
         cases.push_back({dtype, grad, layout, rows, in, out});
       }
     }
@@ -58,8 +64,9 @@ std::vector<Case> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, LinearTest, testing::ValuesIn(Cases()), [](const auto& info) {
   const Case& c = info.param;
-  return absl::StrCat(toString(c.dtype), "_", toString(c.grad_dtype), c.layout == LinearLayout::kOutIn ? "_OutIn_" : "_InOut_",
-                      c.rows, "x", c.in, "x", c.out);
+  return absl::StrCat(toString(c.dtype), "_", toString(c.grad_dtype),
+                      c.layout == LinearLayout::kOutIn ? "_OutIn_" : "_InOut_", c.rows, "x", c.in,
+                      "x", c.out);
 });
 
 TEST(LinearTest, FrozenWeightAndInputWithoutGradient) {
@@ -77,7 +84,8 @@ TEST(LinearTest, FrozenWeightAndInputWithoutGradient) {
 TEST(MatMulTest, ReadsStridedViews) {
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
     Tensor wide = at::randn({40, 100}).to(dtype);
-    Tensor a = wide.narrow(1, 3, 37), b = at::randn({50, 37}).to(dtype).t(), every_other = wide.slice(1, 0, 74, 2);
+    Tensor a = wide.narrow(1, 3, 37), b = at::randn({50, 37}).to(dtype).t(),
+           every_other = wide.slice(1, 0, 74, 2);
     Tensor c = at::full({40, 64}, 7.0, dtype).narrow(1, 2, 50);
     MatMul(a, b, c);
     EXPECT_TRUE(Near(c, at::matmul(a.to(at::kDouble), b.to(at::kDouble)), dtype));
@@ -91,12 +99,14 @@ TEST(MatMulTest, ReadsStridedViews) {
 
 TEST(MatMulTest, EmptyInnerDimensionGivesBias) {
   Tensor c = at::ones({2, 3});
-  MatMul(at::empty({2, 0}), at::empty({0, 3}), c, {.accumulate = false, .bias = at::arange(3).to(at::kFloat)});
+  MatMul(at::empty({2, 0}), at::empty({0, 3}), c,
+         {.accumulate = false, .bias = at::arange(3).to(at::kFloat)});
   EXPECT_TRUE(Near(c, at::arange(3).to(at::kDouble).expand({2, 3}), at::kFloat));
 }
 
 TEST(MatMulTest, BothBackendsAgree) {
-  Tensor a = at::randn({33, 65}), b = at::randn({65, 20}), onednn = at::empty({33, 20}), aten = at::empty({33, 20});
+  Tensor a = at::randn({33, 65}), b = at::randn({65, 20}), onednn = at::empty({33, 20}),
+         aten = at::empty({33, 20});
   MatMul(a, b, onednn);
   SetMatMulBackend(at::kFloat, MatMulBackend::kAten);
   MatMul(a, b, aten);

@@ -11,7 +11,8 @@ namespace shoal {
 namespace {
 
 TEST(AdamWStepTest, ByHand) {
-  // g = 1, m = 0, v = 0, t = 1: m' = 0.1, v' = 0.001, both corrected to 1: w' = w (1 - lr wd) - lr / (1 + eps).
+  // g = 1, m = 0, v = 0, t = 1: m' = 0.1, v' = 0.001, both corrected to 1: w' = w (1 - lr wd) - lr
+  // / (1 + eps).
   for (at::ScalarType dtype : {at::kFloat, at::kDouble}) {
     Tensor w = at::full({3}, 2.0, dtype), g = at::full({3}, 4.0, dtype), m = at::zeros({3}, dtype),
            v = at::zeros({3}, dtype), none;
@@ -29,11 +30,13 @@ TEST(AdamWStepTest, EqualsReferenceOverSteps) {
     for (at::ScalarType grad_dtype : {at::kFloat, at::kBFloat16}) {
       for (at::ScalarType copy_dtype : {at::kFloat, at::kBFloat16}) {
         for (int64_t n : {1, 17, 4099}) {
-          Tensor w = at::randn({n}), m = at::zeros({n}), v = at::zeros({n}), copy = at::empty({n}, copy_dtype);
+          Tensor w = at::randn({n}), m = at::zeros({n}), v = at::zeros({n}),
+                 copy = at::empty({n}, copy_dtype);
           Tensor w64 = w.to(at::kDouble), m64 = m.to(at::kDouble), v64 = v.to(at::kDouble), none;
           for (int64_t step = 1; step <= 3; ++step) {
             Tensor grads = at::randn({n}).to(grad_dtype);
-            const AdamWOptions options{.learning_rate = 1e-2, .weight_decay = 0.1, .grad_scale = 0.7, .step = step};
+            const AdamWOptions options{
+                .learning_rate = 1e-2, .weight_decay = 0.1, .grad_scale = 0.7, .step = step};
             AdamWStep(w, grads, m, v, copy, options);
             reference::AdamWStep(w64, grads.to(at::kDouble), m64, v64, none, options);
           }
@@ -54,12 +57,18 @@ TEST(SgdStepTest, EqualsReferenceOverSteps) {
       for (double momentum : {0.0, 0.9}) {
         if (nesterov && momentum == 0) continue;
         Tensor w = at::randn({37}), copy = at::empty({37}, at::kBFloat16), none;
-        Tensor buffer = momentum != 0 ? at::full({37}, NAN) : Tensor();  // The first step does not read it
-        Tensor w64 = w.to(at::kDouble), buffer64 = momentum != 0 ? at::zeros({37}, at::kDouble) : Tensor();
+        Tensor buffer =
+            momentum != 0 ? at::full({37}, NAN) : Tensor();  // The first step does not read it
+        Tensor w64 = w.to(at::kDouble),
+               buffer64 = momentum != 0 ? at::zeros({37}, at::kDouble) : Tensor();
         for (int64_t step = 1; step <= 3; ++step) {
           Tensor grads = at::randn({37});
-          const SgdOptions options{.learning_rate = 0.1, .momentum = momentum, .weight_decay = 0.01,
-                                   .nesterov = nesterov, .grad_scale = 0.5, .step = step};
+          const SgdOptions options{.learning_rate = 0.1,
+                                   .momentum = momentum,
+                                   .weight_decay = 0.01,
+                                   .nesterov = nesterov,
+                                   .grad_scale = 0.5,
+                                   .step = step};
           SgdStep(w, grads, buffer, copy, options);
           reference::SgdStep(w64, grads.to(at::kDouble), buffer64, none, options);
         }
