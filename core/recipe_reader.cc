@@ -8,7 +8,6 @@
 #include <optional>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -24,6 +23,8 @@ namespace {
 using google::protobuf::Message;
 using google::protobuf::Struct;
 using google::protobuf::Value;
+
+constexpr int64_t kLargestExact = int64_t{1} << 53;  // Doubles hold every whole number up to here
 
 // Is `text` a decimal number (12, -1.5, .5, 1e-5)? Not 0x10, 1_000, inf or nan.
 bool IsDecimal(absl::string_view text) {
@@ -106,6 +107,7 @@ class MessageReader {
   }
 
   void WrongType(const YamlNode& value, const std::string& key, const std::string& expected) {
+    if (value.is_default) return;  // The value that the default refers to is the error
     errors_.push_back({value.origin, key, absl::StrCat("got ", Shown(value), ", expected ", expected)});
   }
 
@@ -264,7 +266,7 @@ class MessageReader {
       // A double holds it; a whole number that it would round is refused, not changed.
       const std::optional<int64_t> whole = ReadInteger<int64_t>(text);
       const bool digits_only = text.find_first_of(".eE") == std::string::npos;
-      if (digits_only && (!whole || std::fabs(*number) > 9007199254740992.0)) {
+      if (digits_only && (!whole || *whole > kLargestExact || *whole < -kLargestExact)) {
         return WrongType(value, key, "a whole number of at most 2^53");
       }
       out.set_number_value(*number);
@@ -290,8 +292,12 @@ std::string Shown(const YamlNode& value) {
     case YamlNode::Kind::kScalar:
       break;
   }
-  std::string text = absl::Utf8SafeCHexEscape(value.text.substr(0, 60));
-  if (value.text.size() > 60) text += "...";
+  std::string text = value.text;
+  if (text.size() > 60) {
+    size_t end = 60;
+    while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // Not inside a character
+    text = absl::StrCat(text.substr(0, end), "...");
+  }
   const bool odd = value.quoted || text.empty() || text.find_first_of(" ,:") != std::string::npos;
   return odd ? absl::StrCat("\"", text, "\"") : text;
 }

@@ -16,7 +16,7 @@ void SubstituteReferences(YamlNode& root, std::vector<RecipeError>& errors);
 void ReadMessage(const YamlNode& root, Recipe& recipe, std::map<std::string, RecipeOrigin>& origins,
                  std::vector<RecipeError>& errors);
 
-// Text as it is shown in a message: quoted if odd, shortened if long.
+// Text as it is shown in a message: quoted if odd, shortened if long, on one line by RecipeError.
 std::string Shown(const YamlNode& value);
 
 }  // namespace shoal

@@ -249,6 +249,7 @@ bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& roo
   const LineIndex lines(text);
   if (!CheckBytes(text, lines, source, errors)) return false;
   TreeBuilder builder(lines, source, errors);
+  const size_t errors_before = errors.size();
   try {
     std::istringstream stream{std::string(text)};
     YAML::Parser parser(stream);
@@ -257,6 +258,8 @@ bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& roo
   } catch (const StopParsing&) {
     return false;
   } catch (const YAML::Exception& error) {
+    // What the parser made of the text up to here may be an effect of the error.
+    errors.erase(errors.begin() + errors_before, errors.end());
     const RecipeOrigin origin = lines.At(source, error.mark);
     errors.push_back({origin, "", SyntaxError(error, lines.Line(origin.line))});
     return false;
