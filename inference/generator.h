@@ -21,14 +21,14 @@
 namespace shoal {
 
 struct GenerationRequest {
-  std::vector<int64_t> prompt;         // Token ids, at least one
+  std::vector<int64_t> prompt = {};    // Token ids, at least one
   int64_t max_new_tokens = 128;        // At least 1
-  SamplingOptions sampling;            // Greedy by default
+  SamplingOptions sampling = {};       // Greedy by default
   uint64_t stream = 0;                 // Samples of one prompt under one seed differ by this
-  std::vector<int64_t> eos_token_ids;  // Any of them ends the sequence
+  std::vector<int64_t> eos_token_ids = {};  // Any of them ends the sequence
   // Told of each new token, in order, as it is chosen; false ends the sequence (TextStream does at a stop
   // string). May be empty.
-  std::function<bool(int64_t token)> on_token;
+  std::function<bool(int64_t token)> on_token = nullptr;
 };
 
 enum class FinishReason {
