@@ -9,6 +9,7 @@
 namespace shoal {
 namespace {
 
+constexpr absl::string_view kRankSpeaks = "shoal: rank ";
 constexpr size_t kMaxHeld = 1000;
 constexpr size_t kMaxReportLines = 40;
 
@@ -17,13 +18,19 @@ bool IsFrame(absl::string_view line) {
   return line.size() >= 40 && line.find_first_not_of('-') == absl::string_view::npos;
 }
 
-// "[host:123] 1 more process has sent help message help-mpi-api.txt / mpi-abort"
-bool IsAggregateNotice(absl::string_view line) {
+// mpirun's lines outside reports: "[host:123] 1 more process has sent help message ..." and what it logs
+// when ranks end while it is still passing their words on.
+bool IsNotice(absl::string_view line) {
   return line.front() == '[' && (absl::StrContains(line, "has sent help message") ||
-                                 absl::StrContains(line, "orte_base_help_aggregate"));
+                                 absl::StrContains(line, "orte_base_help_aggregate") ||
+                                 absl::StrContains(line, "ORTE_ERROR_LOG"));
 }
 
-bool MayBeMpirun(char first) { return first == '-' || first == '[' || first == 's'; }
+// Whether the start of a line must wait for its end to be judged.
+bool MustWait(absl::string_view start) {
+  return start[0] == '-' || start[0] == '[' || absl::StartsWith(start, kRankSpeaks) ||
+         absl::StartsWith(kRankSpeaks, start);
+}
 
 }  // namespace
 
@@ -42,7 +49,7 @@ void LauncherOutput::Add(absl::string_view bytes) {
     if (ends) {
       AddLine(std::move(held_));
       held_.clear();
-    } else if (report_.empty() && (!MayBeMpirun(held_[0]) || held_.size() > kMaxHeld)) {
+    } else if (report_.empty() && (!MustWait(held_) || held_.size() > kMaxHeld)) {
       write_(held_);
       held_.clear();
       inside_ = true;
@@ -51,7 +58,7 @@ void LauncherOutput::Add(absl::string_view bytes) {
 }
 
 void LauncherOutput::AddLine(std::string line) {
-  if (absl::StartsWith(line, "shoal: rank ")) {  // A rank's word, even between the lines of a report
+  if (absl::StartsWith(line, kRankSpeaks)) {  // A rank's word, even between the lines of a report
     rank_explained_ = true;
     return write_(line);
   }
@@ -63,7 +70,7 @@ void LauncherOutput::AddLine(std::string line) {
   }
   if (IsFrame(line)) {
     report_.push_back(std::move(line));
-  } else if (!IsAggregateNotice(line)) {
+  } else if (!IsNotice(line)) {
     write_(line);
   }
 }

@@ -1,6 +1,7 @@
 #include "parallel/comm/mpi_runtime.h"
 
 #define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links
+#include <fcntl.h>
 #include <mpi.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -10,36 +11,52 @@
 #include <cstdlib>
 #include <fstream>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
 namespace {
 
-// Open MPI's shared-memory transport leaves its files in /dev/shm when mpirun is killed. Once each rank of a
-// host has heard from each other one, all have mapped them, and their names serve nobody.
-void UnlinkOpenMpiSegments() {
-  MPI_Comm host;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-  int rank = 0, size = 1;
-  MPI_Comm_rank(host, &rank);
-  MPI_Comm_size(host, &size);
-  for (int step = 1; step < size; ++step) {
-    MPI_Sendrecv(nullptr, 0, MPI_BYTE, (rank + step) % size, 0, nullptr, 0, MPI_BYTE,
-                 (rank + size - step) % size, 0, host, MPI_STATUS_IGNORE);
+class HostComm {
+ public:
+  HostComm() { MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_); }
+  ~HostComm() { MPI_Comm_free(&comm_); }
+  HostComm(const HostComm&) = delete;
+  HostComm& operator=(const HostComm&) = delete;
+
+  // Returns when each rank of the host has heard from each other one.
+  void MeetAll() {
+    int rank = 0, size = 1;
+    MPI_Comm_rank(comm_, &rank);
+    MPI_Comm_size(comm_, &size);
+    for (int step = 1; step < size; ++step) {
+      MPI_Sendrecv(nullptr, 0, MPI_BYTE, (rank + step) % size, 0, nullptr, 0, MPI_BYTE,
+                   (rank + size - step) % size, 0, comm_, MPI_STATUS_IGNORE);
+    }
+    MPI_Barrier(comm_);
   }
-  MPI_Barrier(host);
-  MPI_Comm_free(&host);
+
+ private:
+  MPI_Comm comm_;
+};
+
+}  // namespace
+
+// [Note: Open MPI's segments] Open MPI's shared-memory transport leaves its files in /dev/shm when mpirun is
+// killed. Once the ranks of a host have all mapped them, their names serve nobody, so we take them away; since
+// MPI_Finalize complains of a name that is gone, it finds empty files in their place.
+std::vector<std::string> MpiRuntime::UnlinkSegments() {
+  HostComm().MeetAll();
+  std::vector<std::string> taken;
   std::ifstream maps("/proc/self/maps");
   for (std::string line; std::getline(maps, line);) {
     const size_t path = line.find('/');
-    if (path != std::string::npos && line.find("/vader_segment.", path) != std::string::npos) {
-      unlink(line.c_str() + path);  // Fails where a peer was first
-    }
+    if (path == std::string::npos || line.find("/vader_segment.", path) == std::string::npos) continue;
+    if (unlink(line.c_str() + path) == 0) taken.push_back(line.substr(path));  // Fails where a peer was first
   }
+  return taken;
 }
-
-}  // namespace
 
 absl::StatusOr<std::shared_ptr<MpiRuntime>> MpiRuntime::Start() {
   int started = 0;
@@ -60,11 +77,15 @@ absl::StatusOr<std::shared_ptr<MpiRuntime>> MpiRuntime::Start() {
     files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1 << 16);
     setrlimit(RLIMIT_NOFILE, &files);
   }
-  UnlinkOpenMpiSegments();
+  runtime->unlinked_ = UnlinkSegments();
   return runtime;
 }
 
-MpiRuntime::~MpiRuntime() { MPI_Finalize(); }
+MpiRuntime::~MpiRuntime() {
+  for (const std::string& path : unlinked_) close(open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  HostComm().MeetAll();
+  MPI_Finalize();
+}
 
 std::string MpiRuntime::library() const {
   char text[MPI_MAX_LIBRARY_VERSION_STRING];

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -25,8 +26,11 @@ class MpiRuntime {
 
  private:
   MpiRuntime() = default;
+  static std::vector<std::string> UnlinkSegments();
+
   int rank_ = 0;
   int size_ = 1;
+  std::vector<std::string> unlinked_;  // By this rank; see [Note: Open MPI's segments]
 };
 
 }  // namespace shoal

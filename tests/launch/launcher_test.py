@@ -64,6 +64,8 @@ def processes(arguments):
 
 
 class Starting(unittest.TestCase):
+    maxDiff = None
+
     def test_one_rank_needs_no_mpi(self):
         result = run(PROGRAM, 1, "succeed")
         self.assertEqual((result.returncode, result.stderr), (0, ""))
@@ -138,10 +140,10 @@ class Failing(unittest.TestCase):
                 time.sleep(0.02)
             program.send_signal(sent)
             self.assertEqual(program.wait(timeout=60), code)
-            program.stderr.close()
+            program.communicate()
             self.assertEqual(left_behind(before, ["2", "go-on"]), [])
 
 
 if __name__ == "__main__":
-    PROGRAM = sys.argv.pop(1)
+    PROGRAM = os.path.realpath(sys.argv.pop(1))
     unittest.main(verbosity=2)
