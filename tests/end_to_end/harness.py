@@ -27,7 +27,17 @@ LLAMA = dict(
     max_position_embeddings=64,
     tie_word_embeddings=True,
 )
-GPT2 = dict(model_type="gpt2", vocab_size=320, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+GPT2 = dict(
+    model_type="gpt2",
+    vocab_size=320,
+    n_positions=64,
+    n_embd=32,
+    n_layer=2,
+    n_head=4,
+    resid_pdrop=0,
+    embd_pdrop=0,
+    attn_pdrop=0,
+)
 
 
 def recipe(**sections):
@@ -36,7 +46,7 @@ def recipe(**sections):
         run=dict(name="tiny", seed=7, deterministic=True),
         model=dict(dtype="float32", config=LLAMA),
         tokenizer=dict(train=dict(vocab_size=320, special_tokens=["<|endoftext|>"])),
-        data=dict(train=[dict(path=str(TEXT))], seq_length=32, holdout=0.1),
+        data=dict(train=[dict(path=str(TEXT), format="text")], seq_length=32, holdout=0.1),
         training=dict(max_steps=6, global_batch_size=8, gradient_accumulation_steps=1),
         optimizer=dict(name="adamw", learning_rate=3e-3, weight_decay=0.1),
         scheduler=dict(type="constant"),

@@ -23,7 +23,7 @@ class LayoutsTest(EndToEndTest):
 
     def test_zero_stages_are_equal_to_the_last_bit(self):
         for ranks in (1, 2, 3):
-            batch = dict(max_steps=4, global_batch_size=6, gradient_accumulation_steps=2)
+            batch = dict(max_steps=4, global_batch_size=12, gradient_accumulation_steps=2)
             want = self.train(f"n{ranks}stage0", "-n", ranks, "zero.stage=0", training=batch)
             for stage in (1, 2, 3):
                 got = self.train(

@@ -2,12 +2,14 @@
 
 import unittest
 
-from harness import ROOT, EndToEndTest
+from harness import LLAMA, ROOT, EndToEndTest
 
 
 class RecipesTest(EndToEndTest):
     def tiny_export(self):
-        self.train("seed", "-n", 1, "training.max_steps=1", checkpoint=dict(export_hf="final"))
+        model = dict(config=dict(LLAMA, max_position_embeddings=256))
+        export = dict(export_hf="final")
+        self.train("seed", "-n", 1, "training.max_steps=1", model=model, checkpoint=export)
         return self.folder / "seed/export"
 
     def test_every_recipe(self):
