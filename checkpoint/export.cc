@@ -8,6 +8,7 @@
 #include "checkpoint/model_card.h"
 #include "core/memory_file_system.h"
 #include "core/recipe.h"
+#include "data/tokenizer.h"
 #include "models/hf_writer.h"
 
 namespace shoal {
@@ -51,6 +52,29 @@ absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(FileSystem& fi
     SHOAL_ASSIGN_OR_RETURN(contents[name], ReadFile(files, JoinPath(folder, name), kMaxTokenizerFile));
   }
   return contents;
+}
+
+// Special tokens that the configuration leaves open are the tokenizer's: without them, readers of the folder
+// would take their own family's defaults.
+absl::Status NameSpecialTokens(FileSystem& files, const std::string& run_directory, ModelConfig& config) {
+  const std::string folder = JoinPath(run_directory, kTokenizerFolderName);
+  SHOAL_ASSIGN_OR_RETURN(const bool found, Exists(files, JoinPath(folder, "tokenizer.json")));
+  if (!found) return absl::OkStatus();
+  SHOAL_ASSIGN_OR_RETURN(const std::string json, ReadFile(files, JoinPath(folder, "tokenizer.json"), kMaxTokenizerFile));
+  const auto names = ReadFile(files, JoinPath(folder, "tokenizer_config.json"), kMaxTokenizerFile);
+  SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::FromJson(json, names.value_or("")));
+  if (config.eos_token_ids.empty() && tokenizer.eos_id()) {
+    config.eos_token_ids = {*tokenizer.eos_id()};
+    config.json["eos_token_id"] = *tokenizer.eos_id();
+  }
+  const auto name = [&](const char* key, std::optional<int32_t> id, std::optional<int64_t>& field) {
+    if (field || !id) return;
+    field = *id;
+    config.json[key] = *id;
+  };
+  name("bos_token_id", tokenizer.bos_id(), config.bos_token_id);
+  name("pad_token_id", tokenizer.pad_id(), config.pad_token_id);
+  return absl::OkStatus();
 }
 
 at::ScalarType RecipeDtype(const TrainerState& state) {
@@ -133,8 +157,9 @@ absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source, c
     return absl::FailedPreconditionError(absl::StrCat(source.step_directory, " does not record its model's config.json"));
   }
   Contents contents;
-  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig config,
                          ModelConfigFromText(text(kConfigStateKey), text(kGenerationConfigStateKey)));
+  SHOAL_RETURN_IF_ERROR(NameSpecialTokens(files, source.run_directory, config));
   SHOAL_ASSIGN_OR_RETURN(contents.model, BuildModel(config));
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
     if (tensor.name().starts_with(kWeightStatePrefix) && tensor.dtype() == "F64") contents.stored = at::kDouble;

@@ -38,7 +38,8 @@ struct CheckpointExport {
 
 // Writes config.json, generation_config.json, model.safetensors (or shards), the tokenizer's files and a
 // README.md that states data, licences and the held-out loss. The ranks deal the weights out among
-// themselves; each holds 64 MiB of them at a time. Returns the step folder that was exported.
+// themselves; each holds 64 MiB of them at a time. Special tokens that config.json leaves open are the
+// tokenizer's. Returns the step folder that was exported.
 // Collective: every rank calls it with equal options, and all return the same status. NotFound: no
 // checkpoint there. DataLoss: a damaged one. AlreadyExists: `directory` is not empty.
 absl::StatusOr<std::string> ExportCheckpoint(FileSystem& files, Communicator& comm, const CheckpointExport& options);

@@ -32,8 +32,12 @@ absl::Status Export(const Options& options) {
   CheckpointExport request = {.source = options.source, .directory = options.directory, .overwrite = options.force};
   SHOAL_ASSIGN_OR_RETURN(request.dtype, ParseDtype(options.dtype));
   request.warn = [](const std::string& line) { std::fprintf(stderr, "warning: %s\n", line.c_str()); };
-  SHOAL_ASSIGN_OR_RETURN(const std::string step, ExportCheckpoint(files, *comm, request));
-  std::fprintf(stderr, "%s exported to %s\n", step.c_str(), options.directory.c_str());
+  const absl::StatusOr<std::string> step = ExportCheckpoint(files, *comm, request);
+  if (absl::IsAlreadyExists(step.status())) {
+    return absl::AlreadyExistsError(absl::StrCat(step.status().message(), ", or replace it with --force"));
+  }
+  SHOAL_RETURN_IF_ERROR(step.status());
+  std::fprintf(stderr, "%s exported to %s\n", step->c_str(), options.directory.c_str());
   return absl::OkStatus();
 }
 
