@@ -1,10 +1,10 @@
-// Times the communicator's collectives on registered float32 memory, as gloo is timed in bench/peers: the
-// median of calls that begin at a barrier with freshly written tensors.
+// Times the communicator's collectives on registered float32 memory, as gloo is timed in
+// bench/peers: the median of calls that begin at a barrier with freshly written tensors.
 //
 //   ninja comm_bench && mpirun -np 2 comm_bench [shm|mpi]
 //
-// One JSON object on stdout: {"allreduce_16MB": {"ms": 2.1, "gb_per_s": 7.6}, ...}; bytes of the whole tensor
-// over the time on rank 0.
+// One JSON object on stdout: {"allreduce_16MB": {"ms": 2.1, "gb_per_s": 7.6}, ...}; bytes of the
+// whole tensor over the time on rank 0.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

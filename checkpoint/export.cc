@@ -14,7 +14,7 @@
 namespace shoal {
 namespace {
 
-constexpr int64_t kRoundBytes = int64_t{64} << 20;     // Of weights that a rank holds at a time
+constexpr int64_t kRoundBytes = int64_t{64} << 20;  // Of weights that a rank holds at a time
 constexpr int64_t kMaxTokenizerFile = int64_t{64} << 20;
 
 struct Source {
@@ -22,11 +22,14 @@ struct Source {
   std::string run_directory;
 };
 
-absl::StatusOr<Source> FindSource(FileSystem& files, Communicator& comm, const CheckpointExport& options) {
+absl::StatusOr<Source> FindSource(FileSystem& files, Communicator& comm,
+                                  const CheckpointExport& options) {
   const absl::StatusOr<bool> has_manifest = Exists(files, JoinPath(options.source, kManifestName));
-  SHOAL_ASSIGN_OR_RETURN(const std::vector<std::string> answers,
-                         AgreeAndGather(comm, has_manifest.ok() ? absl::StatusOr<std::string>(*has_manifest ? "step" : "run")
-                                                                : has_manifest.status()));
+  SHOAL_ASSIGN_OR_RETURN(
+      const std::vector<std::string> answers,
+      AgreeAndGather(comm, has_manifest.ok()
+                               ? absl::StatusOr<std::string>(*has_manifest ? "step" : "run")
+                               : has_manifest.status()));
   if (answers[0] == "step") return Source{options.source, ParentPath(ParentPath(options.source))};
   const std::string checkpoints = JoinPath(options.source, "checkpoints");
   std::vector<std::string> skipped;
@@ -36,11 +39,13 @@ absl::StatusOr<Source> FindSource(FileSystem& files, Communicator& comm, const C
     for (const std::string& line : skipped) options.warn(line);
   }
   if (newest) return Source{*newest, options.source};
-  return absl::NotFoundError(absl::StrCat("no whole checkpoint in ", checkpoints, ", and ", options.source,
-                                          " is none itself: give a run's folder, or a checkpoint's (checkpoints/step-N)"));
+  return absl::NotFoundError(
+      absl::StrCat("no whole checkpoint in ", checkpoints, ", and ", options.source,
+                   " is none itself: give a run's folder, or a checkpoint's (checkpoints/step-N)"));
 }
 
-absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(FileSystem& files, const std::string& run_directory) {
+absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(
+    FileSystem& files, const std::string& run_directory) {
   std::map<std::string, std::string> contents;
   const std::string folder = JoinPath(run_directory, kTokenizerFolderName);
   SHOAL_ASSIGN_OR_RETURN(const bool found, Exists(files, folder));
@@ -49,18 +54,21 @@ absl::StatusOr<std::map<std::string, std::string>> TokenizerFiles(FileSystem& fi
   for (const std::string& name : names) {
     SHOAL_ASSIGN_OR_RETURN(const FileInfo info, files.Stat(JoinPath(folder, name)));
     if (info.is_directory || name[0] == '.') continue;
-    SHOAL_ASSIGN_OR_RETURN(contents[name], ReadFile(files, JoinPath(folder, name), kMaxTokenizerFile));
+    SHOAL_ASSIGN_OR_RETURN(contents[name],
+                           ReadFile(files, JoinPath(folder, name), kMaxTokenizerFile));
   }
   return contents;
 }
 
-// Special tokens that the configuration leaves open are the tokenizer's: without them, readers of the folder
-// would take their own family's defaults.
-absl::Status NameSpecialTokens(FileSystem& files, const std::string& run_directory, ModelConfig& config) {
+// Special tokens that the configuration leaves open are the tokenizer's: without them, readers of
+// the folder would take their own family's defaults.
+absl::Status NameSpecialTokens(FileSystem& files, const std::string& run_directory,
+                               ModelConfig& config) {
   const std::string folder = JoinPath(run_directory, kTokenizerFolderName);
   SHOAL_ASSIGN_OR_RETURN(const bool found, Exists(files, JoinPath(folder, "tokenizer.json")));
   if (!found) return absl::OkStatus();
-  SHOAL_ASSIGN_OR_RETURN(const std::string json, ReadFile(files, JoinPath(folder, "tokenizer.json"), kMaxTokenizerFile));
+  SHOAL_ASSIGN_OR_RETURN(const std::string json,
+                         ReadFile(files, JoinPath(folder, "tokenizer.json"), kMaxTokenizerFile));
   const auto names = ReadFile(files, JoinPath(folder, "tokenizer_config.json"), kMaxTokenizerFile);
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::FromJson(json, names.value_or("")));
   if (config.eos_token_ids.empty() && tokenizer.eos_id()) {
@@ -81,9 +89,12 @@ at::ScalarType RecipeDtype(const TrainerState& state) {
   const auto recipe = ParseRecipe(state.recipe_yaml(), "recipe");
   if (!recipe.ok()) return at::kFloat;
   switch (recipe->proto.model().dtype()) {
-    case Dtype::bfloat16: return at::kBFloat16;
-    case Dtype::float64: return at::kDouble;
-    default: return at::kFloat;
+    case Dtype::bfloat16:
+      return at::kBFloat16;
+    case Dtype::float64:
+      return at::kDouble;
+    default:
+      return at::kFloat;
   }
 }
 
@@ -94,8 +105,8 @@ struct Slice {
 };
 
 // rounds[r][rank]: what the rank moves in round r, at most kRoundBytes. The same on every rank.
-std::vector<std::vector<std::vector<Slice>>> DealOut(const std::vector<ParameterSpec>& weights, int num_ranks,
-                                                     int64_t element_bytes) {
+std::vector<std::vector<std::vector<Slice>>> DealOut(const std::vector<ParameterSpec>& weights,
+                                                     int num_ranks, int64_t element_bytes) {
   const int64_t limit = kRoundBytes / element_bytes;
   std::vector<std::vector<std::vector<Slice>>> rounds;
   std::vector<int64_t> load(num_ranks, limit);
@@ -117,7 +128,8 @@ std::vector<std::vector<std::vector<Slice>>> DealOut(const std::vector<Parameter
 
 // Loads this rank's slices of a round and writes them. Collective.
 absl::Status MoveSlices(FileSystem& files, Communicator& comm, const std::string& step_directory,
-                        const std::vector<Slice>& slices, at::ScalarType stored, HuggingFaceWriter& writer) {
+                        const std::vector<Slice>& slices, at::ScalarType stored,
+                        HuggingFaceWriter& writer) {
   std::vector<StatePiece> pieces;
   for (const Slice& slice : slices) {
     pieces.push_back({.name = absl::StrCat(kWeightStatePrefix, slice.spec->name),
@@ -125,13 +137,15 @@ absl::Status MoveSlices(FileSystem& files, Communicator& comm, const std::string
                       .begin = slice.begin,
                       .data = at::empty({slice.numel}, stored)});
   }
-  SHOAL_RETURN_IF_ERROR(LoadCheckpoint(files, comm, step_directory, pieces, UnreadTensors::kAllow).status());
-  return Agree(comm, Guarded([&]() -> absl::Status {
-    for (size_t i = 0; i < slices.size(); ++i) {
-      SHOAL_RETURN_IF_ERROR(writer.Write(*slices[i].spec, slices[i].begin, pieces[i].data));
-    }
-    return absl::OkStatus();
-  }));
+  SHOAL_RETURN_IF_ERROR(
+      LoadCheckpoint(files, comm, step_directory, pieces, UnreadTensors::kAllow).status());
+  return Agree(
+      comm, Guarded([&]() -> absl::Status {
+        for (size_t i = 0; i < slices.size(); ++i) {
+          SHOAL_RETURN_IF_ERROR(writer.Write(*slices[i].spec, slices[i].begin, pieces[i].data));
+        }
+        return absl::OkStatus();
+      }));
 }
 
 // `work` on rank 0 alone; its status on every rank. Collective.
@@ -146,7 +160,8 @@ struct Contents {
   ExportOptions options;
 };
 
-absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source, const CheckpointExport& options) {
+absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source,
+                                      const CheckpointExport& options) {
   SHOAL_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(files, source.step_directory));
   const TrainerState& state = manifest.state();
   const auto text = [&](const char* key) {
@@ -154,30 +169,34 @@ absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source, c
     return found == state.extra().end() ? std::string() : found->second;
   };
   if (text(kConfigStateKey).empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(source.step_directory, " does not record its model's config.json"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(source.step_directory, " does not record its model's config.json"));
   }
   Contents contents;
-  SHOAL_ASSIGN_OR_RETURN(ModelConfig config,
-                         ModelConfigFromText(text(kConfigStateKey), text(kGenerationConfigStateKey)));
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig config, ModelConfigFromText(text(kConfigStateKey),
+                                                                 text(kGenerationConfigStateKey)));
   SHOAL_RETURN_IF_ERROR(NameSpecialTokens(files, source.run_directory, config));
   SHOAL_ASSIGN_OR_RETURN(contents.model, BuildModel(config));
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
-    if (tensor.name().starts_with(kWeightStatePrefix) && tensor.dtype() == "F64") contents.stored = at::kDouble;
+    if (tensor.name().starts_with(kWeightStatePrefix) && tensor.dtype() == "F64")
+      contents.stored = at::kDouble;
   }
   contents.options.dtype = options.dtype.value_or(RecipeDtype(state));
   contents.options.overwrite = options.overwrite;
-  contents.options.card = MakeModelCard(state, MeasuredEvalLoss(files, source.run_directory, state.step()));
+  contents.options.card =
+      MakeModelCard(state, MeasuredEvalLoss(files, source.run_directory, state.step()));
   SHOAL_ASSIGN_OR_RETURN(contents.options.extra_files, TokenizerFiles(files, source.run_directory));
   return contents;
 }
 
-absl::Status MoveWeights(FileSystem& files, Communicator& comm, const Source& source, const Contents& contents,
-                         HuggingFaceWriter& writer) {
+absl::Status MoveWeights(FileSystem& files, Communicator& comm, const Source& source,
+                         const Contents& contents, HuggingFaceWriter& writer) {
   const std::vector<ParameterSpec> weights = contents.model.unique_parameters();
-  const auto rounds = DealOut(weights, comm.size(), static_cast<int64_t>(c10::elementSize(contents.stored)));
+  const auto rounds =
+      DealOut(weights, comm.size(), static_cast<int64_t>(c10::elementSize(contents.stored)));
   for (const auto& round : rounds) {
-    SHOAL_RETURN_IF_ERROR(
-        MoveSlices(files, comm, source.step_directory, round[comm.rank()], contents.stored, writer));
+    SHOAL_RETURN_IF_ERROR(MoveSlices(files, comm, source.step_directory, round[comm.rank()],
+                                     contents.stored, writer));
   }
   return Agree(comm, Guarded([&] { return writer.Flush(); }));
 }
@@ -189,22 +208,26 @@ absl::StatusOr<ModelConfig> ModelConfigFromText(const std::string& config_json,
   MemoryFileSystem folder;
   SHOAL_RETURN_IF_ERROR(WriteFileAtomically(folder, "/config.json", config_json));
   if (!generation_config_json.empty()) {
-    SHOAL_RETURN_IF_ERROR(WriteFileAtomically(folder, "/generation_config.json", generation_config_json));
+    SHOAL_RETURN_IF_ERROR(
+        WriteFileAtomically(folder, "/generation_config.json", generation_config_json));
   }
   SHOAL_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(folder, "/"));
   config.origin.clear();
   return config;
 }
 
-absl::StatusOr<std::string> ExportCheckpoint(FileSystem& files, Communicator& comm, const CheckpointExport& options) {
+absl::StatusOr<std::string> ExportCheckpoint(FileSystem& files, Communicator& comm,
+                                             const CheckpointExport& options) {
   SHOAL_ASSIGN_OR_RETURN(const Source source, FindSource(files, comm, options));
   absl::StatusOr<Contents> contents = Guarded([&] { return ReadContents(files, source, options); });
   SHOAL_RETURN_IF_ERROR(Agree(comm, contents.status()));
   if (contents->options.extra_files.empty() && options.warn && comm.rank() == 0) {
-    options.warn(absl::StrCat("no tokenizer in ", JoinPath(source.run_directory, kTokenizerFolderName),
+    options.warn(absl::StrCat("no tokenizer in ",
+                              JoinPath(source.run_directory, kTokenizerFolderName),
                               ": the export holds none, and text cannot be generated from it"));
   }
-  auto writer = HuggingFaceWriter::Plan(files, contents->model, options.directory, contents->options);
+  auto writer =
+      HuggingFaceWriter::Plan(files, contents->model, options.directory, contents->options);
   SHOAL_RETURN_IF_ERROR(Agree(comm, writer.status()));
   SHOAL_RETURN_IF_ERROR(OnRankZero(comm, [&] { return writer->Create(); }));
   absl::Status status = MoveWeights(files, comm, source, *contents, *writer);

@@ -31,7 +31,8 @@ class Complaints {
   bool empty() const { return seen_.empty(); }
   std::string Text() const {
     std::string text = absl::StrJoin(lines_, "\n  ");
-    if (seen_.size() > lines_.size()) absl::StrAppend(&text, "\n  and ", seen_.size() - lines_.size(), " more");
+    if (seen_.size() > lines_.size())
+      absl::StrAppend(&text, "\n  and ", seen_.size() - lines_.size(), " more");
     return text;
   }
 
@@ -43,36 +44,42 @@ class Complaints {
 
 // Why `piece` cannot be read from `tensor`, or "".
 std::string Mismatch(const PieceList::Piece& piece, const Manifest::Tensor& tensor) {
-  if (!std::equal(piece.shape().begin(), piece.shape().end(), tensor.shape().begin(), tensor.shape().end())) {
+  if (!std::equal(piece.shape().begin(), piece.shape().end(), tensor.shape().begin(),
+                  tensor.shape().end())) {
     return absl::StrCat(piece.name(), ": shape ", ShapeText(tensor.shape()), " in the checkpoint, ",
                         ShapeText(piece.shape()), " wanted");
   }
   if (!piece.dtype().empty() && piece.dtype() != tensor.dtype()) {
-    return absl::StrCat(piece.name(), ": ", tensor.dtype(), " in the checkpoint, ", piece.dtype(), " wanted");
+    return absl::StrCat(piece.name(), ": ", tensor.dtype(), " in the checkpoint, ", piece.dtype(),
+                        " wanted");
   }
-  if (piece.begin() < 0 || piece.begin() > piece.end() || piece.end() > *CheckedNumel(tensor.shape())) {
-    return absl::StrCat(piece.name(), ": elements [", piece.begin(), ", ", piece.end(), ") wanted of shape ",
-                        ShapeText(tensor.shape()));
+  if (piece.begin() < 0 || piece.begin() > piece.end() ||
+      piece.end() > *CheckedNumel(tensor.shape())) {
+    return absl::StrCat(piece.name(), ": elements [", piece.begin(), ", ", piece.end(),
+                        ") wanted of shape ", ShapeText(tensor.shape()));
   }
   return "";
 }
 
 // Compares what all ranks want with what there is; the same answer on every rank.
-absl::Status CheckWanted(const TensorIndex& index, absl::Span<const PieceList> wanted, UnreadTensors unread) {
+absl::Status CheckWanted(const TensorIndex& index, absl::Span<const PieceList> wanted,
+                         UnreadTensors unread) {
   Complaints complaints;
   std::unordered_set<std::string> names;
   for (const PieceList& list : wanted) {
     for (const PieceList::Piece& piece : list.pieces()) {
       names.insert(piece.name());
       const auto found = index.find(piece.name());
-      const std::string complaint = found == index.end() ? absl::StrCat(piece.name(), ": not in the checkpoint")
-                                                         : Mismatch(piece, *found->second);
+      const std::string complaint = found == index.end()
+                                        ? absl::StrCat(piece.name(), ": not in the checkpoint")
+                                        : Mismatch(piece, *found->second);
       if (!complaint.empty()) complaints.Add(complaint);
     }
   }
   if (unread == UnreadTensors::kRefuse) {
     for (const auto& [name, tensor] : index) {
-      if (names.count(name) == 0) complaints.Add(absl::StrCat(name, ": in the checkpoint, but not wanted"));
+      if (names.count(name) == 0)
+        complaints.Add(absl::StrCat(name, ": in the checkpoint, but not wanted"));
     }
   }
   if (complaints.empty()) return absl::OkStatus();
@@ -92,8 +99,9 @@ class Reader {
     at::Tensor flat = piece.data.view({-1});
     const int64_t end = piece.begin + flat.numel();
     const auto& chunks = tensor.chunks();
-    auto chunk = std::partition_point(chunks.begin(), chunks.end(),
-                                      [&](const Manifest::Chunk& c) { return c.end() <= piece.begin; });
+    auto chunk = std::partition_point(chunks.begin(), chunks.end(), [&](const Manifest::Chunk& c) {
+      return c.end() <= piece.begin;
+    });
     for (; chunk != chunks.end() && chunk->begin() < end; ++chunk) {
       SHOAL_RETURN_IF_ERROR(FillFromChunk(tensor, *chunk, piece.begin, flat));
     }
@@ -102,12 +110,14 @@ class Reader {
 
  private:
   // flat: elements [begin, begin + flat.numel()) of the tensor.
-  absl::Status FillFromChunk(const Manifest::Tensor& tensor, const Manifest::Chunk& chunk, int64_t begin,
-                             at::Tensor& flat) {
-    const int64_t from = std::max(begin, chunk.begin()), to = std::min(begin + flat.numel(), chunk.end());
+  absl::Status FillFromChunk(const Manifest::Tensor& tensor, const Manifest::Chunk& chunk,
+                             int64_t begin, at::Tensor& flat) {
+    const int64_t from = std::max(begin, chunk.begin()),
+                  to = std::min(begin + flat.numel(), chunk.end());
     at::Tensor target = flat.slice(0, from - begin, to - begin);
     if (from == chunk.begin() && to == chunk.end() && target.is_cpu()) {
-      return Read(tensor, chunk, absl::MakeSpan(static_cast<char*>(target.mutable_data_ptr()), target.nbytes()));
+      return Read(tensor, chunk,
+                  absl::MakeSpan(static_cast<char*>(target.mutable_data_ptr()), target.nbytes()));
     }
     if (buffered_ != &chunk) {
       buffered_ = nullptr;
@@ -121,7 +131,8 @@ class Reader {
     return absl::OkStatus();
   }
 
-  absl::Status Read(const Manifest::Tensor& tensor, const Manifest::Chunk& chunk, absl::Span<char> out) {
+  absl::Status Read(const Manifest::Tensor& tensor, const Manifest::Chunk& chunk,
+                    absl::Span<char> out) {
     const Manifest::File& record = manifest_.files(chunk.file());
     std::unique_ptr<ReadableFile>& file = open_[chunk.file()];
     if (!file) {
@@ -133,7 +144,8 @@ class Reader {
   FileSystem& files_;
   const std::string& folder_;
   const Manifest& manifest_;
-  std::vector<std::unique_ptr<ReadableFile>> open_;  // one a file of the manifest, opened when needed
+  std::vector<std::unique_ptr<ReadableFile>>
+      open_;  // one a file of the manifest, opened when needed
   // The last chunk that was not read in place: the next piece of the tensor often needs it too.
   const Manifest::Chunk* buffered_ = nullptr;
   std::vector<char> buffer_;
@@ -149,28 +161,34 @@ absl::StatusOr<std::string> ReadManifestBytes(FileSystem& files, const std::stri
 absl::StatusOr<TrainerState> Load(FileSystem& files, Communicator& comm, const std::string& folder,
                                   const std::vector<StatePiece>& wanted, UnreadTensors unread) {
   const bool leads = comm.rank() == 0;
-  SHOAL_ASSIGN_OR_RETURN(const auto manifests, AgreeAndGather(comm, Guarded([&]() -> absl::StatusOr<std::string> {
-                           return leads ? ReadManifestBytes(files, folder) : std::string();
-                         })));
-  SHOAL_ASSIGN_OR_RETURN(const auto described, AgreeAndGather(comm, Guarded([&]() -> absl::StatusOr<std::string> {
-                           SHOAL_ASSIGN_OR_RETURN(const PieceList list, DescribePieces(wanted));
-                           return list.SerializeAsString();
-                         })));
+  SHOAL_ASSIGN_OR_RETURN(const auto manifests,
+                         AgreeAndGather(comm, Guarded([&]() -> absl::StatusOr<std::string> {
+                                          return leads ? ReadManifestBytes(files, folder)
+                                                       : std::string();
+                                        })));
+  SHOAL_ASSIGN_OR_RETURN(const auto described,
+                         AgreeAndGather(comm, Guarded([&]() -> absl::StatusOr<std::string> {
+                                          SHOAL_ASSIGN_OR_RETURN(const PieceList list,
+                                                                 DescribePieces(wanted));
+                                          return list.SerializeAsString();
+                                        })));
   // From here to the last agreement all ranks compute the same, errors included.
   SHOAL_ASSIGN_OR_RETURN(const Manifest manifest, DecodeManifest(manifests[0]));
   TensorIndex index;
   for (const Manifest::Tensor& tensor : manifest.tensors()) index[tensor.name()] = &tensor;
   std::vector<PieceList> lists(described.size());
   for (size_t rank = 0; rank < lists.size(); ++rank) {
-    if (!lists[rank].ParseFromString(described[rank])) return absl::InternalError("a rank's pieces do not parse");
+    if (!lists[rank].ParseFromString(described[rank]))
+      return absl::InternalError("a rank's pieces do not parse");
   }
   SHOAL_RETURN_IF_ERROR(CheckWanted(index, lists, unread));
 
   SHOAL_RETURN_IF_ERROR(Agree(comm, Guarded([&]() -> absl::Status {
-    Reader reader(files, folder, manifest);
-    for (const StatePiece& piece : wanted) SHOAL_RETURN_IF_ERROR(reader.Fill(*index.at(piece.name), piece));
-    return absl::OkStatus();
-  })));
+                                Reader reader(files, folder, manifest);
+                                for (const StatePiece& piece : wanted)
+                                  SHOAL_RETURN_IF_ERROR(reader.Fill(*index.at(piece.name), piece));
+                                return absl::OkStatus();
+                              })));
   return manifest.state();
 }
 
@@ -183,8 +201,10 @@ absl::StatusOr<Manifest> ReadManifest(FileSystem& files, const std::string& step
   return manifest;
 }
 
-absl::StatusOr<TrainerState> LoadCheckpoint(FileSystem& files, Communicator& comm, const std::string& step_directory,
-                                            const std::vector<StatePiece>& wanted, UnreadTensors unread) {
+absl::StatusOr<TrainerState> LoadCheckpoint(FileSystem& files, Communicator& comm,
+                                            const std::string& step_directory,
+                                            const std::vector<StatePiece>& wanted,
+                                            UnreadTensors unread) {
   auto state = Load(files, comm, step_directory, wanted, unread);
   if (!state.ok()) return Annotate(state.status(), absl::StrCat("cannot load ", step_directory));
   return state;

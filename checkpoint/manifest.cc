@@ -31,8 +31,9 @@ T FromLittleEndian(absl::string_view bytes) {
 
 bool IsPlainName(absl::string_view name) {
   if (name.empty() || name.size() > 128 || name[0] == '.') return false;
-  return std::all_of(name.begin(), name.end(),
-                     [](char c) { return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-'; });
+  return std::all_of(name.begin(), name.end(), [](char c) {
+    return absl::ascii_isalnum(c) || c == '.' || c == '_' || c == '-';
+  });
 }
 
 struct Span {
@@ -48,19 +49,21 @@ absl::Status CheckTensor(const Manifest::Tensor& tensor, std::vector<std::vector
   if (!dtype) return damage("has unknown dtype \"", tensor.dtype(), "\"");
   const auto numel = CheckedNumel(tensor.shape());
   const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(*dtype));
-  if (!numel || *numel > (int64_t{1} << 60) / element_bytes) return damage("has an impossible shape");
+  if (!numel || *numel > (int64_t{1} << 60) / element_bytes)
+    return damage("has an impossible shape");
   int64_t next = 0;
   for (const Manifest::Chunk& chunk : tensor.chunks()) {
     if (chunk.begin() != next || chunk.end() <= chunk.begin() || chunk.end() > *numel) {
-      return damage("has elements [", chunk.begin(), ", ", chunk.end(), ") where ", next, " should be next of ",
-                    *numel);
+      return damage("has elements [", chunk.begin(), ", ", chunk.end(), ") where ", next,
+                    " should be next of ", *numel);
     }
     next = chunk.end();
     if (chunk.file() < 0 || chunk.file() >= static_cast<int64_t>(spans->size())) {
       return damage("is in file number ", chunk.file(), " of ", spans->size());
     }
     const int64_t bytes = (chunk.end() - chunk.begin()) * element_bytes;
-    if (chunk.offset() < 0 || chunk.offset() > (int64_t{1} << 62)) return damage("has offset ", chunk.offset());
+    if (chunk.offset() < 0 || chunk.offset() > (int64_t{1} << 62))
+      return damage("has offset ", chunk.offset());
     (*spans)[chunk.file()].push_back({chunk.offset(), chunk.offset() + bytes});
   }
   if (next != *numel) return damage("ends at element ", next, " of ", *numel);
@@ -68,18 +71,20 @@ absl::Status CheckTensor(const Manifest::Tensor& tensor, std::vector<std::vector
 }
 
 absl::Status CheckFileSpans(const Manifest::File& file, std::vector<Span>& spans) {
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  std::sort(spans.begin(), spans.end(),
+            [](const Span& a, const Span& b) { return a.begin < b.begin; });
   int64_t next = file.header_bytes();
   for (const Span& span : spans) {
     if (span.begin != next) {
-      return absl::DataLossError(absl::StrCat("manifest: file ", file.name(), " has a chunk at byte ", span.begin,
-                                              " where ", next, " should be next"));
+      return absl::DataLossError(absl::StrCat("manifest: file ", file.name(),
+                                              " has a chunk at byte ", span.begin, " where ", next,
+                                              " should be next"));
     }
     next = span.end;
   }
   if (next == file.bytes()) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrCat("manifest: file ", file.name(), " has ", file.bytes(), " bytes, its chunks end at ", next));
+  return absl::DataLossError(absl::StrCat("manifest: file ", file.name(), " has ", file.bytes(),
+                                          " bytes, its chunks end at ", next));
 }
 
 }  // namespace
@@ -104,15 +109,17 @@ absl::StatusOr<Manifest> DecodeManifest(absl::string_view bytes) {
     return absl::DataLossError("the manifest's checksum does not match its bytes");
   }
   if (version != kVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("the manifest has version ", version, ", this program reads ",
-                                                      kVersion, ": a newer Shoal wrote it"));
+    return absl::FailedPreconditionError(absl::StrCat("the manifest has version ", version,
+                                                      ", this program reads ", kVersion,
+                                                      ": a newer Shoal wrote it"));
   }
   if (length != message.size()) {
     return absl::DataLossError(
         absl::StrCat("the manifest has ", message.size(), " bytes where it says ", length));
   }
   Manifest manifest;
-  if (message.size() > kMaxManifestBytes || !manifest.ParseFromArray(message.data(), static_cast<int>(message.size()))) {
+  if (message.size() > kMaxManifestBytes ||
+      !manifest.ParseFromArray(message.data(), static_cast<int>(message.size()))) {
     return absl::DataLossError("the manifest's message does not parse");
   }
   SHOAL_RETURN_IF_ERROR(CheckManifest(manifest));
@@ -123,9 +130,11 @@ absl::Status CheckManifest(const Manifest& manifest) {
   std::set<std::string> file_names, tensor_names;
   for (const Manifest::File& file : manifest.files()) {
     if (!IsPlainName(file.name()) || !file_names.insert(file.name()).second) {
-      return absl::DataLossError(absl::StrCat("manifest: bad or repeated file name \"", file.name(), "\""));
+      return absl::DataLossError(
+          absl::StrCat("manifest: bad or repeated file name \"", file.name(), "\""));
     }
-    if (file.header_bytes() < 8 || file.header_bytes() > 8 + kMaxSafetensorsHeaderBytes || file.bytes() < file.header_bytes()) {
+    if (file.header_bytes() < 8 || file.header_bytes() > 8 + kMaxSafetensorsHeaderBytes ||
+        file.bytes() < file.header_bytes()) {
       return absl::DataLossError(absl::StrCat("manifest: file ", file.name(), " has ", file.bytes(),
                                               " bytes with a header of ", file.header_bytes()));
     }
@@ -133,11 +142,13 @@ absl::Status CheckManifest(const Manifest& manifest) {
   std::vector<std::vector<Span>> spans(manifest.files_size());
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
     if (!tensor_names.insert(tensor.name()).second) {
-      return absl::DataLossError(absl::StrCat("manifest: tensor ", tensor.name(), " is listed twice"));
+      return absl::DataLossError(
+          absl::StrCat("manifest: tensor ", tensor.name(), " is listed twice"));
     }
     SHOAL_RETURN_IF_ERROR(CheckTensor(tensor, &spans));
   }
-  for (int i = 0; i < manifest.files_size(); ++i) SHOAL_RETURN_IF_ERROR(CheckFileSpans(manifest.files(i), spans[i]));
+  for (int i = 0; i < manifest.files_size(); ++i)
+    SHOAL_RETURN_IF_ERROR(CheckFileSpans(manifest.files(i), spans[i]));
   return absl::OkStatus();
 }
 

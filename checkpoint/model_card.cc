@@ -14,8 +14,10 @@ namespace {
 constexpr int64_t kMaxMetricsBytes = int64_t{1} << 30;
 
 std::string DataLine(const DataSource& source) {
-  return absl::StrCat("- `", BaseName(source.path()), "`",
-                      source.licence().empty() ? ": licence not stated" : absl::StrCat(": ", source.licence()), "\n");
+  return absl::StrCat(
+      "- `", BaseName(source.path()), "`",
+      source.licence().empty() ? ": licence not stated" : absl::StrCat(": ", source.licence()),
+      "\n");
 }
 
 std::string DataText(const DataSection& data) {
@@ -32,7 +34,8 @@ std::string DataText(const DataSection& data) {
 
 }  // namespace
 
-std::optional<double> MeasuredEvalLoss(FileSystem& files, const std::string& run_directory, int64_t step) {
+std::optional<double> MeasuredEvalLoss(FileSystem& files, const std::string& run_directory,
+                                       int64_t step) {
   const auto text = ReadFile(files, JoinPath(run_directory, "metrics.jsonl"), kMaxMetricsBytes);
   if (!text.ok()) return std::nullopt;
   std::optional<double> loss;
@@ -49,22 +52,23 @@ std::optional<double> MeasuredEvalLoss(FileSystem& files, const std::string& run
 
 ModelCard MakeModelCard(const TrainerState& state, std::optional<double> eval_loss) {
   ModelCard card;
-  absl::StrAppend(&card.body, "Trained with Shoal ", state.shoal_version(), ": ", state.step(), " steps, ",
-                  state.tokens(), " tokens, seed ", state.seed(), ".\n");
+  absl::StrAppend(&card.body, "Trained with Shoal ", state.shoal_version(), ": ", state.step(),
+                  " steps, ", state.tokens(), " tokens, seed ", state.seed(), ".\n");
   if (!eval_loss && state.has_eval_loss()) eval_loss = state.eval_loss();
   if (eval_loss && std::isfinite(*eval_loss)) {
-    absl::StrAppendFormat(&card.body, "\nHeld-out loss: %.4f nats a token (perplexity %.4g).\n", *eval_loss,
-                          std::exp(*eval_loss));
+    absl::StrAppendFormat(&card.body, "\nHeld-out loss: %.4f nats a token (perplexity %.4g).\n",
+                          *eval_loss, std::exp(*eval_loss));
   }
   // A recipe of a newer schema leaves its part of the card out, not the export.
   if (const auto recipe = ParseRecipe(state.recipe_yaml(), "recipe"); recipe.ok()) {
     card.name = recipe->proto.run().name();
     absl::StrAppend(&card.body, "\n", DataText(recipe->proto.data()));
   }
-  absl::StrAppend(&card.body,
-                  "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-                  "model = AutoModelForCausalLM.from_pretrained(\"PATH\")\n"
-                  "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```\n");
+  absl::StrAppend(
+      &card.body,
+      "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+      "model = AutoModelForCausalLM.from_pretrained(\"PATH\")\n"
+      "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```\n");
   if (!state.recipe_yaml().empty()) {
     absl::StrAppend(&card.body, "\n## Recipe\n\n```yaml\n", state.recipe_yaml(),
                     state.recipe_yaml().back() == '\n' ? "" : "\n", "```\n");

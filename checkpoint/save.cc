@@ -17,7 +17,9 @@ namespace {
 constexpr absl::string_view kTemporaryPrefix = ".tmp-step-";
 constexpr absl::string_view kTrashPrefix = ".trash-step-";
 
-bool StartsWith(absl::string_view text, absl::string_view prefix) { return text.substr(0, prefix.size()) == prefix; }
+bool StartsWith(absl::string_view text, absl::string_view prefix) {
+  return text.substr(0, prefix.size()) == prefix;
+}
 
 // Differs from every other attempt's, also of a run that died and came back.
 std::string AttemptName(int64_t step) {
@@ -41,7 +43,8 @@ absl::StatusOr<Manifest> Assemble(const TrainerState& state, absl::Span<const st
   std::map<std::string, Manifest::Tensor> tensors;
   for (const std::string& serialized : shards) {
     ShardRecord shard;
-    if (!shard.ParseFromString(serialized)) return absl::InternalError("a rank's record does not parse");
+    if (!shard.ParseFromString(serialized))
+      return absl::InternalError("a rank's record does not parse");
     const int file = manifest.files_size();
     *manifest.add_files() = shard.file();
     for (Manifest::Tensor& written : *shard.mutable_tensors()) {
@@ -62,10 +65,12 @@ absl::StatusOr<Manifest> Assemble(const TrainerState& state, absl::Span<const st
 absl::Status WriteManifest(FileSystem& files, const std::string& folder, const Manifest& manifest) {
   const std::string bytes = EncodeManifest(manifest);
   if (static_cast<int64_t>(bytes.size()) > kMaxManifestBytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("the manifest has ", bytes.size(), " bytes, more than the ",
-                                                     kMaxManifestBytes, " that can be read"));
+    return absl::ResourceExhaustedError(absl::StrCat("the manifest has ", bytes.size(),
+                                                     " bytes, more than the ", kMaxManifestBytes,
+                                                     " that can be read"));
   }
-  SHOAL_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(JoinPath(folder, kManifestName), OpenMode::kCreateNew));
+  SHOAL_ASSIGN_OR_RETURN(const auto file,
+                         files.OpenForWrite(JoinPath(folder, kManifestName), OpenMode::kCreateNew));
   SHOAL_RETURN_IF_ERROR(file->Append(bytes));
   SHOAL_RETURN_IF_ERROR(file->Sync());
   return file->Close();
@@ -76,13 +81,15 @@ absl::Status Publish(FileSystem& files, const std::string& directory, const std:
                      const std::string& step_folder) {
   SHOAL_RETURN_IF_ERROR(files.SyncDirectory(temporary));
   SHOAL_ASSIGN_OR_RETURN(const bool replaces, Exists(files, step_folder));
-  SHOAL_RETURN_IF_ERROR(replaces ? files.Exchange(temporary, step_folder) : files.Rename(temporary, step_folder));
+  SHOAL_RETURN_IF_ERROR(replaces ? files.Exchange(temporary, step_folder)
+                                 : files.Rename(temporary, step_folder));
   return files.SyncDirectory(directory);
 }
 
-// Removes all but the newest `limit` steps up to `step`. The name goes first, so that a removal that dies
-// leaves no half step.
-absl::Status Retire(FileSystem& files, const std::string& directory, int64_t step, const SaveOptions& options) {
+// Removes all but the newest `limit` steps up to `step`. The name goes first, so that a removal
+// that dies leaves no half step.
+absl::Status Retire(FileSystem& files, const std::string& directory, int64_t step,
+                    const SaveOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const auto names, files.List(directory));
   std::vector<int64_t> steps;
   for (const std::string& name : names) {
@@ -91,15 +98,17 @@ absl::Status Retire(FileSystem& files, const std::string& directory, int64_t ste
     if (*found <= step) {
       steps.push_back(*found);
     } else if (options.warn) {
-      options.warn(absl::StrCat(JoinPath(directory, name), " is of a later step than this run's ", step,
-                                ": an automatic resume would take it; move it away if its run is abandoned"));
+      options.warn(absl::StrCat(
+          JoinPath(directory, name), " is of a later step than this run's ", step,
+          ": an automatic resume would take it; move it away if its run is abandoned"));
     }
   }
   std::sort(steps.rbegin(), steps.rend());
   for (size_t i = std::max(options.save_total_limit, 1); i < steps.size(); ++i) {
     const std::string trash = JoinPath(directory, absl::StrCat(kTrashPrefix, steps[i]));
     SHOAL_RETURN_IF_ERROR(RemoveRecursively(files, trash));
-    SHOAL_RETURN_IF_ERROR(files.Rename(JoinPath(directory, absl::StrCat("step-", steps[i])), trash));
+    SHOAL_RETURN_IF_ERROR(
+        files.Rename(JoinPath(directory, absl::StrCat("step-", steps[i])), trash));
     SHOAL_RETURN_IF_ERROR(files.SyncDirectory(directory));
     SHOAL_RETURN_IF_ERROR(RemoveRecursively(files, trash));
   }
@@ -109,9 +118,14 @@ absl::Status Retire(FileSystem& files, const std::string& directory, int64_t ste
 // One call of SaveCheckpoint on one rank. Each phase ends with an agreement of all ranks.
 class Save {
  public:
-  Save(FileSystem& files, Communicator& comm, const std::string& directory, const TrainerState& state,
-       const std::vector<StatePiece>& pieces, const SaveOptions& options)
-      : files_(files), comm_(comm), directory_(directory), state_(state), pieces_(pieces), options_(options) {}
+  Save(FileSystem& files, Communicator& comm, const std::string& directory,
+       const TrainerState& state, const std::vector<StatePiece>& pieces, const SaveOptions& options)
+      : files_(files),
+        comm_(comm),
+        directory_(directory),
+        state_(state),
+        pieces_(pieces),
+        options_(options) {}
 
   absl::Status Run() {
     SHOAL_RETURN_IF_ERROR(Plan());
@@ -129,10 +143,11 @@ class Save {
     SHOAL_RETURN_IF_ERROR(announced.status());
     std::vector<PieceList> held(announced->size());
     for (size_t rank = 0; rank < held.size(); ++rank) {
-      if (!held[rank].ParseFromString((*announced)[rank])) return absl::InternalError("a rank's pieces do not parse");
+      if (!held[rank].ParseFromString((*announced)[rank]))
+        return absl::InternalError("a rank's pieces do not parse");
       if (held[rank].step() == held[0].step()) continue;
-      return absl::InvalidArgumentError(
-          absl::StrCat("rank ", rank, " saves step ", held[rank].step(), ", rank 0 step ", held[0].step()));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "rank ", rank, " saves step ", held[rank].step(), ", rank 0 step ", held[0].step()));
     }
     temporary_ = JoinPath(directory_, held[0].attempt());
     SHOAL_ASSIGN_OR_RETURN(plan_, PlanSave(held));
@@ -157,12 +172,14 @@ class Save {
 
   // Every rank's ShardRecord.
   absl::StatusOr<std::vector<std::string>> WriteShards() {
-    auto shards = AgreeAndGather(comm_, Guarded([&]() -> absl::StatusOr<std::string> {
-      const std::string name = absl::StrFormat("rank-%05d.safetensors", comm_.rank());
-      SHOAL_ASSIGN_OR_RETURN(const ShardRecord shard, WriteShard(files_, temporary_, name, pieces_,
-                                                                 plan_[comm_.rank()], options_.chunk_bytes));
-      return shard.SerializeAsString();
-    }));
+    auto shards = AgreeAndGather(
+        comm_, Guarded([&]() -> absl::StatusOr<std::string> {
+          const std::string name = absl::StrFormat("rank-%05d.safetensors", comm_.rank());
+          SHOAL_ASSIGN_OR_RETURN(const ShardRecord shard,
+                                 WriteShard(files_, temporary_, name, pieces_, plan_[comm_.rank()],
+                                            options_.chunk_bytes));
+          return shard.SerializeAsString();
+        }));
     // A full disk gets its space back at once; the status stays the first one.
     if (!shards.ok() && comm_.rank() == 0) Warn(RemoveRecursively(files_, temporary_));
     return shards;
@@ -172,14 +189,16 @@ class Save {
     return OnFirstRank([&]() -> absl::Status {
       SHOAL_ASSIGN_OR_RETURN(const Manifest manifest, Assemble(state_, shards));
       SHOAL_RETURN_IF_ERROR(WriteManifest(files_, temporary_, manifest));
-      return Publish(files_, directory_, temporary_, JoinPath(directory_, absl::StrCat("step-", state_.step())));
+      return Publish(files_, directory_, temporary_,
+                     JoinPath(directory_, absl::StrCat("step-", state_.step())));
     });
   }
 
   // After the commit nothing is an error: the step is there.
   void Tidy() const {
     const auto saved = absl::StrCat("step-", state_.step(), " is saved, but");
-    Warn(Annotate(RemoveRecursively(files_, temporary_), saved));  // holds what this step replaced, if anything
+    Warn(Annotate(RemoveRecursively(files_, temporary_),
+                  saved));  // holds what this step replaced, if anything
     Warn(Annotate(Retire(files_, directory_, state_.step(), options_), saved));
   }
 
@@ -207,7 +226,8 @@ class Save {
 std::optional<int64_t> StepOfName(const std::string& name) {
   constexpr absl::string_view kPrefix = "step-";
   int64_t step;
-  if (!StartsWith(name, kPrefix) || !absl::SimpleAtoi(absl::string_view(name).substr(kPrefix.size()), &step)) {
+  if (!StartsWith(name, kPrefix) ||
+      !absl::SimpleAtoi(absl::string_view(name).substr(kPrefix.size()), &step)) {
     return std::nullopt;
   }
   // Not "step-020" or "step-+20": a step has one name.

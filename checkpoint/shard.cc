@@ -9,8 +9,8 @@ namespace shoal {
 namespace {
 
 // Appends the elements of `data` and records their chunks, the first at byte `offset` of the file.
-absl::Status WritePiece(WritableFile& file, const StatePiece& piece, int64_t offset, int64_t chunk_bytes,
-                        Manifest::Tensor* record) {
+absl::Status WritePiece(WritableFile& file, const StatePiece& piece, int64_t offset,
+                        int64_t chunk_bytes, Manifest::Tensor* record) {
   const int64_t element_bytes = static_cast<int64_t>(piece.data.element_size());
   const int64_t chunk_numel = std::max<int64_t>(1, chunk_bytes / element_bytes);
   const at::Tensor flat = piece.data.reshape({-1});
@@ -42,14 +42,15 @@ SafetensorsLayout LayOut(absl::Span<const StatePiece> pieces, absl::Span<const P
 
 }  // namespace
 
-absl::StatusOr<ShardRecord> WriteShard(FileSystem& files, const std::string& folder, const std::string& name,
-                                       absl::Span<const StatePiece> pieces, absl::Span<const PlannedPiece> plan,
-                                       int64_t chunk_bytes) {
+absl::StatusOr<ShardRecord> WriteShard(FileSystem& files, const std::string& folder,
+                                       const std::string& name, absl::Span<const StatePiece> pieces,
+                                       absl::Span<const PlannedPiece> plan, int64_t chunk_bytes) {
   std::map<std::string, const StatePiece*> piece_of;
   for (const PlannedPiece& planned : plan) piece_of[planned.entry_name] = &pieces[planned.piece];
   const SafetensorsLayout layout = LayOut(pieces, plan);
 
-  SHOAL_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(JoinPath(folder, name), OpenMode::kCreateNew));
+  SHOAL_ASSIGN_OR_RETURN(const auto file,
+                         files.OpenForWrite(JoinPath(folder, name), OpenMode::kCreateNew));
   SHOAL_RETURN_IF_ERROR(file->Append(layout.head));
   ShardRecord shard;
   for (const SafetensorsEntry& entry : layout.tensors) {
@@ -71,11 +72,13 @@ absl::StatusOr<ShardRecord> WriteShard(FileSystem& files, const std::string& fol
   return shard;
 }
 
-absl::StatusOr<std::unique_ptr<ReadableFile>> OpenShard(FileSystem& files, const std::string& folder,
+absl::StatusOr<std::unique_ptr<ReadableFile>> OpenShard(FileSystem& files,
+                                                        const std::string& folder,
                                                         const Manifest::File& record) {
   const std::string path = JoinPath(folder, record.name());
   auto file = files.OpenForRead(path);
-  if (absl::IsNotFound(file.status())) return absl::DataLossError(absl::StrCat(path, " is missing"));
+  if (absl::IsNotFound(file.status()))
+    return absl::DataLossError(absl::StrCat(path, " is missing"));
   if (!file.ok()) return file.status();
   SHOAL_ASSIGN_OR_RETURN(const int64_t bytes, (*file)->Size());
   if (bytes != record.bytes()) {
@@ -84,18 +87,20 @@ absl::StatusOr<std::unique_ptr<ReadableFile>> OpenShard(FileSystem& files, const
   std::string head(record.header_bytes(), '\0');
   SHOAL_RETURN_IF_ERROR((*file)->ReadAt(0, absl::MakeSpan(head)));
   if (Crc32c(head) != record.header_crc32c()) {
-    return absl::DataLossError(absl::StrCat(path, " is damaged: its header does not match its checksum"));
+    return absl::DataLossError(
+        absl::StrCat(path, " is damaged: its header does not match its checksum"));
   }
   return file;
 }
 
-absl::Status ReadChunk(const ReadableFile& file, const Manifest::File& record, const Manifest::Tensor& tensor,
-                       const Manifest::Chunk& chunk, absl::Span<char> out) {
+absl::Status ReadChunk(const ReadableFile& file, const Manifest::File& record,
+                       const Manifest::Tensor& tensor, const Manifest::Chunk& chunk,
+                       absl::Span<char> out) {
   SHOAL_RETURN_IF_ERROR(file.ReadAt(chunk.offset(), out));
   if (Crc32c(absl::string_view(out.data(), out.size())) == chunk.crc32c()) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat("tensor ", tensor.name(), " is damaged: elements [", chunk.begin(), ", ",
-                                          chunk.end(), ") in ", record.name(), " at byte ", chunk.offset(),
-                                          " do not match their checksum"));
+  return absl::DataLossError(absl::StrCat(
+      "tensor ", tensor.name(), " is damaged: elements [", chunk.begin(), ", ", chunk.end(),
+      ") in ", record.name(), " at byte ", chunk.offset(), " do not match their checksum"));
 }
 
 }  // namespace shoal

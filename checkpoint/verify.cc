@@ -19,8 +19,8 @@ struct Part {
   int ranks = 1;
 };
 
-absl::Status VerifyFiles(FileSystem& files, const std::string& folder, const Manifest& manifest, VerifyLevel level,
-                         Part part) {
+absl::Status VerifyFiles(FileSystem& files, const std::string& folder, const Manifest& manifest,
+                         VerifyLevel level, Part part) {
   std::vector<std::unique_ptr<ReadableFile>> open(manifest.files_size());
   for (int i = part.rank; i < manifest.files_size(); i += part.ranks) {
     SHOAL_ASSIGN_OR_RETURN(open[i], OpenShard(files, folder, manifest.files(i)));
@@ -28,12 +28,13 @@ absl::Status VerifyFiles(FileSystem& files, const std::string& folder, const Man
   if (level == VerifyLevel::kSizes) return absl::OkStatus();
   std::vector<char> buffer;
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
-    const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(tensor.dtype())));
+    const int64_t element_bytes =
+        static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(tensor.dtype())));
     for (const Manifest::Chunk& chunk : tensor.chunks()) {
       if (!open[chunk.file()]) continue;
       buffer.resize((chunk.end() - chunk.begin()) * element_bytes);
-      SHOAL_RETURN_IF_ERROR(
-          ReadChunk(*open[chunk.file()], manifest.files(chunk.file()), tensor, chunk, absl::MakeSpan(buffer)));
+      SHOAL_RETURN_IF_ERROR(ReadChunk(*open[chunk.file()], manifest.files(chunk.file()), tensor,
+                                      chunk, absl::MakeSpan(buffer)));
     }
   }
   return absl::OkStatus();
@@ -68,30 +69,37 @@ absl::Status CheckStep(FileSystem& files, const std::string& folder, int64_t ste
 
 }  // namespace
 
-absl::Status VerifyCheckpoint(FileSystem& files, const std::string& step_directory, VerifyLevel level) {
+absl::Status VerifyCheckpoint(FileSystem& files, const std::string& step_directory,
+                              VerifyLevel level) {
   return Verify(files, step_directory, level, Part{});
 }
 
-absl::StatusOr<std::optional<std::string>> FindNewestValid(FileSystem& files, const std::string& directory,
-                                                           std::vector<std::string>* skipped, VerifyLevel level) {
+absl::StatusOr<std::optional<std::string>> FindNewestValid(FileSystem& files,
+                                                           const std::string& directory,
+                                                           std::vector<std::string>* skipped,
+                                                           VerifyLevel level) {
   const auto alone = MakeSingleRankCommunicator();
   return FindNewestValid(files, *alone, directory, skipped, level);
 }
 
 absl::StatusOr<std::optional<std::string>> FindNewestValid(FileSystem& files, Communicator& comm,
                                                            const std::string& directory,
-                                                           std::vector<std::string>* skipped, VerifyLevel level) {
+                                                           std::vector<std::string>* skipped,
+                                                           VerifyLevel level) {
   // Rank 0's list, so that all look at the same steps.
-  SHOAL_ASSIGN_OR_RETURN(const auto lists, AgreeAndGather(comm, Guarded([&]() -> absl::StatusOr<std::string> {
-                           if (comm.rank() != 0) return std::string();
-                           SHOAL_ASSIGN_OR_RETURN(const auto steps, Steps(files, directory));
-                           return absl::StrJoin(steps, ",");
-                         })));
+  SHOAL_ASSIGN_OR_RETURN(const auto lists,
+                         AgreeAndGather(comm, Guarded([&]() -> absl::StatusOr<std::string> {
+                                          if (comm.rank() != 0) return std::string();
+                                          SHOAL_ASSIGN_OR_RETURN(const auto steps,
+                                                                 Steps(files, directory));
+                                          return absl::StrJoin(steps, ",");
+                                        })));
   for (absl::string_view text : absl::StrSplit(lists[0], ',', absl::SkipEmpty())) {
     int64_t step = 0;
     SHOAL_CHECK(absl::SimpleAtoi(text, &step)) << text;
     const std::string folder = JoinPath(directory, absl::StrCat("step-", step));
-    absl::Status mine = comm.rank() == 0 ? Guarded([&] { return CheckStep(files, folder, step); }) : absl::OkStatus();
+    absl::Status mine = comm.rank() == 0 ? Guarded([&] { return CheckStep(files, folder, step); })
+                                         : absl::OkStatus();
     if (mine.ok()) mine = Verify(files, folder, level, {.rank = comm.rank(), .ranks = comm.size()});
     const absl::Status all = Agree(comm, mine);
     if (all.ok()) return std::optional<std::string>(folder);

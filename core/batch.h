@@ -10,10 +10,11 @@ namespace shoal {
 // Legend: B sequences, T tokens.
 struct Batch {
   at::Tensor tokens_BT;     // int64: the inputs
-  at::Tensor targets_BT;    // int64: the token to predict at each place (already shifted), kIgnoreIndex: none
+  at::Tensor targets_BT;    // int64: the token to predict at each place (already shifted),
+                            // kIgnoreIndex: none
   at::Tensor positions_BT;  // int64: place in its document, from 0
-  at::Tensor documents_BT;  // int32: number of the document in its row, non-decreasing; undefined: one a row.
-                            // Attention never crosses documents.
+  at::Tensor documents_BT;  // int32: number of the document in its row, non-decreasing; undefined:
+                            // one a row. Attention never crosses documents.
   int64_t num_targets = 0;  // entries of targets_BT that are not kIgnoreIndex
 
   static constexpr int64_t kIgnoreIndex = -100;

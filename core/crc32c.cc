@@ -43,7 +43,8 @@ __attribute__((target("sse4.2"))) uint32_t Crc32cSse42(absl::string_view data, u
   const char* at = data.data();
   size_t left = data.size();
   for (; left >= 8; left -= 8, at += 8) state = _mm_crc32_u64(state, LoadLittleEndian(at));
-  for (; left > 0; --left, ++at) state = _mm_crc32_u8(static_cast<uint32_t>(state), static_cast<uint8_t>(*at));
+  for (; left > 0; --left, ++at)
+    state = _mm_crc32_u8(static_cast<uint32_t>(state), static_cast<uint8_t>(*at));
   return ~static_cast<uint32_t>(state);
 }
 #endif
@@ -59,7 +60,8 @@ uint32_t Crc32cPortable(absl::string_view data, uint32_t crc) {
     state = 0;
     for (int k = 0; k < 8; ++k) state ^= kTables[7 - k][(word >> (8 * k)) & 0xFF];
   }
-  for (; left > 0; --left, ++at) state = (state >> 8) ^ kTables[0][(state ^ static_cast<uint8_t>(*at)) & 0xFF];
+  for (; left > 0; --left, ++at)
+    state = (state >> 8) ^ kTables[0][(state ^ static_cast<uint8_t>(*at)) & 0xFF];
   return ~state;
 }
 

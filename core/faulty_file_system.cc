@@ -13,7 +13,8 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
 
 // Makes one call of `files`: `work`, unless a fault is due.
 template <typename Work>
-auto Call(FaultyFileSystem& files, absl::string_view operation, const Work& work) -> decltype(work()) {
+auto Call(FaultyFileSystem& files, absl::string_view operation, const Work& work)
+    -> decltype(work()) {
   const Action action = files.NextAction();
   if (action == Action::kFail || action == Action::kTear) return files.Failure(operation);
   auto result = work();
@@ -30,7 +31,8 @@ class FaultyWritableFile : public WritableFile {
     return Write(data, [this](absl::string_view part) { return base_->Append(part); });
   }
   absl::Status WriteAt(int64_t offset, absl::string_view data) override {
-    return Write(data, [this, offset](absl::string_view part) { return base_->WriteAt(offset, part); });
+    return Write(data,
+                 [this, offset](absl::string_view part) { return base_->WriteAt(offset, part); });
   }
   absl::Status Sync() override {
     return Call(files_, absl::StrCat("sync ", path_), [this] { return base_->Sync(); });
@@ -44,8 +46,10 @@ class FaultyWritableFile : public WritableFile {
   absl::Status Write(absl::string_view data, const Work& work) {
     const std::string operation = absl::StrCat("write ", data.size(), " bytes to ", path_);
     switch (files_.NextAction()) {
-      case Action::kWork: return work(data);
-      case Action::kFail: return files_.Failure(operation);
+      case Action::kWork:
+        return work(data);
+      case Action::kFail:
+        return files_.Failure(operation);
       case Action::kTear:
         SHOAL_RETURN_IF_ERROR(work(data.substr(0, data.size() / 2)));
         return files_.Failure(operation);
@@ -86,11 +90,16 @@ FaultyFileSystem::Action FaultyFileSystem::NextAction() {
   if (fault_.call == 0 || call < fault_.call) return Action::kWork;
   const bool due = call == fault_.call;
   switch (fault_.kind) {
-    case Fault::Kind::kFail: return due ? Action::kFail : Action::kWork;
-    case Fault::Kind::kShortWrite: return due ? Action::kTear : Action::kWork;
-    case Fault::Kind::kCrashBefore: return Action::kFail;
-    case Fault::Kind::kCrashTorn: return due ? Action::kTear : Action::kFail;
-    case Fault::Kind::kCrashAfter: return due ? Action::kWorkThenFail : Action::kFail;
+    case Fault::Kind::kFail:
+      return due ? Action::kFail : Action::kWork;
+    case Fault::Kind::kShortWrite:
+      return due ? Action::kTear : Action::kWork;
+    case Fault::Kind::kCrashBefore:
+      return Action::kFail;
+    case Fault::Kind::kCrashTorn:
+      return due ? Action::kTear : Action::kFail;
+    case Fault::Kind::kCrashAfter:
+      return due ? Action::kWorkThenFail : Action::kFail;
   }
   return Action::kFail;
 }
@@ -99,15 +108,17 @@ absl::Status FaultyFileSystem::Failure(absl::string_view operation) const {
   return absl::ErrnoToStatus(fault_.error, absl::StrCat("injected fault: cannot ", operation));
 }
 
-absl::StatusOr<std::unique_ptr<WritableFile>> FaultyFileSystem::OpenForWrite(const std::string& path, OpenMode mode) {
+absl::StatusOr<std::unique_ptr<WritableFile>> FaultyFileSystem::OpenForWrite(
+    const std::string& path, OpenMode mode) {
   SHOAL_ASSIGN_OR_RETURN(auto file, Call(*this, absl::StrCat("open for writing ", path),
                                          [&] { return base_.OpenForWrite(path, mode); }));
   return std::make_unique<FaultyWritableFile>(*this, std::move(file), path);
 }
 
-absl::StatusOr<std::unique_ptr<ReadableFile>> FaultyFileSystem::OpenForRead(const std::string& path) {
-  SHOAL_ASSIGN_OR_RETURN(auto file,
-                         Call(*this, absl::StrCat("open ", path), [&] { return base_.OpenForRead(path); }));
+absl::StatusOr<std::unique_ptr<ReadableFile>> FaultyFileSystem::OpenForRead(
+    const std::string& path) {
+  SHOAL_ASSIGN_OR_RETURN(
+      auto file, Call(*this, absl::StrCat("open ", path), [&] { return base_.OpenForRead(path); }));
   return std::make_unique<FaultyReadableFile>(*this, std::move(file), path);
 }
 
@@ -120,11 +131,13 @@ absl::StatusOr<std::vector<std::string>> FaultyFileSystem::List(const std::strin
 }
 
 absl::Status FaultyFileSystem::CreateDirectory(const std::string& path) {
-  return Call(*this, absl::StrCat("make folder ", path), [&] { return base_.CreateDirectory(path); });
+  return Call(*this, absl::StrCat("make folder ", path),
+              [&] { return base_.CreateDirectory(path); });
 }
 
 absl::Status FaultyFileSystem::Rename(const std::string& from, const std::string& to) {
-  return Call(*this, absl::StrCat("rename ", from, " to ", to), [&] { return base_.Rename(from, to); });
+  return Call(*this, absl::StrCat("rename ", from, " to ", to),
+              [&] { return base_.Rename(from, to); });
 }
 
 absl::Status FaultyFileSystem::Exchange(const std::string& a, const std::string& b) {

@@ -12,7 +12,8 @@ struct Fault {
     kFail,         // this call does nothing and fails; later ones work
     kShortWrite,   // a write writes half its bytes and fails; other calls: kFail
     kCrashBefore,  // this call does nothing; it and all later ones fail
-    kCrashTorn,    // a write writes half its bytes; it and all later ones fail; other calls: kCrashBefore
+    kCrashTorn,    // a write writes half its bytes; it and all later ones fail; other calls:
+                   // kCrashBefore
     kCrashAfter,   // this call works but fails, and all later ones fail
   };
   Kind kind = Kind::kFail;
@@ -20,9 +21,9 @@ struct Fault {
   int error = 5;     // errno of kFail and kShortWrite: EIO
 };
 
-// Passes every call on to `base` until the fault is due. Every call of the FileSystem and of the files it
-// opened counts, in the order they come. With DropUnsynced of a MemoryFileSystem as base a crash is a power
-// loss, without it the death of the process.
+// Passes every call on to `base` until the fault is due. Every call of the FileSystem and of the
+// files it opened counts, in the order they come. With DropUnsynced of a MemoryFileSystem as base a
+// crash is a power loss, without it the death of the process.
 class FaultyFileSystem : public FileSystem {
  public:
   // `base` outlives this object, which outlives the files it opens.
@@ -31,7 +32,8 @@ class FaultyFileSystem : public FileSystem {
   // Calls so far: with no fault due, the number of points at which one can be.
   int64_t calls() const { return calls_; }
 
-  absl::StatusOr<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path, OpenMode mode) override;
+  absl::StatusOr<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path,
+                                                             OpenMode mode) override;
   absl::StatusOr<std::unique_ptr<ReadableFile>> OpenForRead(const std::string& path) override;
   absl::StatusOr<FileInfo> Stat(const std::string& path) override;
   absl::StatusOr<std::vector<std::string>> List(const std::string& directory) override;

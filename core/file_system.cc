@@ -37,7 +37,8 @@ absl::StatusOr<bool> Exists(FileSystem& files, const std::string& path) {
   return info.status();
 }
 
-absl::StatusOr<std::string> ReadFile(FileSystem& files, const std::string& path, int64_t max_bytes) {
+absl::StatusOr<std::string> ReadFile(FileSystem& files, const std::string& path,
+                                     int64_t max_bytes) {
   SHOAL_ASSIGN_OR_RETURN(const auto file, files.OpenForRead(path));
   SHOAL_ASSIGN_OR_RETURN(const int64_t bytes, file->Size());
   if (bytes > max_bytes) {
@@ -52,7 +53,8 @@ absl::StatusOr<std::string> ReadFile(FileSystem& files, const std::string& path,
 absl::Status CreateDirectories(FileSystem& files, const std::string& path) {
   const auto info = files.Stat(path);
   if (info.ok() && info->is_directory) return absl::OkStatus();
-  if (info.ok()) return absl::FailedPreconditionError(absl::StrCat(path, " is a file, not a folder"));
+  if (info.ok())
+    return absl::FailedPreconditionError(absl::StrCat(path, " is a file, not a folder"));
   if (!absl::IsNotFound(info.status())) return info.status();
   const std::string parent = ParentPath(path);
   if (parent != path) SHOAL_RETURN_IF_ERROR(CreateDirectories(files, parent));
@@ -62,7 +64,8 @@ absl::Status CreateDirectories(FileSystem& files, const std::string& path) {
   return files.SyncDirectory(parent);
 }
 
-absl::Status WriteFileAtomically(FileSystem& files, const std::string& path, absl::string_view data) {
+absl::Status WriteFileAtomically(FileSystem& files, const std::string& path,
+                                 absl::string_view data) {
   const std::string temporary = path + ".tmp";
   SHOAL_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(temporary, OpenMode::kTruncate));
   SHOAL_RETURN_IF_ERROR(file->Append(data));
@@ -78,7 +81,8 @@ absl::Status RemoveRecursively(FileSystem& files, const std::string& path) {
   if (removed.ok() || absl::IsNotFound(removed)) return absl::OkStatus();
   const auto names = files.List(path);
   if (!names.ok()) return removed;
-  for (const std::string& name : *names) SHOAL_RETURN_IF_ERROR(RemoveRecursively(files, JoinPath(path, name)));
+  for (const std::string& name : *names)
+    SHOAL_RETURN_IF_ERROR(RemoveRecursively(files, JoinPath(path, name)));
   return files.Remove(path);
 }
 

@@ -1,11 +1,12 @@
-// The one seam between Shoal and the disk. Everything that must survive a failure (checkpoints, exports,
-// metrics) is written through a FileSystem, so that a test can fail, tear or forget any call (see
-// faulty_file_system.h and memory_file_system.h).
+// The one seam between Shoal and the disk. Everything that must survive a failure (checkpoints,
+// exports, metrics) is written through a FileSystem, so that a test can fail, tear or forget any
+// call (see faulty_file_system.h and memory_file_system.h).
 //
-// Durability is POSIX's: written bytes survive a power loss once WritableFile::Sync returned OK, and a
-// name (created, renamed or removed) once SyncDirectory of its folder did. Paths are byte strings with '/'.
-// Implementations are thread-safe; one WritableFile is used by one thread at a time.
-// Errors carry the path, the operation and errno's text; NotFound: no such path; ResourceExhausted: disk full.
+// Durability is POSIX's: written bytes survive a power loss once WritableFile::Sync returned OK,
+// and a name (created, renamed or removed) once SyncDirectory of its folder did. Paths are byte
+// strings with '/'. Implementations are thread-safe; one WritableFile is used by one thread at a
+// time. Errors carry the path, the operation and errno's text; NotFound: no such path;
+// ResourceExhausted: disk full.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +55,8 @@ struct FileInfo {
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
-  virtual absl::StatusOr<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path, OpenMode mode) = 0;
+  virtual absl::StatusOr<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path,
+                                                                     OpenMode mode) = 0;
   // Regular files only: a pipe or a device is refused instead of waited for.
   virtual absl::StatusOr<std::unique_ptr<ReadableFile>> OpenForRead(const std::string& path) = 0;
   virtual absl::StatusOr<FileInfo> Stat(const std::string& path) = 0;
@@ -74,7 +76,8 @@ class FileSystem {
 // The operating system's files.
 class PosixFileSystem : public FileSystem {
  public:
-  absl::StatusOr<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path, OpenMode mode) override;
+  absl::StatusOr<std::unique_ptr<WritableFile>> OpenForWrite(const std::string& path,
+                                                             OpenMode mode) override;
   absl::StatusOr<std::unique_ptr<ReadableFile>> OpenForRead(const std::string& path) override;
   absl::StatusOr<FileInfo> Stat(const std::string& path) override;
   absl::StatusOr<std::vector<std::string>> List(const std::string& directory) override;
@@ -98,9 +101,10 @@ absl::StatusOr<bool> Exists(FileSystem& files, const std::string& path);
 absl::StatusOr<std::string> ReadFile(FileSystem& files, const std::string& path, int64_t max_bytes);
 // Every missing folder on the way, each made durable in its parent.
 absl::Status CreateDirectories(FileSystem& files, const std::string& path);
-// Readers see the old content or all of `data`, whatever fails: written to path + ".tmp", synced, renamed,
-// the folder synced.
-absl::Status WriteFileAtomically(FileSystem& files, const std::string& path, absl::string_view data);
+// Readers see the old content or all of `data`, whatever fails: written to path + ".tmp", synced,
+// renamed, the folder synced.
+absl::Status WriteFileAtomically(FileSystem& files, const std::string& path,
+                                 absl::string_view data);
 // The file, or the folder with all in it. OK if there is none.
 absl::Status RemoveRecursively(FileSystem& files, const std::string& path);
 

@@ -1,4 +1,5 @@
-// Lines for people, on stderr. A Logger is made once a rank, from the rank it speaks for, and passed along.
+// Lines for people, on stderr. A Logger is made once a rank, from the rank it speaks for, and
+// passed along.
 #pragma once
 
 #include <cstdio>

@@ -46,14 +46,16 @@ class MemoryWritableFile : public WritableFile {
 
 class MemoryReadableFile : public ReadableFile {
  public:
-  MemoryReadableFile(std::string path, std::shared_ptr<std::mutex> mutex, std::shared_ptr<Node> node)
+  MemoryReadableFile(std::string path, std::shared_ptr<std::mutex> mutex,
+                     std::shared_ptr<Node> node)
       : path_(std::move(path)), mutex_(std::move(mutex)), node_(std::move(node)) {}
 
   absl::Status ReadAt(int64_t offset, absl::Span<char> out) const override {
     const std::lock_guard lock(*mutex_);
     const int64_t size = node_->data.size();
     if (offset < 0 || offset > size || static_cast<int64_t>(out.size()) > size - offset) {
-      return absl::OutOfRangeError(absl::StrCat(path_, " has ", size, " bytes, not ", out.size(), " at ", offset));
+      return absl::OutOfRangeError(
+          absl::StrCat(path_, " has ", size, " bytes, not ", out.size(), " at ", offset));
     }
     std::memcpy(out.data(), node_->data.data() + offset, out.size());
     return absl::OkStatus();
@@ -77,7 +79,9 @@ std::vector<std::string> Names(const std::string& path) {
   return names;
 }
 
-absl::Status NotFound(const std::string& path) { return absl::NotFoundError(absl::StrCat("no such path: ", path)); }
+absl::Status NotFound(const std::string& path) {
+  return absl::NotFoundError(absl::StrCat("no such path: ", path));
+}
 
 void Revert(Node& node) {
   node.data = node.durable_data;
@@ -88,14 +92,16 @@ void Revert(Node& node) {
 }  // namespace
 
 MemoryFileSystem::MemoryFileSystem()
-    : mutex_(std::make_shared<std::mutex>()), root_(std::make_shared<Node>(Node{.is_directory = true})) {}
+    : mutex_(std::make_shared<std::mutex>()),
+      root_(std::make_shared<Node>(Node{.is_directory = true})) {}
 
 void MemoryFileSystem::DropUnsynced() {
   const std::lock_guard lock(*mutex_);
   Revert(*root_);
 }
 
-absl::StatusOr<std::shared_ptr<MemoryFileSystem::Node>> MemoryFileSystem::Find(const std::string& path) const {
+absl::StatusOr<std::shared_ptr<MemoryFileSystem::Node>> MemoryFileSystem::Find(
+    const std::string& path) const {
   std::shared_ptr<Node> node = root_;
   for (const std::string& name : Names(path)) {
     const auto entry = node->entries.find(name);
@@ -107,39 +113,48 @@ absl::StatusOr<std::shared_ptr<MemoryFileSystem::Node>> MemoryFileSystem::Find(c
 
 absl::StatusOr<MemoryFileSystem::Place> MemoryFileSystem::FindPlace(const std::string& path) const {
   SHOAL_ASSIGN_OR_RETURN(auto folder, Find(ParentPath(path)));
-  if (!folder->is_directory) return absl::FailedPreconditionError(absl::StrCat(ParentPath(path), " is not a folder"));
+  if (!folder->is_directory)
+    return absl::FailedPreconditionError(absl::StrCat(ParentPath(path), " is not a folder"));
   return Place{.folder = std::move(folder), .name = BaseName(path)};
 }
 
-absl::StatusOr<std::unique_ptr<WritableFile>> MemoryFileSystem::OpenForWrite(const std::string& path, OpenMode mode) {
+absl::StatusOr<std::unique_ptr<WritableFile>> MemoryFileSystem::OpenForWrite(
+    const std::string& path, OpenMode mode) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const Place place, FindPlace(path));
-  if (mode == OpenMode::kUpdate && !place.folder->entries.contains(place.name)) return NotFound(path);
+  if (mode == OpenMode::kUpdate && !place.folder->entries.contains(place.name))
+    return NotFound(path);
   std::shared_ptr<Node>& node = place.folder->entries[place.name];
-  if (node && mode == OpenMode::kCreateNew) return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
-  if (node && node->is_directory) return absl::FailedPreconditionError(absl::StrCat(path, " is a folder"));
+  if (node && mode == OpenMode::kCreateNew)
+    return absl::AlreadyExistsError(absl::StrCat(path, " exists"));
+  if (node && node->is_directory)
+    return absl::FailedPreconditionError(absl::StrCat(path, " is a folder"));
   if (!node) node = std::make_shared<Node>();
   if (mode == OpenMode::kTruncate) node->data.clear();
   return std::make_unique<MemoryWritableFile>(mutex_, node);
 }
 
-absl::StatusOr<std::unique_ptr<ReadableFile>> MemoryFileSystem::OpenForRead(const std::string& path) {
+absl::StatusOr<std::unique_ptr<ReadableFile>> MemoryFileSystem::OpenForRead(
+    const std::string& path) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(auto node, Find(path));
-  if (node->is_directory) return absl::FailedPreconditionError(absl::StrCat(path, " is not a regular file"));
+  if (node->is_directory)
+    return absl::FailedPreconditionError(absl::StrCat(path, " is not a regular file"));
   return std::make_unique<MemoryReadableFile>(path, mutex_, std::move(node));
 }
 
 absl::StatusOr<FileInfo> MemoryFileSystem::Stat(const std::string& path) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const auto node, Find(path));
-  return FileInfo{.is_directory = node->is_directory, .bytes = static_cast<int64_t>(node->data.size())};
+  return FileInfo{.is_directory = node->is_directory,
+                  .bytes = static_cast<int64_t>(node->data.size())};
 }
 
 absl::StatusOr<std::vector<std::string>> MemoryFileSystem::List(const std::string& directory) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const auto node, Find(directory));
-  if (!node->is_directory) return absl::FailedPreconditionError(absl::StrCat(directory, " is not a folder"));
+  if (!node->is_directory)
+    return absl::FailedPreconditionError(absl::StrCat(directory, " is not a folder"));
   std::vector<std::string> names;
   for (const auto& [name, child] : node->entries) names.push_back(name);
   return names;
@@ -162,7 +177,8 @@ absl::Status MemoryFileSystem::Rename(const std::string& from, const std::string
   const auto old = target.folder->entries.find(target.name);
   if (old != target.folder->entries.end() &&
       (old->second->is_directory != node->is_directory || !old->second->entries.empty())) {
-    return absl::FailedPreconditionError(absl::StrCat("cannot rename ", from, " to ", to, ": it is in the way"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("cannot rename ", from, " to ", to, ": it is in the way"));
   }
   source.folder->entries.erase(source.name);
   target.folder->entries[target.name] = std::move(node);
@@ -182,7 +198,8 @@ absl::Status MemoryFileSystem::Exchange(const std::string& a, const std::string&
 absl::Status MemoryFileSystem::Remove(const std::string& path) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const auto node, Find(path));
-  if (!node->entries.empty()) return absl::FailedPreconditionError(absl::StrCat(path, " is not empty"));
+  if (!node->entries.empty())
+    return absl::FailedPreconditionError(absl::StrCat(path, " is not empty"));
   SHOAL_ASSIGN_OR_RETURN(const Place place, FindPlace(path));
   place.folder->entries.erase(place.name);
   return absl::OkStatus();
@@ -191,7 +208,8 @@ absl::Status MemoryFileSystem::Remove(const std::string& path) {
 absl::Status MemoryFileSystem::SyncDirectory(const std::string& path) {
   const std::lock_guard lock(*mutex_);
   SHOAL_ASSIGN_OR_RETURN(const auto node, Find(path));
-  if (!node->is_directory) return absl::FailedPreconditionError(absl::StrCat(path, " is not a folder"));
+  if (!node->is_directory)
+    return absl::FailedPreconditionError(absl::StrCat(path, " is not a folder"));
   node->durable_entries = node->entries;
   return absl::OkStatus();
 }

@@ -9,7 +9,8 @@ std::vector<NamedMetric> NamedMetrics(const MetricsRow& row) {
   };
   const auto integer = [&](const char* name, const std::optional<int64_t>& value) {
     if (!value) return;
-    metrics.push_back({.name = name, .is_integer = true, .integer = *value, .real = static_cast<double>(*value)});
+    metrics.push_back(
+        {.name = name, .is_integer = true, .integer = *value, .real = static_cast<double>(*value)});
   };
   real("loss", row.loss);
   real("grad_norm", row.grad_norm);

@@ -11,20 +11,21 @@
 
 namespace shoal {
 
-// One logged step, or one evaluation (then `eval_loss` is set and most else is not). What is not set is not
-// logged; what is set but not finite is logged as such.
+// One logged step, or one evaluation (then `eval_loss` is set and most else is not). What is not
+// set is not logged; what is set but not finite is logged as such.
 struct MetricsRow {
-  int64_t step = 0;                          // Optimizer steps taken, from 1
-  std::optional<double> loss;                // Mean over the step's targets, of all ranks
-  std::optional<double> grad_norm;           // Global, before clipping
-  std::optional<double> learning_rate;       // Of this step
-  std::optional<int64_t> tokens;             // Trained on since the run began, over all ranks and restarts
-  std::optional<double> tokens_per_second;   // Over all ranks, since the last logged row
-  std::optional<double> step_seconds;        // Mean since the last logged row
-  std::optional<int64_t> peak_rss_bytes;     // Of the largest rank
-  std::optional<int64_t> bytes_sent;         // By this rank in this step (see CommCounters)
-  std::optional<double> eval_loss;           // Mean over the held-out targets
-  std::vector<std::pair<std::string, double>> extra;  // More, each under its own name, in this order
+  int64_t step = 0;                     // Optimizer steps taken, from 1
+  std::optional<double> loss;           // Mean over the step's targets, of all ranks
+  std::optional<double> grad_norm;      // Global, before clipping
+  std::optional<double> learning_rate;  // Of this step
+  std::optional<int64_t> tokens;  // Trained on since the run began, over all ranks and restarts
+  std::optional<double> tokens_per_second;  // Over all ranks, since the last logged row
+  std::optional<double> step_seconds;       // Mean since the last logged row
+  std::optional<int64_t> peak_rss_bytes;    // Of the largest rank
+  std::optional<int64_t> bytes_sent;        // By this rank in this step (see CommCounters)
+  std::optional<double> eval_loss;          // Mean over the held-out targets
+  std::vector<std::pair<std::string, double>>
+      extra;  // More, each under its own name, in this order
 };
 
 // One set value of a row, under its name in metrics.jsonl.

@@ -90,14 +90,17 @@ std::string ConsoleLine(const MetricsRow& row, int64_t max_steps, double seconds
   std::string line = absl::StrFormat("step %*d", width, row.step);
   if (!last.empty()) absl::StrAppend(&line, "/", last);
   if (row.eval_loss) {
-    absl::StrAppendFormat(&line, "  held-out loss %.4f  perplexity %.2f", *row.eval_loss, std::exp(*row.eval_loss));
+    absl::StrAppendFormat(&line, "  held-out loss %.4f  perplexity %.2f", *row.eval_loss,
+                          std::exp(*row.eval_loss));
   }
   if (row.loss) absl::StrAppendFormat(&line, "  loss %7.4f", *row.loss);
   if (row.grad_norm) absl::StrAppendFormat(&line, "  grad norm %.3g", *row.grad_norm);
   if (row.learning_rate) absl::StrAppendFormat(&line, "  lr %.2e", *row.learning_rate);
-  if (row.tokens_per_second) absl::StrAppendFormat(&line, "  %5s tokens/s", HumanCount(*row.tokens_per_second));
+  if (row.tokens_per_second)
+    absl::StrAppendFormat(&line, "  %5s tokens/s", HumanCount(*row.tokens_per_second));
   if (row.loss && seconds_left >= 0) absl::StrAppend(&line, "  left ", HumanSeconds(seconds_left));
-  if (row.peak_rss_bytes) absl::StrAppend(&line, "  ", HumanBytes(static_cast<double>(*row.peak_rss_bytes)), "/rank");
+  if (row.peak_rss_bytes)
+    absl::StrAppend(&line, "  ", HumanBytes(static_cast<double>(*row.peak_rss_bytes)), "/rank");
   return line;
 }
 

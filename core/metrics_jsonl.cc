@@ -26,7 +26,8 @@ const char* NonFiniteName(double value) {
 
 // The step of one line of the file, or nullopt if the line is no row.
 std::optional<int64_t> StepOfLine(absl::string_view line) {
-  const auto row = nlohmann::json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+  const auto row =
+      nlohmann::json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
   if (!row.is_object()) return std::nullopt;
   const auto step = row.find("step");
   if (step == row.end() || !step->is_number_integer()) return std::nullopt;
@@ -34,7 +35,8 @@ std::optional<int64_t> StepOfLine(absl::string_view line) {
 }
 
 // The lines of `content` up to `last_step`.
-absl::StatusOr<std::string> RowsUpTo(absl::string_view content, int64_t last_step, const std::string& path) {
+absl::StatusOr<std::string> RowsUpTo(absl::string_view content, int64_t last_step,
+                                     const std::string& path) {
   std::string kept;
   int64_t line_number = 0;
   while (!content.empty()) {
@@ -46,7 +48,8 @@ absl::StatusOr<std::string> RowsUpTo(absl::string_view content, int64_t last_ste
     const auto step = StepOfLine(line);
     if (!step) {
       return absl::FailedPreconditionError(
-          absl::StrCat(path, ":", line_number, " is not a row of metrics; move the file away or choose another "
+          absl::StrCat(path, ":", line_number,
+                       " is not a row of metrics; move the file away or choose another "
                        "run.output_dir"));
     }
     if (*step <= last_step) kept.append(line.data(), line.size());
@@ -57,7 +60,9 @@ absl::StatusOr<std::string> RowsUpTo(absl::string_view content, int64_t last_ste
 class JsonlSink : public MetricsSink {
  public:
   explicit JsonlSink(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
-  absl::Status Write(const MetricsRow& row) override { return file_->Append(MetricsJson(row) + "\n"); }
+  absl::Status Write(const MetricsRow& row) override {
+    return file_->Append(MetricsJson(row) + "\n");
+  }
   absl::Status Close() override {
     SHOAL_RETURN_IF_ERROR(file_->Sync());
     return file_->Close();
@@ -82,20 +87,23 @@ std::string MetricsJson(const MetricsRow& row) {
       absl::StrAppend(&json, ",", name, ":", Digits(metric.real));
     } else {
       absl::StrAppend(&json, ",", name, ":null");
-      absl::StrAppend(&non_finite, non_finite.empty() ? "" : ",", name, ":\"", NonFiniteName(metric.real), "\"");
+      absl::StrAppend(&non_finite, non_finite.empty() ? "" : ",", name, ":\"",
+                      NonFiniteName(metric.real), "\"");
     }
   }
   if (!non_finite.empty()) absl::StrAppend(&json, ",\"non_finite\":{", non_finite, "}");
   return json + "}";
 }
 
-absl::StatusOr<std::unique_ptr<MetricsSink>> OpenJsonlSink(FileSystem& files, const std::string& path,
+absl::StatusOr<std::unique_ptr<MetricsSink>> OpenJsonlSink(FileSystem& files,
+                                                           const std::string& path,
                                                            int64_t last_step) {
   SHOAL_ASSIGN_OR_RETURN(const bool exists, Exists(files, path));
   if (exists) {
     SHOAL_ASSIGN_OR_RETURN(const std::string content, ReadFile(files, path, kMaxMetricsBytes));
     SHOAL_ASSIGN_OR_RETURN(const std::string kept, RowsUpTo(content, last_step, path));
-    if (kept.size() != content.size()) SHOAL_RETURN_IF_ERROR(WriteFileAtomically(files, path, kept));
+    if (kept.size() != content.size())
+      SHOAL_RETURN_IF_ERROR(WriteFileAtomically(files, path, kept));
   }
   SHOAL_ASSIGN_OR_RETURN(auto file, files.OpenForWrite(path, OpenMode::kAppend));
   return std::make_unique<JsonlSink>(std::move(file));

@@ -50,8 +50,9 @@ std::string NearestName(absl::string_view name, const std::vector<std::string>& 
   if (!nearest.empty()) return nearest;
   // "batch_size" for "global_batch_size": the whole of one is a part of the other, if of one alone.
   for (const std::string& candidate : candidates) {
-    const bool part = wanted.size() >= 4 && (absl::StrContains(Normalized(candidate), wanted) ||
-                                             (candidate.size() >= 4 && absl::StrContains(wanted, Normalized(candidate))));
+    const bool part = wanted.size() >= 4 &&
+                      (absl::StrContains(Normalized(candidate), wanted) ||
+                       (candidate.size() >= 4 && absl::StrContains(wanted, Normalized(candidate))));
     if (!part) continue;
     if (!nearest.empty()) return "";
     nearest = candidate;

@@ -20,7 +20,8 @@ struct Initializer {
 
 // One weight as its model declares it; holds no memory.
 struct ParameterSpec {
-  std::string name;            // Unique in the model and in Hugging Face's terms: "model.layers.3.mlp.up_proj.weight"
+  std::string
+      name;  // Unique in the model and in Hugging Face's terms: "model.layers.3.mlp.up_proj.weight"
   std::vector<int64_t> shape;  // As on disk
   Initializer init;
   bool decay = true;      // Weight decay applies (norms, biases and embeddings may opt out)
@@ -33,12 +34,13 @@ struct ParameterSpec {
   }
 };
 
-// A weight bound to memory for the duration of a forward or backward pass. Operations read `value` and,
-// in their backward pass, ADD the weight's gradient into `grad` instead of returning it to autograd: the
-// gradient lands in the flat buffer that ZeRO reduces, without a copy.
+// A weight bound to memory for the duration of a forward or backward pass. Operations read `value`
+// and, in their backward pass, ADD the weight's gradient into `grad` instead of returning it to
+// autograd: the gradient lands in the flat buffer that ZeRO reduces, without a copy.
 struct Parameter {
   Tensor value;  // spec.shape, compute dtype. requires_grad iff `grad` is defined
-  Tensor grad;   // spec.shape, gradient dtype (may differ from value's); undefined if frozen or under no-grad
+  Tensor grad;   // spec.shape, gradient dtype (may differ from value's); undefined if frozen or
+                 // under no-grad
 };
 
 }  // namespace shoal

@@ -38,7 +38,8 @@ class PosixWritableFile : public WritableFile {
 
   absl::Status Append(absl::string_view data) override {
     while (!data.empty()) {
-      const ssize_t n = Retry([&] { return ::write(fd_, data.data(), std::min(data.size(), kMaxCallBytes)); });
+      const ssize_t n =
+          Retry([&] { return ::write(fd_, data.data(), std::min(data.size(), kMaxCallBytes)); });
       if (n < 0) return Error(absl::StrCat("write ", data.size(), " bytes to"), path_);
       data.remove_prefix(n);
     }
@@ -47,9 +48,10 @@ class PosixWritableFile : public WritableFile {
 
   absl::Status WriteAt(int64_t offset, absl::string_view data) override {
     while (!data.empty()) {
-      const ssize_t n =
-          Retry([&] { return ::pwrite(fd_, data.data(), std::min(data.size(), kMaxCallBytes), offset); });
-      if (n < 0) return Error(absl::StrCat("write ", data.size(), " bytes at ", offset, " to"), path_);
+      const ssize_t n = Retry(
+          [&] { return ::pwrite(fd_, data.data(), std::min(data.size(), kMaxCallBytes), offset); });
+      if (n < 0)
+        return Error(absl::StrCat("write ", data.size(), " bytes at ", offset, " to"), path_);
       data.remove_prefix(n);
       offset += n;
     }
@@ -80,8 +82,10 @@ class PosixReadableFile : public ReadableFile {
   absl::Status ReadAt(int64_t offset, absl::Span<char> out) const override {
     const int64_t begin = offset;
     while (!out.empty()) {
-      const ssize_t n = Retry([&] { return ::pread(fd_, out.data(), std::min(out.size(), kMaxCallBytes), offset); });
-      if (n < 0) return Error(absl::StrCat("read ", out.size(), " bytes at ", offset, " of"), path_);
+      const ssize_t n = Retry(
+          [&] { return ::pread(fd_, out.data(), std::min(out.size(), kMaxCallBytes), offset); });
+      if (n < 0)
+        return Error(absl::StrCat("read ", out.size(), " bytes at ", offset, " of"), path_);
       if (n == 0) {
         return absl::OutOfRangeError(absl::StrCat(path_, " ends at byte ", offset, ", ", out.size(),
                                                   " short of a read that began at ", begin));
@@ -105,10 +109,14 @@ class PosixReadableFile : public ReadableFile {
 
 int OpenFlags(OpenMode mode) {
   switch (mode) {
-    case OpenMode::kCreateNew: return O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
-    case OpenMode::kTruncate: return O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC;
-    case OpenMode::kAppend: return O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
-    case OpenMode::kUpdate: return O_WRONLY | O_CLOEXEC;
+    case OpenMode::kCreateNew:
+      return O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+    case OpenMode::kTruncate:
+      return O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC;
+    case OpenMode::kAppend:
+      return O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
+    case OpenMode::kUpdate:
+      return O_WRONLY | O_CLOEXEC;
   }
   SHOAL_CHECK(false) << "open mode " << static_cast<int>(mode);
   return 0;
@@ -116,26 +124,30 @@ int OpenFlags(OpenMode mode) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WritableFile>> PosixFileSystem::OpenForWrite(const std::string& path, OpenMode mode) {
+absl::StatusOr<std::unique_ptr<WritableFile>> PosixFileSystem::OpenForWrite(const std::string& path,
+                                                                            OpenMode mode) {
   const int fd = Retry([&] { return ::open(path.c_str(), OpenFlags(mode), 0666); });
   if (fd < 0) return Error("open for writing", path);
   return std::make_unique<PosixWritableFile>(path, fd);
 }
 
-absl::StatusOr<std::unique_ptr<ReadableFile>> PosixFileSystem::OpenForRead(const std::string& path) {
+absl::StatusOr<std::unique_ptr<ReadableFile>> PosixFileSystem::OpenForRead(
+    const std::string& path) {
   const int fd = Retry([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); });
   if (fd < 0) return Error("open", path);
   auto file = std::make_unique<PosixReadableFile>(path, fd);
   struct stat info;
   if (::fstat(fd, &info) != 0) return Error("stat", path);
-  if (!S_ISREG(info.st_mode)) return absl::FailedPreconditionError(absl::StrCat(path, " is not a regular file"));
+  if (!S_ISREG(info.st_mode))
+    return absl::FailedPreconditionError(absl::StrCat(path, " is not a regular file"));
   return file;
 }
 
 absl::StatusOr<FileInfo> PosixFileSystem::Stat(const std::string& path) {
   struct stat info;
   if (::stat(path.c_str(), &info) != 0) return Error("stat", path);
-  return FileInfo{.is_directory = S_ISDIR(info.st_mode), .bytes = S_ISDIR(info.st_mode) ? 0 : info.st_size};
+  return FileInfo{.is_directory = S_ISDIR(info.st_mode),
+                  .bytes = S_ISDIR(info.st_mode) ? 0 : info.st_size};
 }
 
 absl::StatusOr<std::vector<std::string>> PosixFileSystem::List(const std::string& directory) {

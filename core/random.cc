@@ -17,7 +17,8 @@ uint64_t StreamId(std::string_view name) {
 
 std::array<uint32_t, 4> Philox::Block(uint64_t index) const {
   std::array<uint32_t, 4> x = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
-                               static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
+                               static_cast<uint32_t>(stream_),
+                               static_cast<uint32_t>(stream_ >> 32)};
   uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = 0xD2511F53ull * x[0], p1 = 0xCD9E8D57ull * x[2];
@@ -35,7 +36,9 @@ uint64_t Philox::Bits(uint64_t index) const {
   return static_cast<uint64_t>(words[half + 1]) << 32 | words[half];
 }
 
-double Philox::Uniform(uint64_t index) const { return static_cast<double>(Bits(index) >> 11) * 0x1.0p-53; }
+double Philox::Uniform(uint64_t index) const {
+  return static_cast<double>(Bits(index) >> 11) * 0x1.0p-53;
+}
 
 namespace {
 

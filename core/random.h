@@ -1,7 +1,7 @@
-// Random numbers as a function of (seed, stream, index): counter-based (Philox4x32-10, Salmon et al.,
-// "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). Any rank can draw any slice of a stream, so
-// initial weights, shuffles and samples do not depend on how many ranks there are. There is no hidden
-// generator state.
+// Random numbers as a function of (seed, stream, index): counter-based (Philox4x32-10, Salmon et
+// al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011). Any rank can draw any slice of a
+// stream, so initial weights, shuffles and samples do not depend on how many ranks there are. There
+// is no hidden generator state.
 #pragma once
 
 #include <array>
@@ -31,8 +31,9 @@ class Philox {
   uint64_t stream_;
 };
 
-// Fills contiguous `out` (any floating dtype) with elements [first, first + out.numel()) of the stream's
-// N(0, stddev^2) numbers (Box-Muller on pairs of elements, computed in double, then rounded).
+// Fills contiguous `out` (any floating dtype) with elements [first, first + out.numel()) of the
+// stream's N(0, stddev^2) numbers (Box-Muller on pairs of elements, computed in double, then
+// rounded).
 void FillNormal(at::Tensor& out, const Philox& philox, uint64_t first, double stddev);
 
 }  // namespace shoal

@@ -21,7 +21,8 @@ void FillRecipe(RecipeTree& tree, LoadedRecipe& recipe) {
   if (tree.broken) return;
   SubstituteReferences(tree.root, tree.errors);
   ReadMessage(tree.root, recipe.proto, recipe.origins, tree.errors);
-  // A wrong value is absent from the message: what is said of the whole could be wrong for that alone.
+  // A wrong value is absent from the message: what is said of the whole could be wrong for that
+  // alone.
   if (!tree.errors.empty()) return;
   tree.errors = ValidateRecipe(recipe);
 }
@@ -35,7 +36,8 @@ std::string RecipeOrigin::ToString() const {
 
 std::string RecipeError::ToString() const {
   std::string line;
-  for (const char c : absl::StrCat(origin.ToString(), ": ", key, key.empty() ? "" : ": ", message)) {
+  for (const char c :
+       absl::StrCat(origin.ToString(), ": ", key, key.empty() ? "" : ": ", message)) {
     // Keys and values are shown as they were written, but never break the line.
     if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) {
       absl::StrAppendFormat(&line, "\\x%02x", static_cast<unsigned char>(c));
@@ -48,7 +50,9 @@ std::string RecipeError::ToString() const {
 
 absl::Status RecipeErrorsToStatus(std::vector<RecipeError> errors) {
   if (errors.empty()) return absl::OkStatus();
-  const auto place = [](const RecipeError& error) { return std::make_pair(error.origin.line, error.origin.column); };
+  const auto place = [](const RecipeError& error) {
+    return std::make_pair(error.origin.line, error.origin.column);
+  };
   std::stable_sort(errors.begin(), errors.end(), [&](const RecipeError& a, const RecipeError& b) {
     const bool a_command = a.origin.line == 0, b_command = b.origin.line == 0;
     if (a_command || b_command) return !a_command && b_command;
@@ -67,7 +71,8 @@ absl::Status RecipeErrorsToStatus(std::vector<RecipeError> errors) {
 }
 
 RecipeOrigin LoadedRecipe::OriginOf(const std::string& key) const {
-  for (std::string path = key; !path.empty(); path.resize(path.rfind('.') == std::string::npos ? 0 : path.rfind('.'))) {
+  for (std::string path = key; !path.empty();
+       path.resize(path.rfind('.') == std::string::npos ? 0 : path.rfind('.'))) {
     const auto found = origins.find(path);
     if (found != origins.end()) return found->second;
   }
@@ -89,7 +94,8 @@ absl::StatusOr<LoadedRecipe> ParseRecipe(absl::string_view text, const std::stri
   return recipe;
 }
 
-absl::StatusOr<LoadedRecipe> LoadRecipe(const std::string& path, const std::vector<std::string>& overrides) {
+absl::StatusOr<LoadedRecipe> LoadRecipe(const std::string& path,
+                                        const std::vector<std::string>& overrides) {
   SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadRecipeFile(path));
   return ParseRecipe(text, path, overrides);
 }

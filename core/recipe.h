@@ -5,12 +5,14 @@
 //   return recipe.ErrorAt("model.config.hidden_size", "got 65, expected a multiple of 4 heads");
 //   // train.yaml:7:16: model.config.hidden_size: got 65, expected a multiple of 4 heads
 //
-// What a recipe's YAML may hold: one document of at most 1 MiB of UTF-8, 24 levels deep, without anchors,
-// aliases, tags or a key given twice. Scalars take their type from the schema (1e-5 is a number where the
-// field is one, `no` is text where text is wanted); null leaves a key at its default. On top of YAML:
+// What a recipe's YAML may hold: one document of at most 1 MiB of UTF-8, 24 levels deep, without
+// anchors, aliases, tags or a key given twice. Scalars take their type from the schema (1e-5 is a
+// number where the field is one, `no` is text where text is wanted); null leaves a key at its
+// default. On top of YAML:
 //   extends: base.yaml     relative to this file; deep-merged, this file wins, lists replace
 //   ${run.name}            in a value: another key's value; $${ is a plain ${
-//   key.sub=value          on the command line, last; lists as [a, b], a list's entry as data.train.0.path=x
+//   key.sub=value          on the command line, last; lists as [a, b], a list's entry as
+//   data.train.0.path=x
 // Names from Hugging Face, DeepSpeed and others are accepted with a notice (see recipe_aliases.h).
 #pragma once
 
@@ -28,9 +30,10 @@ namespace shoal {
 
 // Where a value was written.
 struct RecipeOrigin {
-  std::shared_ptr<const std::string> source;  // A file's path, or "command line: key=value"; null: nowhere
-  int line = 0;                               // From 1; 0: the source as a whole
-  int column = 0;                             // From 1, in characters
+  std::shared_ptr<const std::string>
+      source;      // A file's path, or "command line: key=value"; null: nowhere
+  int line = 0;    // From 1; 0: the source as a whole
+  int column = 0;  // From 1, in characters
 
   std::string ToString() const;  // "train.yaml:3:7"
 };
@@ -47,10 +50,11 @@ struct RecipeError {
 absl::Status RecipeErrorsToStatus(std::vector<RecipeError> errors);
 
 struct LoadedRecipe {
-  Recipe proto;                           // Every section is present, references are substituted
-  std::vector<std::string> notices;       // "train.yaml:3:1: lr is read as optimizer.learning_rate"
-  std::map<std::string, RecipeOrigin> origins;  // Key path -> its value's place, of every key that was given
-  RecipeOrigin file;                      // The recipe itself
+  Recipe proto;                      // Every section is present, references are substituted
+  std::vector<std::string> notices;  // "train.yaml:3:1: lr is read as optimizer.learning_rate"
+  std::map<std::string, RecipeOrigin>
+      origins;        // Key path -> its value's place, of every key that was given
+  RecipeOrigin file;  // The recipe itself
 
   // Was the key given, in a file or on the command line? (Else it has its default.)
   bool IsSet(const std::string& key) const { return origins.count(key) != 0; }
@@ -68,9 +72,11 @@ struct LoadedRecipe {
   std::string Hash() const;
 };
 
-// Reads and validates (see recipe_validation.h) a recipe. `overrides` are "key.sub=value" texts. Errors:
-// InvalidArgument with every error on its own line, NotFound or PermissionDenied if the file cannot be read.
-absl::StatusOr<LoadedRecipe> LoadRecipe(const std::string& path, const std::vector<std::string>& overrides = {});
+// Reads and validates (see recipe_validation.h) a recipe. `overrides` are "key.sub=value" texts.
+// Errors: InvalidArgument with every error on its own line, NotFound or PermissionDenied if the
+// file cannot be read.
+absl::StatusOr<LoadedRecipe> LoadRecipe(const std::string& path,
+                                        const std::vector<std::string>& overrides = {});
 
 // The same from text; `name` stands for the path in messages, and `extends` is relative to it.
 absl::StatusOr<LoadedRecipe> ParseRecipe(absl::string_view text, const std::string& name,

@@ -90,9 +90,12 @@ struct ValueAlias {
 };
 
 constexpr ValueAlias kValueAliases[] = {
-    {"model.dtype", "bf16", "bfloat16"},         {"model.dtype", "fp32", "float32"},
-    {"model.dtype", "fp64", "float64"},          {"zero.gradient_dtype", "bf16", "bfloat16"},
-    {"zero.gradient_dtype", "fp32", "float32"},  {"optimizer.name", "adamw_torch", "adamw"},
+    {"model.dtype", "bf16", "bfloat16"},
+    {"model.dtype", "fp32", "float32"},
+    {"model.dtype", "fp64", "float64"},
+    {"zero.gradient_dtype", "bf16", "bfloat16"},
+    {"zero.gradient_dtype", "fp32", "float32"},
+    {"optimizer.name", "adamw_torch", "adamw"},
     {"optimizer.name", "adamw_torch_fused", "adamw"},
 };
 
@@ -122,14 +125,18 @@ void ConvertValue(const std::string& name, YamlNode& value, std::vector<RecipeEr
     if (value.text == "true" || value.text == "false") {
       value.text = value.text == "true" ? "bfloat16" : "float32";
     } else {
-      errors.push_back({value.origin, name, absl::StrCat("got ", value.text, ", expected true or false")});
+      errors.push_back(
+          {value.origin, name, absl::StrCat("got ", value.text, ", expected true or false")});
       value.refused = true;
     }
   }
-  if (name == "warmup_ratio" && !value.text.empty() && value.text != "0" && !absl::StartsWith(value.text, "0.") &&
-      !absl::StrContains(value.text, "e-") && value.text[0] != '.') {
-    errors.push_back({value.origin, name, absl::StrCat("got ", value.text, ", expected a share of the run's steps below 1 "
-                                                       "(scheduler.warmup_steps takes a number of steps)")});
+  if (name == "warmup_ratio" && !value.text.empty() && value.text != "0" &&
+      !absl::StartsWith(value.text, "0.") && !absl::StrContains(value.text, "e-") &&
+      value.text[0] != '.') {
+    errors.push_back({value.origin, name,
+                      absl::StrCat("got ", value.text,
+                                   ", expected a share of the run's steps below 1 "
+                                   "(scheduler.warmup_steps takes a number of steps)")});
     value.refused = true;
   }
 }
@@ -165,8 +172,9 @@ class AliasMover {
     if (map == nullptr) return;  // The section's own type is the error that the reader reports
     const std::string leaf = home.empty() ? key : key.substr(home.size() + 1);
     if (const YamlNode::Entry* other = map->Find(leaf)) {
-      errors_.push_back({entry.origin, given, absl::StrCat("means ", key, ", which is also given at ",
-                                                           other->origin.ToString())});
+      errors_.push_back(
+          {entry.origin, given,
+           absl::StrCat("means ", key, ", which is also given at ", other->origin.ToString())});
       return;
     }
     map->entries.push_back({leaf, entry.origin, std::move(entry.value)});
@@ -184,7 +192,8 @@ std::string CanonicalKey(absl::string_view section, absl::string_view name) {
   if (FindRecipeField(own) != nullptr) return "";
   for (const Alias& alias : kAliases) {
     if (name != alias.name) continue;
-    if (section.empty() || section == "training" || section == SectionOf(alias.key)) return alias.key;
+    if (section.empty() || section == "training" || section == SectionOf(alias.key))
+      return alias.key;
   }
   return "";
 }
@@ -196,7 +205,8 @@ std::string NearestAlias(const std::string& name) {
   return nearest.empty() ? "" : CanonicalKey("", nearest);
 }
 
-void ApplyAliases(YamlNode& root, std::vector<std::string>& notices, std::vector<RecipeError>& errors) {
+void ApplyAliases(YamlNode& root, std::vector<std::string>& notices,
+                  std::vector<RecipeError>& errors) {
   if (!root.IsMap()) return;
   AliasMover mover(root, notices, errors);
   mover.MoveFrom("");

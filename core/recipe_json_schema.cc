@@ -34,7 +34,8 @@ class SchemaWriter {
   Json Field(const FieldDescriptor& field) const {
     Json schema = field.is_repeated() ? Json{{"type", "array"}, {"items", One(field)}} : One(field);
     const auto comment = comments_.find(&field);
-    if (comment != comments_.end() && !comment->second.empty()) schema["description"] = comment->second;
+    if (comment != comments_.end() && !comment->second.empty())
+      schema["description"] = comment->second;
     if (field.has_default_value()) schema["default"] = Default(field);
     return schema;
   }
@@ -56,17 +57,21 @@ class SchemaWriter {
   }
 
   static Json Number(const FieldDescriptor& field) {
-    Json schema = {{"type", field.cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE ? "number" : "integer"}};
+    Json schema = {
+        {"type", field.cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE ? "number" : "integer"}};
     const std::optional<RecipeRange> range = RangeOf(field);
     if (!range) return schema;
     const auto bound = [](double value) { return Json::parse(NumberText(value)); };
-    if (std::isfinite(range->low)) schema[range->low_open ? "exclusiveMinimum" : "minimum"] = bound(range->low);
-    if (std::isfinite(range->high)) schema[range->high_open ? "exclusiveMaximum" : "maximum"] = bound(range->high);
+    if (std::isfinite(range->low))
+      schema[range->low_open ? "exclusiveMinimum" : "minimum"] = bound(range->low);
+    if (std::isfinite(range->high))
+      schema[range->high_open ? "exclusiveMaximum" : "maximum"] = bound(range->high);
     return schema;
   }
 
   static Json Default(const FieldDescriptor& field) {
-    const bool text = field.cpp_type() == FieldDescriptor::CPPTYPE_STRING || field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM;
+    const bool text = field.cpp_type() == FieldDescriptor::CPPTYPE_STRING ||
+                      field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM;
     return text ? Json(DefaultText(field)) : Json::parse(DefaultText(field));
   }
 
@@ -76,11 +81,13 @@ class SchemaWriter {
 }  // namespace
 
 std::string RecipeJsonSchema() {
-  Json schema = {{"$schema", "https://json-schema.org/draft/2020-12/schema"}, {"title", "Shoal recipe"}};
+  Json schema = {{"$schema", "https://json-schema.org/draft/2020-12/schema"},
+                 {"title", "Shoal recipe"}};
   schema.update(SchemaWriter().Section(*Recipe::descriptor()));
   schema["properties"]["extends"] = {
       {"type", "string"},
-      {"description", "A recipe, relative to this file, that this one is merged over; lists replace."}};
+      {"description",
+       "A recipe, relative to this file, that this one is merged over; lists replace."}};
   return schema.dump(2);
 }
 

@@ -22,15 +22,21 @@ using google::protobuf::Struct;
 using google::protobuf::Value;
 
 // Text of the schema may hold references; a ${ that is left is meant as it is.
-std::string SchemaText(const std::string& text) { return QuotedYaml(absl::StrReplaceAll(text, {{"${", "$${"}})); }
+std::string SchemaText(const std::string& text) {
+  return QuotedYaml(absl::StrReplaceAll(text, {{"${", "$${"}}));
+}
 
 std::string FreeText(const Value& value);
 
 // In flow style, keys in order.
 std::string FreeMap(const Struct& map) {
   std::map<std::string, std::string> parts;
-  for (const auto& [key, value] : map.fields()) parts[key] = absl::StrCat(QuotedYaml(key), ": ", FreeText(value));
-  return absl::StrCat("{", absl::StrJoin(parts, ", ", [](std::string* out, const auto& part) { *out += part.second; }), "}");
+  for (const auto& [key, value] : map.fields())
+    parts[key] = absl::StrCat(QuotedYaml(key), ": ", FreeText(value));
+  return absl::StrCat(
+      "{",
+      absl::StrJoin(parts, ", ", [](std::string* out, const auto& part) { *out += part.second; }),
+      "}");
 }
 
 std::string FreeText(const Value& value) {
@@ -39,17 +45,22 @@ std::string FreeText(const Value& value) {
       return value.bool_value() ? "true" : "false";
     case Value::kNumberValue: {
       const double number = value.number_value();
-      const bool whole = number == static_cast<double>(static_cast<int64_t>(number)) && std::abs(number) < 9e15;
-      return whole && !(number == 0 && std::signbit(number)) ? absl::StrCat(static_cast<int64_t>(number)) : NumberText(number);
+      const bool whole =
+          number == static_cast<double>(static_cast<int64_t>(number)) && std::abs(number) < 9e15;
+      return whole && !(number == 0 && std::signbit(number))
+                 ? absl::StrCat(static_cast<int64_t>(number))
+                 : NumberText(number);
     }
     case Value::kStringValue:
       return QuotedYaml(value.string_value());
     case Value::kStructValue:
       return FreeMap(value.struct_value());
     case Value::kListValue:
-      return absl::StrCat("[", absl::StrJoin(value.list_value().values(), ", ", [](std::string* out, const Value& item) {
-                            *out += FreeText(item);
-                          }), "]");
+      return absl::StrCat(
+          "[",
+          absl::StrJoin(value.list_value().values(), ", ",
+                        [](std::string* out, const Value& item) { *out += FreeText(item); }),
+          "]");
     default:
       return "null";
   }
@@ -87,7 +98,8 @@ class Printer {
     absl::StrAppend(&out_, key, body.empty() ? " {}\n" : absl::StrCat("\n", body));
   }
 
-  void List(const Message& message, const FieldDescriptor& field, const std::string& key, int indent) {
+  void List(const Message& message, const FieldDescriptor& field, const std::string& key,
+            int indent) {
     const Reflection& reflection = *message.GetReflection();
     const int size = reflection.FieldSize(message, &field);
     if (size == 0) {
@@ -98,12 +110,15 @@ class Printer {
     for (int i = 0; i < size; ++i) {
       const std::string dash = absl::StrCat(std::string(indent + 2, ' '), "- ");
       if (IsSection(field)) {
-        const std::string body = Printer().Print(reflection.GetRepeatedMessage(message, &field, i), indent + 4);
+        const std::string body =
+            Printer().Print(reflection.GetRepeatedMessage(message, &field, i), indent + 4);
         absl::StrAppend(&out_, dash, body.empty() ? "{}\n" : body.substr(indent + 4));
       } else if (field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
-        absl::StrAppend(&out_, dash, EnumYamlName(*reflection.GetRepeatedEnum(message, &field, i)), "\n");
+        absl::StrAppend(&out_, dash, EnumYamlName(*reflection.GetRepeatedEnum(message, &field, i)),
+                        "\n");
       } else {
-        absl::StrAppend(&out_, dash, SchemaText(reflection.GetRepeatedString(message, &field, i)), "\n");
+        absl::StrAppend(&out_, dash, SchemaText(reflection.GetRepeatedString(message, &field, i)),
+                        "\n");
       }
     }
   }
@@ -135,6 +150,8 @@ class Printer {
 
 std::string LoadedRecipe::ResolvedYaml() const { return Printer().Print(proto, 0); }
 
-std::string LoadedRecipe::Hash() const { return absl::StrFormat("%016x", StreamId(ResolvedYaml())); }
+std::string LoadedRecipe::Hash() const {
+  return absl::StrFormat("%016x", StreamId(ResolvedYaml()));
+}
 
 }  // namespace shoal

@@ -7,9 +7,9 @@
 
 namespace shoal {
 
-// Replaces ${key.path} in the values of `root` (and in defaults that hold one, which then appear as nodes
-// with is_default). A reference must name a single scalar of the schema; cycles and texts over 64 KiB are
-// errors. `$${` stands for `${`. Free-form maps are left as they are.
+// Replaces ${key.path} in the values of `root` (and in defaults that hold one, which then appear as
+// nodes with is_default). A reference must name a single scalar of the schema; cycles and texts
+// over 64 KiB are errors. `$${` stands for `${`. Free-form maps are left as they are.
 void SubstituteReferences(YamlNode& root, std::vector<RecipeError>& errors);
 
 // Fills `recipe` and `origins` from the tree. Every section is made present.

@@ -30,14 +30,19 @@ class CommentedSchema {
  public:
   CommentedSchema() {
     google::protobuf::FileDescriptorSet files;
-    const bool parsed = files.ParseFromArray(embedded::recipe_descriptor, static_cast<int>(embedded::recipe_descriptor_size));
+    const bool parsed = files.ParseFromArray(embedded::recipe_descriptor,
+                                             static_cast<int>(embedded::recipe_descriptor_size));
     SHOAL_CHECK(parsed) << "the embedded schema is broken";
-    for (const auto& file : files.file()) SHOAL_CHECK(pool_.BuildFile(file) != nullptr) << file.name();
+    for (const auto& file : files.file())
+      SHOAL_CHECK(pool_.BuildFile(file) != nullptr) << file.name();
   }
 
-  std::string CommentOf(const FieldDescriptor& field) const { return Paragraph(pool_.FindFieldByName(field.full_name())); }
+  std::string CommentOf(const FieldDescriptor& field) const {
+    return Paragraph(pool_.FindFieldByName(field.full_name()));
+  }
   std::string CommentOf(const google::protobuf::EnumValueDescriptor& value) const {
-    return Paragraph(pool_.FindEnumTypeByName(value.type()->full_name())->FindValueByName(value.name()));
+    return Paragraph(
+        pool_.FindEnumTypeByName(value.type()->full_name())->FindValueByName(value.name()));
   }
 
  private:
@@ -53,13 +58,15 @@ class CommentedSchema {
   DescriptorPool pool_;
 };
 
-void Collect(const MessageDescriptor& message, const std::string& path, const CommentedSchema& schema,
-             std::vector<RecipeDoc>& docs) {
+void Collect(const MessageDescriptor& message, const std::string& path,
+             const CommentedSchema& schema, std::vector<RecipeDoc>& docs) {
   for (int i = 0; i < message.field_count(); ++i) {
     const FieldDescriptor& field = *message.field(i);
     const std::string key = path.empty() ? field.name() : absl::StrCat(path, ".", field.name());
     docs.push_back({key, schema.CommentOf(field), &field, {}});
-    for (int v = 0; field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM && v < field.enum_type()->value_count(); ++v) {
+    for (int v = 0;
+         field.cpp_type() == FieldDescriptor::CPPTYPE_ENUM && v < field.enum_type()->value_count();
+         ++v) {
       docs.back().value_comments.push_back(schema.CommentOf(*field.enum_type()->value(v)));
     }
     if (IsSection(field)) Collect(*field.message_type(), key, schema, docs);
@@ -76,10 +83,12 @@ std::string DefaultNote(const FieldDescriptor& field) {
 
 std::string EntryText(const RecipeDoc& doc) {
   const std::string note = DefaultNote(*doc.field);
-  std::string text = absl::StrCat(doc.path, ": ", Expectation(*doc.field), note.empty() ? "" : ", ", note, "\n");
+  std::string text =
+      absl::StrCat(doc.path, ": ", Expectation(*doc.field), note.empty() ? "" : ", ", note, "\n");
   if (!doc.comment.empty()) absl::StrAppend(&text, "    ", doc.comment, "\n");
   for (size_t i = 0; i < doc.value_comments.size(); ++i) {
-    absl::StrAppend(&text, "    ", EnumYamlName(*doc.field->enum_type()->value(i)), ": ", doc.value_comments[i], "\n");
+    absl::StrAppend(&text, "    ", EnumYamlName(*doc.field->enum_type()->value(i)), ": ",
+                    doc.value_comments[i], "\n");
   }
   return text;
 }
@@ -89,15 +98,17 @@ std::string Cell(const std::string& text) { return absl::StrReplaceAll(text, {{"
 std::string MarkdownRow(const RecipeDoc& doc) {
   std::string meaning = doc.comment;
   for (size_t i = 0; i < doc.value_comments.size(); ++i) {
-    absl::StrAppend(&meaning, "<br>`", EnumYamlName(*doc.field->enum_type()->value(i)), "`: ", doc.value_comments[i]);
+    absl::StrAppend(&meaning, "<br>`", EnumYamlName(*doc.field->enum_type()->value(i)),
+                    "`: ", doc.value_comments[i]);
   }
   const std::string type = doc.field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM
                                ? (doc.field->is_repeated() ? "a list of names" : "a name")
                                : Expectation(*doc.field);
   const std::string value = IsRequired(*doc.field) ? "required" : DefaultText(*doc.field);
-  return absl::StrCat("| `", doc.path, "` | ", Cell(type), " | ",
-                      value.empty() || IsRequired(*doc.field) ? value : absl::StrCat("`", Cell(value), "`"), " | ",
-                      Cell(meaning), " |\n");
+  return absl::StrCat(
+      "| `", doc.path, "` | ", Cell(type), " | ",
+      value.empty() || IsRequired(*doc.field) ? value : absl::StrCat("`", Cell(value), "`"), " | ",
+      Cell(meaning), " |\n");
 }
 
 }  // namespace
@@ -112,7 +123,8 @@ absl::StatusOr<std::string> RecipeReferenceText(absl::string_view path) {
   const std::string wanted(path);
   std::string text;
   for (const RecipeDoc& doc : RecipeReference()) {
-    if (wanted.empty() || doc.path == wanted || absl::StartsWith(doc.path, wanted + ".")) text += EntryText(doc);
+    if (wanted.empty() || doc.path == wanted || absl::StartsWith(doc.path, wanted + "."))
+      text += EntryText(doc);
   }
   if (!text.empty()) return text;
   const size_t dot = wanted.rfind('.');
@@ -120,18 +132,22 @@ absl::StatusOr<std::string> RecipeReferenceText(absl::string_view path) {
   const FieldDescriptor* owner = section.empty() ? nullptr : FindRecipeField(section);
   const bool known = owner != nullptr && IsSection(*owner);
   const std::string name = section.empty() ? wanted : wanted.substr(dot + 1);
-  return absl::InvalidArgumentError(
-      absl::StrCat(wanted, ": unknown key, ",
-                   known ? UnknownKeyHint(*owner->message_type(), section, name)
-                         : UnknownKeyHint(*Recipe::descriptor(), "", section.empty() ? name : wanted.substr(0, wanted.find('.')))));
+  return absl::InvalidArgumentError(absl::StrCat(
+      wanted, ": unknown key, ",
+      known ? UnknownKeyHint(*owner->message_type(), section, name)
+            : UnknownKeyHint(*Recipe::descriptor(), "",
+                             section.empty() ? name : wanted.substr(0, wanted.find('.')))));
 }
 
 std::string RecipeReferenceMarkdown() {
   std::string page =
       "# Recipe reference\n\n"
-      "Made by `shoal schema --markdown` from `core/recipe.proto`; do not edit. A key that is not given has its\n"
-      "default. `extends: base.yaml` (relative to the file; deep-merged, the file wins, lists replace) may stand\n"
-      "beside the sections, `${key.path}` in a value stands for another key's, and `key.sub=value` on the command\n"
+      "Made by `shoal schema --markdown` from `core/recipe.proto`; do not edit. A key that is not "
+      "given has its\n"
+      "default. `extends: base.yaml` (relative to the file; deep-merged, the file wins, lists "
+      "replace) may stand\n"
+      "beside the sections, `${key.path}` in a value stands for another key's, and `key.sub=value` "
+      "on the command\n"
       "line comes last.\n";
   for (const RecipeDoc& doc : RecipeReference()) {
     const bool top = !absl::StrContains(doc.path, '.');

@@ -13,8 +13,8 @@ namespace shoal {
 
 // One section or key.
 struct RecipeDoc {
-  std::string path;                                // "data.train.path"; a list's entries are not numbered
-  std::string comment;                             // One paragraph
+  std::string path;     // "data.train.path"; a list's entries are not numbered
+  std::string comment;  // One paragraph
   const google::protobuf::FieldDescriptor* field;  // Never null
   std::vector<std::string> value_comments;         // Of an enum's values, in their order
 };
@@ -22,7 +22,8 @@ struct RecipeDoc {
 // The whole schema in its order, sections before their keys.
 std::vector<RecipeDoc> RecipeReference();
 
-// For people: a key, a section with its keys, or all with "". InvalidArgument with the nearest name.
+// For people: a key, a section with its keys, or all with "". InvalidArgument with the nearest
+// name.
 absl::StatusOr<std::string> RecipeReferenceText(absl::string_view path);
 
 // As one page: docs/recipe-reference.md.

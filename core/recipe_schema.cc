@@ -21,8 +21,9 @@ namespace shoal {
 namespace {
 
 std::string BoundText(double value) {
-  return value == std::floor(value) && std::fabs(value) < 1e15 ? absl::StrCat(static_cast<int64_t>(value))
-                                                               : NumberText(value);
+  return value == std::floor(value) && std::fabs(value) < 1e15
+             ? absl::StrCat(static_cast<int64_t>(value))
+             : NumberText(value);
 }
 
 std::string ScalarTypeName(const FieldDescriptor& field) {
@@ -50,7 +51,8 @@ void CollectSections(const MessageDescriptor& message, const std::string& path,
   for (int i = 0; i < message.field_count(); ++i) {
     const FieldDescriptor& field = *message.field(i);
     if (!IsSection(field) || field.is_repeated()) continue;
-    CollectSections(*field.message_type(), path.empty() ? field.name() : absl::StrCat(path, ".", field.name()), sections);
+    CollectSections(*field.message_type(),
+                    path.empty() ? field.name() : absl::StrCat(path, ".", field.name()), sections);
   }
 }
 
@@ -64,13 +66,16 @@ std::string RecipeRange::ToString() const {
   }
   const std::string lower = absl::StrCat(low_open ? "above " : "of at least ", BoundText(low));
   const std::string upper = absl::StrCat(high_open ? "below " : "at most ", BoundText(high));
-  return low_given && high_given ? absl::StrCat(lower, " and ", upper) : low_given ? lower : absl::StrCat(high_open ? "" : "of ", upper);
+  return low_given && high_given ? absl::StrCat(lower, " and ", upper)
+         : low_given             ? lower
+                                 : absl::StrCat(high_open ? "" : "of ", upper);
 }
 
 RecipeRange ParseRange(const std::string& text) {
   RecipeRange range{0, 0, false, false};
   std::vector<std::string> bounds = absl::StrSplit(text, ", ");
-  SHOAL_CHECK(bounds.size() == 2 && bounds[0].size() > 1 && bounds[1].size() > 1) << "range " << text;
+  SHOAL_CHECK(bounds.size() == 2 && bounds[0].size() > 1 && bounds[1].size() > 1)
+      << "range " << text;
   range.low_open = bounds[0].front() == '(';
   range.high_open = bounds[1].back() == ')';
   const bool read = absl::SimpleAtod(bounds[0].substr(1), &range.low) &&
@@ -178,10 +183,13 @@ const FieldDescriptor* FindRecipeField(absl::string_view path) {
   return field;
 }
 
-std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& path, const std::string& name) {
+std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& path,
+                           const std::string& name) {
   const std::string prefix = path.empty() ? "" : absl::StrCat(path, ".");
-  if (const size_t dot = name.rfind('.'); dot != std::string::npos && path.empty() && FindRecipeField(name) != nullptr) {
-    return absl::StrCat("keys are not dotted in a file, expected ", name.substr(0, dot), ": {", name.substr(dot + 1), ": ...}");
+  if (const size_t dot = name.rfind('.');
+      dot != std::string::npos && path.empty() && FindRecipeField(name) != nullptr) {
+    return absl::StrCat("keys are not dotted in a file, expected ", name.substr(0, dot), ": {",
+                        name.substr(dot + 1), ": ...}");
   }
   const std::vector<std::string> names = FieldNames(message);
   std::string nearest = NearestName(name, names);

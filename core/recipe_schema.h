@@ -1,5 +1,5 @@
-// The recipe's schema (recipe.proto) in the terms of a recipe: names, types, ranges and defaults as users
-// write and read them.
+// The recipe's schema (recipe.proto) in the terms of a recipe: names, types, ranges and defaults as
+// users write and read them.
 #pragma once
 
 #include <optional>
@@ -52,12 +52,14 @@ std::string DefaultText(const FieldDescriptor& field);
 // The shortest decimal text that reads back to `value`, a number in every version of YAML.
 std::string NumberText(double value);
 
-// The field that a dotted path of names leads to ("zero.stage"), or null. List indices are left out:
-// data.train.path.
+// The field that a dotted path of names leads to ("zero.stage"), or null. List indices are left
+// out: data.train.path.
 const FieldDescriptor* FindRecipeField(absl::string_view path);
 
-// "did you mean training.max_steps?", "expected one of ..." for a name that section `message` (at `path`,
+// "did you mean training.max_steps?", "expected one of ..." for a name that section `message` (at
+// `path`,
 // "" for the root) does not have.
-std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& path, const std::string& name);
+std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& path,
+                           const std::string& name);
 
 }  // namespace shoal

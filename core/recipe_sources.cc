@@ -21,7 +21,8 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxExtends = 16;  // Files in a chain
 
 bool IsIndex(absl::string_view text) {
-  return !text.empty() && text.size() <= 6 && text.find_first_not_of("0123456789") == absl::string_view::npos;
+  return !text.empty() && text.size() <= 6 &&
+         text.find_first_not_of("0123456789") == absl::string_view::npos;
 }
 
 class TreeReader {
@@ -29,7 +30,8 @@ class TreeReader {
   explicit TreeReader(RecipeTree& tree) : tree_(tree) {}
 
   // The tree of one file over those it extends. `chain` holds the canonical paths that led here.
-  YamlNode ReadFile(absl::string_view text, const RecipeOrigin& source, std::vector<std::string> chain) {
+  YamlNode ReadFile(absl::string_view text, const RecipeOrigin& source,
+                    std::vector<std::string> chain) {
     YamlNode root;
     if (!ParseYaml(text, source, root, tree_.errors)) tree_.broken = true;
     if (!root.IsMap()) {
@@ -48,18 +50,22 @@ class TreeReader {
   }
 
   void Override(const std::string& text) {
-    const RecipeOrigin origin{std::make_shared<const std::string>(absl::StrCat("command line: ", text)), 0, 0};
+    const RecipeOrigin origin{
+        std::make_shared<const std::string>(absl::StrCat("command line: ", text)), 0, 0};
     const size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0) {
       return Error(origin, "", "expected key=value, such as training.max_steps=100");
     }
     const std::string path = text.substr(0, equals);
     const std::vector<std::string> names = absl::StrSplit(path, '.');
-    if (names.size() > kMaxRecipeDepth) return Error(origin, "", absl::StrCat("more than ", kMaxRecipeDepth, " names in a key"));
+    if (names.size() > kMaxRecipeDepth)
+      return Error(origin, "", absl::StrCat("more than ", kMaxRecipeDepth, " names in a key"));
     for (const std::string& name : names) {
       if (name.empty()) return Error(origin, path, "an empty name between the dots of the key");
     }
-    if (path == "extends") return Error(origin, path, "belongs into a file, a command line has nothing to be merged over it");
+    if (path == "extends")
+      return Error(origin, path,
+                   "belongs into a file, a command line has nothing to be merged over it");
     YamlNode value = OverrideValue(path, text.substr(equals + 1), origin);
     for (auto name = names.rbegin(); name != names.rend(); ++name) {
       YamlNode map;
@@ -77,7 +83,8 @@ class TreeReader {
     tree_.errors.push_back({origin, key, std::move(message)});
   }
 
-  YamlNode ReadBase(const YamlNode& extends, const std::string& from, std::vector<std::string> chain) {
+  YamlNode ReadBase(const YamlNode& extends, const std::string& from,
+                    std::vector<std::string> chain) {
     YamlNode none;
     none.kind = YamlNode::Kind::kMap;
     none.origin = extends.origin;
@@ -85,18 +92,21 @@ class TreeReader {
       Error(extends.origin, "extends", "expected the path of one recipe, relative to this file");
       return none;
     }
-    const std::string path = (fs::path(from).parent_path() / extends.text).lexically_normal().string();
+    const std::string path =
+        (fs::path(from).parent_path() / extends.text).lexically_normal().string();
     std::error_code ignored;
     const std::string canonical = fs::weakly_canonical(path, ignored).string();
     const std::string self = fs::weakly_canonical(from, ignored).string();
     chain.push_back(self);
     for (const std::string& earlier : chain) {
       if (earlier != canonical) continue;
-      Error(extends.origin, "extends", absl::StrCat(path, " extends this file in turn, expected no cycle"));
+      Error(extends.origin, "extends",
+            absl::StrCat(path, " extends this file in turn, expected no cycle"));
       return none;
     }
     if (chain.size() >= kMaxExtends) {
-      Error(extends.origin, "extends", absl::StrCat("more than ", kMaxExtends, " files in a chain"));
+      Error(extends.origin, "extends",
+            absl::StrCat("more than ", kMaxExtends, " files in a chain"));
       return none;
     }
     absl::StatusOr<std::string> text = ReadRecipeFile(path);
@@ -108,13 +118,16 @@ class TreeReader {
     return ReadFile(*text, {std::make_shared<const std::string>(path), 1, 1}, std::move(chain));
   }
 
-  // Where the schema wants one scalar the text is taken as it is, unless it is quoted; else it is YAML.
-  YamlNode OverrideValue(const std::string& path, const std::string& text, const RecipeOrigin& origin) {
+  // Where the schema wants one scalar the text is taken as it is, unless it is quoted; else it is
+  // YAML.
+  YamlNode OverrideValue(const std::string& path, const std::string& text,
+                         const RecipeOrigin& origin) {
     std::vector<std::string> names = absl::StrSplit(CanonicalPath(path), '.');
     std::erase_if(names, [](const std::string& name) { return IsIndex(name); });
     const FieldDescriptor* field = FindRecipeField(absl::StrJoin(names, "."));
-    const bool scalar = field != nullptr && field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE &&
-                        (!field->is_repeated() || IsIndex(std::string(path.substr(path.rfind('.') + 1))));
+    const bool scalar =
+        field != nullptr && field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE &&
+        (!field->is_repeated() || IsIndex(std::string(path.substr(path.rfind('.') + 1))));
     const bool quoted = !text.empty() && (text[0] == '"' || text[0] == '\'');
     std::vector<RecipeError> errors;
     YamlNode value;
@@ -143,9 +156,11 @@ class TreeReader {
   }
 
   // `over` wins. `message` is the schema of the maps, null inside free-form ones.
-  void Merge(YamlNode& base, YamlNode over, const MessageDescriptor* message, const std::string& path) {
+  void Merge(YamlNode& base, YamlNode over, const MessageDescriptor* message,
+             const std::string& path) {
     for (YamlNode::Entry& entry : over.entries) {
-      const FieldDescriptor* field = message == nullptr ? nullptr : message->FindFieldByName(entry.key);
+      const FieldDescriptor* field =
+          message == nullptr ? nullptr : message->FindFieldByName(entry.key);
       const std::string key = path.empty() ? entry.key : absl::StrCat(path, ".", entry.key);
       YamlNode::Entry* below = base.Find(entry.key);
       if (field != nullptr && field->is_repeated() && IsIndexed(entry.value)) {
@@ -167,10 +182,12 @@ class TreeReader {
 
   // data.train.0.path=x arrives as a map with the key "0" from the command line.
   static bool IsIndexed(const YamlNode& node) {
-    return node.IsMap() && node.origin.line == 0 && node.entries.size() == 1 && IsIndex(node.entries[0].key);
+    return node.IsMap() && node.origin.line == 0 && node.entries.size() == 1 &&
+           IsIndex(node.entries[0].key);
   }
 
-  void MergeIndexed(YamlNode& list, YamlNode over, const FieldDescriptor& field, const std::string& path) {
+  void MergeIndexed(YamlNode& list, YamlNode over, const FieldDescriptor& field,
+                    const std::string& path) {
     YamlNode::Entry& entry = over.entries[0];
     if (list.IsNull()) {
       list.kind = YamlNode::Kind::kList;
@@ -179,13 +196,14 @@ class TreeReader {
     size_t index = 0;
     if (!list.IsList() || !absl::SimpleAtoi(entry.key, &index) || index > list.items.size()) {
       return Error(over.origin, absl::StrCat(path, ".", entry.key),
-                   absl::StrCat(path, " has ", list.items.size(), " entries, expected an index of 0 to ", list.items.size()));
+                   absl::StrCat(path, " has ", list.items.size(),
+                                " entries, expected an index of 0 to ", list.items.size()));
     }
     if (index == list.items.size()) {
       list.items.push_back(std::move(entry.value));
     } else if (list.items[index].IsMap() && entry.value.IsMap()) {
-      Merge(list.items[index], std::move(entry.value), IsSection(field) ? field.message_type() : nullptr,
-            absl::StrCat(path, ".", entry.key));
+      Merge(list.items[index], std::move(entry.value),
+            IsSection(field) ? field.message_type() : nullptr, absl::StrCat(path, ".", entry.key));
     } else {
       list.items[index] = std::move(entry.value);
     }
@@ -202,16 +220,20 @@ absl::StatusOr<std::string> ReadRecipeFile(const std::string& path) {
   if (file.type() == fs::file_type::not_found) {
     return absl::NotFoundError(absl::StrCat("cannot read ", path, ": there is no such file"));
   }
-  if (fs::is_directory(file)) return absl::InvalidArgumentError(absl::StrCat("cannot read ", path, ": it is a folder"));
+  if (fs::is_directory(file))
+    return absl::InvalidArgumentError(absl::StrCat("cannot read ", path, ": it is a folder"));
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) return absl::PermissionDeniedError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
+  if (!stream)
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
   std::string text(kMaxRecipeBytes + 1, '\0');
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<size_t>(stream.gcount()));
   return text;
 }
 
-RecipeTree ReadRecipeTree(absl::string_view text, const std::string& name, const std::vector<std::string>& overrides) {
+RecipeTree ReadRecipeTree(absl::string_view text, const std::string& name,
+                          const std::vector<std::string>& overrides) {
   RecipeTree tree;
   tree.file = {std::make_shared<const std::string>(name), 1, 1};
   TreeReader reader(tree);

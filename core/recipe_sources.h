@@ -17,11 +17,14 @@ struct RecipeTree {
   std::vector<RecipeError> errors;
 };
 
-// At most kMaxRecipeBytes + 1 bytes of a file. NotFound, PermissionDenied or InvalidArgument (a folder).
+// At most kMaxRecipeBytes + 1 bytes of a file. NotFound, PermissionDenied or InvalidArgument (a
+// folder).
 absl::StatusOr<std::string> ReadRecipeFile(const std::string& path);
 
-// Parses `text`, merges it over what it extends (paths relative to the folder of `name`) and the overrides
-// over both. Brought names are moved to their keys in each source first, so that they override each other.
-RecipeTree ReadRecipeTree(absl::string_view text, const std::string& name, const std::vector<std::string>& overrides);
+// Parses `text`, merges it over what it extends (paths relative to the folder of `name`) and the
+// overrides over both. Brought names are moved to their keys in each source first, so that they
+// override each other.
+RecipeTree ReadRecipeTree(absl::string_view text, const std::string& name,
+                          const std::vector<std::string>& overrides);
 
 }  // namespace shoal

@@ -10,7 +10,8 @@ namespace shoal {
 namespace {
 
 constexpr size_t kMaxTextBytes = size_t{64} << 10;
-constexpr int kMaxReferences = 10'000;  // Expanded in all: what bounds the work of nested references
+constexpr int kMaxReferences =
+    10'000;  // Expanded in all: what bounds the work of nested references
 
 class Substituter {
  public:
@@ -34,7 +35,8 @@ class Substituter {
     if (IsFreeForm(field)) return;
     if (node.IsScalar()) Scalar(node, key);
     if (node.IsMap() && IsSection(field)) Section(node, *field.message_type(), key);
-    for (size_t i = 0; i < node.items.size(); ++i) Value(node.items[i], field, absl::StrCat(key, ".", i));
+    for (size_t i = 0; i < node.items.size(); ++i)
+      Value(node.items[i], field, absl::StrCat(key, ".", i));
   }
 
   // Defaults such as runs/${run.name}; sections that are not there get theirs too.
@@ -73,12 +75,13 @@ class Substituter {
     }
   }
 
-  // `text` with its references replaced; `open` are the keys being expanded. The first problem ends up in
-  // `message`, and then the result means nothing.
+  // `text` with its references replaced; `open` are the keys being expanded. The first problem ends
+  // up in `message`, and then the result means nothing.
   std::string Expanded(const std::string& text, std::set<std::string>& open, std::string& message) {
     std::string out;
     for (size_t i = 0; i < text.size() && message.empty();) {
-      if (out.size() > kMaxTextBytes) message = absl::StrCat("its references expand to more than ", kMaxTextBytes, " bytes");
+      if (out.size() > kMaxTextBytes)
+        message = absl::StrCat("its references expand to more than ", kMaxTextBytes, " bytes");
       if (text.compare(i, 3, "$${") == 0) {
         out += "${";
         i += 3;
@@ -108,8 +111,10 @@ class Substituter {
       NameUnknown(key, message);
       return "";
     }
-    if (field->is_repeated() || field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE || InList(key)) {
-      message = absl::StrCat("${", key, "}: expected a key with one value, this is ", TypeName(*field));
+    if (field->is_repeated() || field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE ||
+        InList(key)) {
+      message =
+          absl::StrCat("${", key, "}: expected a key with one value, this is ", TypeName(*field));
       return "";
     }
     if (!open.insert(key).second) {
@@ -144,11 +149,13 @@ class Substituter {
     const size_t dot = key.rfind('.');
     const std::string section = dot == std::string::npos ? "" : key.substr(0, dot);
     const FieldDescriptor* field = section.empty() ? nullptr : FindRecipeField(section);
-    const MessageDescriptor* owner = section.empty()                        ? Recipe::descriptor()
+    const MessageDescriptor* owner = section.empty()                         ? Recipe::descriptor()
                                      : field != nullptr && IsSection(*field) ? field->message_type()
                                                                              : nullptr;
     if (owner == nullptr) return;
-    absl::StrAppend(&message, ", ", UnknownKeyHint(*owner, section, dot == std::string::npos ? key : key.substr(dot + 1)));
+    absl::StrAppend(
+        &message, ", ",
+        UnknownKeyHint(*owner, section, dot == std::string::npos ? key : key.substr(dot + 1)));
   }
 
   YamlNode& root_;

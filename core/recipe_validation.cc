@@ -12,7 +12,8 @@ namespace {
 
 constexpr int64_t kDefaultPerDevice = 8;
 
-// Certainly text that needs a tokenizer; a folder's or pattern's files are only known once they are read.
+// Certainly text that needs a tokenizer; a folder's or pattern's files are only known once they are
+// read.
 bool IsText(const DataSource& source) {
   if (source.format() == DataSource::text || source.format() == DataSource::jsonl) return true;
   if (source.format() != DataSource::auto_format) return false;
@@ -58,11 +59,13 @@ class Validator {
     if (training.has_num_train_epochs()) given.push_back("num_train_epochs");
     if (training.has_max_tokens()) given.push_back("max_tokens");
     if (given.empty()) {
-      Error("training", "the run has no length, expected one of max_steps, num_train_epochs, max_tokens");
+      Error("training",
+            "the run has no length, expected one of max_steps, num_train_epochs, max_tokens");
     }
     for (size_t i = 1; i < given.size(); ++i) {
       Error(absl::StrCat("training.", given[i]),
-            absl::StrCat("given beside training.", given[0], ", expected exactly one of max_steps, num_train_epochs, max_tokens"));
+            absl::StrCat("given beside training.", given[0],
+                         ", expected exactly one of max_steps, num_train_epochs, max_tokens"));
     }
   }
 
@@ -75,14 +78,19 @@ class Validator {
                          std::max(1, training.gradient_accumulation_steps());
     if (step > 0 && global % step != 0) {
       Error("training.global_batch_size",
-            absl::StrCat("got ", global, ", expected a multiple of per_device_train_batch_size * gradient_accumulation_steps = ", step));
+            absl::StrCat("got ", global,
+                         ", expected a multiple of per_device_train_batch_size * "
+                         "gradient_accumulation_steps = ",
+                         step));
     }
   }
 
   void Model() {
     const ModelSection& model = proto_.model();
     if (model.name_or_path().empty() && !model.has_config()) {
-      Error("model", "no model, expected name_or_path (a Hugging Face folder) or config (the keys of a config.json)");
+      Error("model",
+            "no model, expected name_or_path (a Hugging Face folder) or config (the keys of a "
+            "config.json)");
     }
     if (model.init() == ModelSection::pretrained && model.name_or_path().empty()) {
       Error("model.init", "pretrained weights come from a folder, expected model.name_or_path");
@@ -95,22 +103,28 @@ class Validator {
       Error("tokenizer.train", "given beside tokenizer.name_or_path, expected one of them");
     }
     if (tokenizer.has_train()) {
-      std::vector<std::string> tokens(tokenizer.train().special_tokens().begin(), tokenizer.train().special_tokens().end());
+      std::vector<std::string> tokens(tokenizer.train().special_tokens().begin(),
+                                      tokenizer.train().special_tokens().end());
       const int room = tokenizer.train().vocab_size() - 256;
       if (static_cast<int>(tokens.size()) > room) {
-        Error("tokenizer.train.special_tokens", absl::StrCat("got ", tokens.size(), ", expected at most ", room,
-                                                             " (vocab_size ", tokenizer.train().vocab_size(), " less 256 bytes)"));
+        Error("tokenizer.train.special_tokens",
+              absl::StrCat("got ", tokens.size(), ", expected at most ", room, " (vocab_size ",
+                           tokenizer.train().vocab_size(), " less 256 bytes)"));
       }
       for (size_t i = 0; i < tokens.size(); ++i) {
-        const bool twice = std::find(tokens.begin(), tokens.begin() + i, tokens[i]) != tokens.begin() + i;
+        const bool twice =
+            std::find(tokens.begin(), tokens.begin() + i, tokens[i]) != tokens.begin() + i;
         if (twice || tokens[i].empty()) {
-          Error(absl::StrCat("tokenizer.train.special_tokens.", i), tokens[i].empty() ? "an empty token" : "given twice");
+          Error(absl::StrCat("tokenizer.train.special_tokens.", i),
+                tokens[i].empty() ? "an empty token" : "given twice");
         }
       }
       if (!proto_.data().train().empty() &&
-          std::none_of(proto_.data().train().begin(), proto_.data().train().end(),
-                       [](const DataSource& source) { return source.format() != DataSource::tokens; })) {
-        Error("tokenizer.train", "data.train holds tokens only, expected text to train a tokenizer on");
+          std::none_of(
+              proto_.data().train().begin(), proto_.data().train().end(),
+              [](const DataSource& source) { return source.format() != DataSource::tokens; })) {
+        Error("tokenizer.train",
+              "data.train holds tokens only, expected text to train a tokenizer on");
       }
     }
     if (HasTokenizer(proto_)) return;
@@ -123,13 +137,16 @@ class Validator {
 
   void Data() {
     const DataSection& data = proto_.data();
-    if (data.train().empty()) Error("data.train", "no training data, expected a list such as [{path: corpus.txt}]");
+    if (data.train().empty())
+      Error("data.train", "no training data, expected a list such as [{path: corpus.txt}]");
     const auto check = [&](const auto& sources, const std::string& list) {
       for (int i = 0; i < sources.size(); ++i) {
         const std::string key = absl::StrCat(list, ".", i);
-        if (sources[i].has_path() && sources[i].path().empty()) Error(absl::StrCat(key, ".path"), "an empty path");
+        if (sources[i].has_path() && sources[i].path().empty())
+          Error(absl::StrCat(key, ".path"), "an empty path");
         if (sources[i].format() == DataSource::jsonl && sources[i].field().empty()) {
-          Error(absl::StrCat(key, ".field"), "empty, expected the name of the JSON field that holds the document");
+          Error(absl::StrCat(key, ".field"),
+                "empty, expected the name of the JSON field that holds the document");
         }
       }
     };
@@ -150,7 +167,8 @@ class Validator {
     }
     if (optimizer.name() == OptimizerSection::adamw) {
       if (optimizer.momentum() != 0) Error("optimizer.momentum", "is of sgd, adamw has adam_beta1");
-      if (optimizer.nesterov()) Error("optimizer.nesterov", "is of sgd, expected optimizer.name: sgd");
+      if (optimizer.nesterov())
+        Error("optimizer.nesterov", "is of sgd, expected optimizer.name: sgd");
     }
   }
 
@@ -164,15 +182,19 @@ class Validator {
     const double warmup_steps = warmup < 1 ? warmup * steps : warmup;
     const double decay_steps = decay < 1 ? decay * steps : decay;
     if (warmup_steps + decay_steps <= steps) return;
-    Error("scheduler", absl::StrCat("wsd: warmup_steps ", NumberText(warmup_steps), " + decay_steps ", NumberText(decay_steps),
-                                    " are longer than the run, expected at most ", NumberText(steps),
-                                    shares ? " (shares of the run)" : " (training.max_steps)"));
+    Error(
+        "scheduler",
+        absl::StrCat("wsd: warmup_steps ", NumberText(warmup_steps), " + decay_steps ",
+                     NumberText(decay_steps), " are longer than the run, expected at most ",
+                     NumberText(steps), shares ? " (shares of the run)" : " (training.max_steps)"));
   }
 
   void Parallelism() {
     const ParallelismSection& axes = proto_.parallelism();
     const auto refuse = [&](const char* axis, int ranks) {
-      if (ranks > 1) Error(absl::StrCat("parallelism.", axis), absl::StrCat("got ", ranks, ", but ", axis, " above 1 is not in this version"));
+      if (ranks > 1)
+        Error(absl::StrCat("parallelism.", axis),
+              absl::StrCat("got ", ranks, ", but ", axis, " above 1 is not in this version"));
     };
     refuse("data_parallel_replicate", axes.data_parallel_replicate());
     refuse("tensor_parallel", axes.tensor_parallel());
@@ -189,13 +211,15 @@ class Validator {
   }
 
   void Checkpoint() {
-    if (proto_.checkpoint().resume().empty()) Error("checkpoint.resume", "empty, expected auto, never or the path of a checkpoint");
+    if (proto_.checkpoint().resume().empty())
+      Error("checkpoint.resume", "empty, expected auto, never or the path of a checkpoint");
     if (proto_.run().output_dir().empty()) Error("run.output_dir", "empty, expected a folder");
   }
 
   void Sample() {
     if (proto_.sample().prompts().empty() || HasTokenizer(proto_)) return;
-    Error("sample.prompts", "text needs a tokenizer, expected tokenizer.name_or_path or tokenizer.train");
+    Error("sample.prompts",
+          "text needs a tokenizer, expected tokenizer.name_or_path or tokenizer.train");
   }
 
   const LoadedRecipe& recipe_;
@@ -204,27 +228,33 @@ class Validator {
 };
 
 std::string BatchEquation(const BatchPlan& plan, int ranks) {
-  return absl::StrCat("global_batch_size ", plan.global, " = per_device_train_batch_size ", plan.per_device,
-                      " * gradient_accumulation_steps ", plan.accumulation, " * ranks ", ranks);
+  return absl::StrCat("global_batch_size ", plan.global, " = per_device_train_batch_size ",
+                      plan.per_device, " * gradient_accumulation_steps ", plan.accumulation,
+                      " * ranks ", ranks);
 }
 
 }  // namespace
 
-std::vector<RecipeError> ValidateRecipe(const LoadedRecipe& recipe) { return Validator(recipe).Run(); }
+std::vector<RecipeError> ValidateRecipe(const LoadedRecipe& recipe) {
+  return Validator(recipe).Run();
+}
 
 absl::StatusOr<BatchPlan> PlanBatch(const LoadedRecipe& recipe, int data_parallel_ranks) {
   const TrainingSection& training = recipe.proto.training();
   const int64_t ranks = data_parallel_ranks;
-  BatchPlan plan{training.per_device_train_batch_size(), training.gradient_accumulation_steps(), training.global_batch_size(), ""};
+  BatchPlan plan{training.per_device_train_batch_size(), training.gradient_accumulation_steps(),
+                 training.global_batch_size(), ""};
   if (plan.global > 0) {
-    const int64_t step = ranks * std::max<int64_t>(1, plan.per_device) * std::max<int64_t>(1, plan.accumulation);
+    const int64_t step =
+        ranks * std::max<int64_t>(1, plan.per_device) * std::max<int64_t>(1, plan.accumulation);
     if (plan.global % step != 0) {
       const int64_t below = plan.global / step * step;
-      return recipe.ErrorAt("training.global_batch_size",
-                            absl::StrCat("got ", plan.global, ", expected a multiple of per_device_train_batch_size ",
-                                         std::max<int64_t>(1, plan.per_device), " * gradient_accumulation_steps ",
-                                         std::max<int64_t>(1, plan.accumulation), " * ranks ", ranks, " = ", step, ", such as ",
-                                         below > 0 ? absl::StrCat(below, " or ") : "", below + step));
+      return recipe.ErrorAt(
+          "training.global_batch_size",
+          absl::StrCat("got ", plan.global, ", expected a multiple of per_device_train_batch_size ",
+                       std::max<int64_t>(1, plan.per_device), " * gradient_accumulation_steps ",
+                       std::max<int64_t>(1, plan.accumulation), " * ranks ", ranks, " = ", step,
+                       ", such as ", below > 0 ? absl::StrCat(below, " or ") : "", below + step));
     }
     const int64_t share = plan.global / ranks;
     if (plan.per_device == 0 && plan.accumulation > 0) plan.per_device = share / plan.accumulation;
@@ -240,26 +270,38 @@ absl::StatusOr<BatchPlan> PlanBatch(const LoadedRecipe& recipe, int data_paralle
   }
   plan.equation = BatchEquation(plan, data_parallel_ranks);
   if (plan.global != plan.per_device * plan.accumulation * ranks) {
-    return recipe.ErrorAt("training.global_batch_size",
-                          absl::StrCat("the batch equation does not come out: ", plan.equation, " = ",
-                                       plan.per_device * plan.accumulation * ranks, "; leave one of the three out"));
+    return recipe.ErrorAt(
+        "training.global_batch_size",
+        absl::StrCat("the batch equation does not come out: ", plan.equation, " = ",
+                     plan.per_device * plan.accumulation * ranks, "; leave one of the three out"));
   }
   return plan;
 }
 
 absl::StatusOr<MeshPlan> PlanMesh(const LoadedRecipe& recipe, int ranks) {
   const ParallelismSection& axes = recipe.proto.parallelism();
-  MeshPlan plan{axes.data_parallel_replicate(), axes.data_parallel_shard(), axes.tensor_parallel(),
-                axes.pipeline_parallel(),       axes.context_parallel(),    axes.expert_parallel(),       1, ""};
-  const double others = double{1} * plan.replicate * plan.tensor * plan.pipeline * plan.context * plan.expert;
-  if (plan.shard == 0 && others <= ranks && ranks % static_cast<int>(others) == 0) plan.shard = ranks / static_cast<int>(others);
-  const std::string product = absl::StrCat("replicate ", plan.replicate, " * shard ", plan.shard == 0 ? "?" : absl::StrCat(plan.shard),
-                                           " * tensor ", plan.tensor, " * pipeline ", plan.pipeline, " * context ", plan.context,
-                                           " * expert ", plan.expert);
+  MeshPlan plan{axes.data_parallel_replicate(),
+                axes.data_parallel_shard(),
+                axes.tensor_parallel(),
+                axes.pipeline_parallel(),
+                axes.context_parallel(),
+                axes.expert_parallel(),
+                1,
+                ""};
+  const double others =
+      double{1} * plan.replicate * plan.tensor * plan.pipeline * plan.context * plan.expert;
+  if (plan.shard == 0 && others <= ranks && ranks % static_cast<int>(others) == 0)
+    plan.shard = ranks / static_cast<int>(others);
+  const std::string product = absl::StrCat("replicate ", plan.replicate, " * shard ",
+                                           plan.shard == 0 ? "?" : absl::StrCat(plan.shard),
+                                           " * tensor ", plan.tensor, " * pipeline ", plan.pipeline,
+                                           " * context ", plan.context, " * expert ", plan.expert);
   if (plan.shard == 0 || others * plan.shard != ranks) {
-    return recipe.ErrorAt(recipe.IsSet("parallelism.data_parallel_shard") ? "parallelism.data_parallel_shard" : "parallelism",
-                          absl::StrCat("the mesh does not come out: ", ranks, " ranks = ", product,
-                                       "; change -n or data_parallel_shard (0: what the other axes leave)"));
+    return recipe.ErrorAt(
+        recipe.IsSet("parallelism.data_parallel_shard") ? "parallelism.data_parallel_shard"
+                                                        : "parallelism",
+        absl::StrCat("the mesh does not come out: ", ranks, " ranks = ", product,
+                     "; change -n or data_parallel_shard (0: what the other axes leave)"));
   }
   plan.data_parallel_ranks = plan.replicate * plan.shard;
   plan.equation = absl::StrCat(ranks, ranks == 1 ? " rank = " : " ranks = ", product);

@@ -19,7 +19,9 @@ namespace {
 
 // Bytes of the well-formed UTF-8 character at text[i] (Unicode 15, table 3-7), or 0.
 size_t Utf8Length(absl::string_view text, size_t i) {
-  const auto byte = [&](size_t k) { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u; };
+  const auto byte = [&](size_t k) {
+    return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u;
+  };
   const unsigned lead = byte(i);
   if (lead < 0x80) return 1;
   const size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
@@ -50,7 +52,8 @@ class LineIndex {
   }
 
   RecipeOrigin AtByte(const RecipeOrigin& source, size_t byte) const {
-    const size_t line = std::upper_bound(starts_.begin(), starts_.end(), byte) - starts_.begin() - 1;
+    const size_t line =
+        std::upper_bound(starts_.begin(), starts_.end(), byte) - starts_.begin() - 1;
     int column = 1;
     for (size_t i = starts_[line]; i < byte; ++i) column += (text_[i] & 0xC0) != 0x80;
     return {source.source, static_cast<int>(line) + 1, column};
@@ -85,7 +88,8 @@ class TreeBuilder : public YAML::EventHandler {
     Place(mark, "", anchor, YamlNode::Kind::kNull, "");
   }
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
-    Error(mark, "is an alias (*name): aliases are not accepted, write the value out or use ${key.path}");
+    Error(mark,
+          "is an alias (*name): aliases are not accepted, write the value out or use ${key.path}");
     Place(mark, "", 0, YamlNode::Kind::kNull, "");
   }
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
@@ -126,12 +130,14 @@ class TreeBuilder : public YAML::EventHandler {
     for (const Frame& frame : open_) {
       const bool last = &frame == &open_.back();
       if (frame.node->IsList()) names.push_back(absl::StrCat(frame.node->items.size() - !last));
-      if (frame.node->IsMap() && (!last || frame.value_next)) names.push_back(frame.key.substr(0, 60));
+      if (frame.node->IsMap() && (!last || frame.value_next))
+        names.push_back(frame.key.substr(0, 60));
     }
     return absl::StrJoin(names, ".");
   }
 
-  void Open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YamlNode::Kind kind) {
+  void Open(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+            YamlNode::Kind kind) {
     if (static_cast<int>(open_.size()) >= kMaxRecipeDepth) {
       Stop(mark, absl::StrCat("is nested deeper than ", kMaxRecipeDepth, " levels"));
     }
@@ -139,13 +145,19 @@ class TreeBuilder : public YAML::EventHandler {
     open_.push_back({node, false, false, ""});
   }
 
-  // Puts a node where the document's next one belongs: the root, a list's end, a map's key or its value.
+  // Puts a node where the document's next one belongs: the root, a list's end, a map's key or its
+  // value.
   YamlNode* Place(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                   YamlNode::Kind kind, const std::string& text) {
-    if (++nodes_ > kMaxRecipeNodes) Stop(mark, absl::StrCat("more than ", kMaxRecipeNodes, " values"));
-    if (anchor != 0) Error(mark, "has an anchor (&name): anchors are not accepted, write the value out or use ${key.path}");
+    if (++nodes_ > kMaxRecipeNodes)
+      Stop(mark, absl::StrCat("more than ", kMaxRecipeNodes, " values"));
+    if (anchor != 0)
+      Error(mark,
+            "has an anchor (&name): anchors are not accepted, write the value out or use "
+            "${key.path}");
     if (!tag.empty() && tag != "?" && tag != "!") {
-      Error(mark, absl::StrCat("has a tag (", tag, "): tags are not accepted, the schema gives every value its type"));
+      Error(mark, absl::StrCat("has a tag (", tag,
+                               "): tags are not accepted, the schema gives every value its type"));
     }
     YamlNode node;
     node.kind = kind;
@@ -160,7 +172,8 @@ class TreeBuilder : public YAML::EventHandler {
   }
 
   YamlNode* PlaceKey(Frame& frame, const YAML::Mark& mark, YamlNode node) {
-    if (frame.node->entries.size() >= kMaxRecipeKeys) Stop(mark, absl::StrCat("more than ", kMaxRecipeKeys, " keys in one map"));
+    if (frame.node->entries.size() >= kMaxRecipeKeys)
+      Stop(mark, absl::StrCat("more than ", kMaxRecipeKeys, " keys in one map"));
     frame.key = node.text;
     frame.value_next = true;
     frame.skip_value = true;
@@ -194,7 +207,8 @@ class TreeBuilder : public YAML::EventHandler {
   int documents_ = 0;
 };
 
-// What yaml-cpp's parser would misread or cannot place. Returns false if the text is not worth parsing.
+// What yaml-cpp's parser would misread or cannot place. Returns false if the text is not worth
+// parsing.
 bool CheckBytes(absl::string_view text, const LineIndex& lines, const RecipeOrigin& source,
                 std::vector<RecipeError>& errors) {
   for (size_t i = 0; i < text.size();) {
@@ -202,12 +216,14 @@ bool CheckBytes(absl::string_view text, const LineIndex& lines, const RecipeOrig
     std::string problem;
     const size_t length = Utf8Length(text, i);
     if (length == 0) problem = absl::StrFormat("byte 0x%02x is not UTF-8", byte);
-    if (byte == '\r' && (i + 1 == text.size() || text[i + 1] != '\n')) problem = "a carriage return without a line feed";
+    if (byte == '\r' && (i + 1 == text.size() || text[i + 1] != '\n'))
+      problem = "a carriage return without a line feed";
     if (byte < 0x20 && byte != '\n' && byte != '\r' && byte != '\t') {
       problem = absl::StrFormat("control character 0x%02x", byte);
     }
     if (!problem.empty()) {
-      errors.push_back({lines.AtByte(source, i), "", absl::StrCat(problem, ", expected a text file in UTF-8")});
+      errors.push_back(
+          {lines.AtByte(source, i), "", absl::StrCat(problem, ", expected a text file in UTF-8")});
       return false;
     }
     i += length;
@@ -217,7 +233,8 @@ bool CheckBytes(absl::string_view text, const LineIndex& lines, const RecipeOrig
 
 std::string SyntaxError(const YAML::Exception& error, absl::string_view line) {
   std::string message = absl::StrCat("not YAML: ", error.msg);
-  if (absl::StrContains(line, "${") && absl::StrContains(absl::string_view(line).substr(0, line.find("${")), "{")) {
+  if (absl::StrContains(line, "${") &&
+      absl::StrContains(absl::string_view(line).substr(0, line.find("${")), "{")) {
     absl::StrAppend(&message, " (a ${...} inside { } must be quoted)");
   } else if (absl::StrContains(line, '\t')) {
     absl::StrAppend(&message, " (the line holds a tab; YAML is indented with spaces)");
@@ -238,7 +255,8 @@ const YamlNode::Entry* YamlNode::Find(absl::string_view key) const {
   return const_cast<YamlNode*>(this)->Find(key);
 }
 
-bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& root, std::vector<RecipeError>& errors) {
+bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& root,
+               std::vector<RecipeError>& errors) {
   const RecipeOrigin start{source.source, 1, 1};
   root.origin = start;
   if (text.size() > kMaxRecipeBytes) {
@@ -269,11 +287,15 @@ bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& roo
 }
 
 std::string QuotedYaml(absl::string_view text) {
-  static constexpr absl::string_view kReserved[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"};
+  static constexpr absl::string_view kReserved[] = {"null", "true", "false", "yes", "no", "on",
+                                                    "off",  "y",    "n",     "nan", "inf"};
   const std::string lower = absl::AsciiStrToLower(text);
-  bool plain = !text.empty() && (absl::ascii_isalpha(text[0]) || text[0] == '/' || text[0] == '_') &&
+  bool plain = !text.empty() &&
+               (absl::ascii_isalpha(text[0]) || text[0] == '/' || text[0] == '_') &&
                std::find(std::begin(kReserved), std::end(kReserved), lower) == std::end(kReserved);
-  for (char c : text) plain = plain && (absl::ascii_isalnum(c) || absl::StrContains("_./-+", absl::string_view(&c, 1)));
+  for (char c : text)
+    plain =
+        plain && (absl::ascii_isalnum(c) || absl::StrContains("_./-+", absl::string_view(&c, 1)));
   if (plain) return std::string(text);
   std::string quoted = "\"";
   for (unsigned char c : text) {

@@ -1,6 +1,6 @@
-// YAML text as a tree that remembers where everything stood. Safe for any bytes: what yaml-cpp would
-// answer with a stack overflow or an explosion (deep nesting, aliases) is refused while its events arrive,
-// and no tree of its own is ever built.
+// YAML text as a tree that remembers where everything stood. Safe for any bytes: what yaml-cpp
+// would answer with a stack overflow or an explosion (deep nesting, aliases) is refused while its
+// events arrive, and no tree of its own is ever built.
 #pragma once
 
 #include <string>
@@ -17,11 +17,11 @@ struct YamlNode {
 
   Kind kind = Kind::kNull;
   RecipeOrigin origin;
-  std::string text;             // Of a scalar, unquoted
-  bool quoted = false;          // Of a scalar: written with quotes, so never a number, a bool or null
-  bool substituted = false;     // Of a scalar: ${...} was replaced in it
-  bool refused = false;         // An error was reported: say no more of it
-  bool is_default = false;      // Stands for the schema's default, not for what a user wrote
+  std::string text;          // Of a scalar, unquoted
+  bool quoted = false;       // Of a scalar: written with quotes, so never a number, a bool or null
+  bool substituted = false;  // Of a scalar: ${...} was replaced in it
+  bool refused = false;      // An error was reported: say no more of it
+  bool is_default = false;   // Stands for the schema's default, not for what a user wrote
   std::vector<YamlNode> items;  // Of a list
   std::vector<Entry> entries;   // Of a map, in the order of the text
 
@@ -46,8 +46,10 @@ inline constexpr int kMaxRecipeNodes = 20'000;
 inline constexpr size_t kMaxRecipeKeys = 2'000;  // In one map
 
 // Parses one document into `root` (null if the text is empty); errors are appended, with origins in
-// `source`. False: the text could not be read to its end, so nothing can be said of what is missing.
-bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& root, std::vector<RecipeError>& errors);
+// `source`. False: the text could not be read to its end, so nothing can be said of what is
+// missing.
+bool ParseYaml(absl::string_view text, const RecipeOrigin& source, YamlNode& root,
+               std::vector<RecipeError>& errors);
 
 // `text` as a YAML scalar that reads back as a string: quoted only where it must be.
 std::string QuotedYaml(absl::string_view text);

@@ -1,6 +1,6 @@
-// Errors that come from outside (recipes, files, peers) travel as absl::Status; see docs/architecture.md.
-// Broken invariants stop the rank through SHOAL_CHECK. Macros carry our prefix since libtorch's headers
-// define bare LOG, CHECK and friends.
+// Errors that come from outside (recipes, files, peers) travel as absl::Status; see
+// docs/architecture.md. Broken invariants stop the rank through SHOAL_CHECK. Macros carry our
+// prefix since libtorch's headers define bare LOG, CHECK and friends.
 #pragma once
 
 #include <sstream>
@@ -20,7 +20,8 @@ inline absl::Status Annotate(const absl::Status& status, absl::string_view conte
 
 namespace internal {
 
-// Prints file:line, the condition and the streamed message to stderr, then ends the process with SIGABRT.
+// Prints file:line, the condition and the streamed message to stderr, then ends the process with
+// SIGABRT.
 class CheckFailure {
  public:
   CheckFailure(const char* file, int line, const char* condition);
@@ -39,8 +40,8 @@ struct Voidify {
 }  // namespace internal
 }  // namespace shoal
 
-#define SHOAL_CHECK(condition)          \
-  (condition) ? (void)0                 \
+#define SHOAL_CHECK(condition)                 \
+  (condition) ? (void)0                        \
               : ::shoal::internal::Voidify() & \
                     ::shoal::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 
@@ -48,8 +49,8 @@ struct Voidify {
 #define SHOAL_CONCAT(a, b) SHOAL_CONCAT_INNER(a, b)
 
 // Returns the status of `expression` from the enclosing function unless it is OK.
-#define SHOAL_RETURN_IF_ERROR(expression)                       \
-  do {                                                          \
+#define SHOAL_RETURN_IF_ERROR(expression)                                                  \
+  do {                                                                                     \
     if (absl::Status shoal_status = (expression); !shoal_status.ok()) return shoal_status; \
   } while (false)
 

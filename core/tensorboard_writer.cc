@@ -40,7 +40,9 @@ class TensorboardSink : public MetricsSink {
  public:
   explicit TensorboardSink(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
 
-  absl::Status WriteEvent(const tensorboard::Event& event) { return file_->Append(TfRecord(event.SerializeAsString())); }
+  absl::Status WriteEvent(const tensorboard::Event& event) {
+    return file_->Append(TfRecord(event.SerializeAsString()));
+  }
 
   absl::Status Write(const MetricsRow& row) override {
     tensorboard::Event event;
@@ -95,12 +97,14 @@ tensorboard::Event RecipeEvent(const std::string& yaml) {
 }
 
 // A name that TensorBoard looks for ("tfevents"), later ones sorting after earlier ones.
-absl::StatusOr<std::unique_ptr<WritableFile>> CreateEventFile(FileSystem& files, const std::string& directory) {
+absl::StatusOr<std::unique_ptr<WritableFile>> CreateEventFile(FileSystem& files,
+                                                              const std::string& directory) {
   char host[256] = "localhost";
   ::gethostname(host, sizeof host - 1);
   const int64_t seconds = absl::ToUnixSeconds(absl::Now());
   for (int attempt = 0;; ++attempt) {
-    const std::string name = absl::StrFormat("events.out.tfevents.%010d.%s.%d.%d", seconds, host, ::getpid(), attempt);
+    const std::string name =
+        absl::StrFormat("events.out.tfevents.%010d.%s.%d.%d", seconds, host, ::getpid(), attempt);
     auto file = files.OpenForWrite(JoinPath(directory, name), OpenMode::kCreateNew);
     if (file.ok() || !absl::IsAlreadyExists(file.status())) return file;
   }
@@ -117,8 +121,10 @@ std::string TfRecord(absl::string_view data) {
   return record;
 }
 
-absl::StatusOr<std::unique_ptr<MetricsSink>> OpenTensorboardSink(FileSystem& files, const std::string& directory,
-                                                                 int64_t last_step, const std::string& recipe_yaml) {
+absl::StatusOr<std::unique_ptr<MetricsSink>> OpenTensorboardSink(FileSystem& files,
+                                                                 const std::string& directory,
+                                                                 int64_t last_step,
+                                                                 const std::string& recipe_yaml) {
   SHOAL_RETURN_IF_ERROR(CreateDirectories(files, directory));
   SHOAL_ASSIGN_OR_RETURN(auto file, CreateEventFile(files, directory));
   auto sink = std::make_unique<TensorboardSink>(std::move(file));

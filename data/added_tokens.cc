@@ -49,12 +49,14 @@ absl::Status AddedTokenMatcher::Add(const std::string& pattern, const AddedToken
   uint32_t node = 0;
   for (char c : pattern) {
     const uint64_t edge = static_cast<uint64_t>(node) << 8 | static_cast<uint8_t>(c);
-    const auto [it, inserted] = edges_.try_emplace(edge, static_cast<uint32_t>(node_tokens_.size()));
+    const auto [it, inserted] =
+        edges_.try_emplace(edge, static_cast<uint32_t>(node_tokens_.size()));
     if (inserted) node_tokens_.push_back(-1);
     node = it->second;
   }
   if (node_tokens_[node] >= 0) {
-    return absl::InvalidArgumentError(absl::StrCat("added_tokens: \"", pattern, "\" is there twice"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("added_tokens: \"", pattern, "\" is there twice"));
   }
   node_tokens_[node] = static_cast<int32_t>(tokens_.size());
   tokens_.push_back(token);
@@ -62,7 +64,8 @@ absl::Status AddedTokenMatcher::Add(const std::string& pattern, const AddedToken
   return absl::OkStatus();
 }
 
-AddedTokenMatcher::Match AddedTokenMatcher::LongestAt(absl::string_view text, size_t position) const {
+AddedTokenMatcher::Match AddedTokenMatcher::LongestAt(absl::string_view text,
+                                                      size_t position) const {
   Match best;
   uint32_t node = 0;
   for (size_t i = position; i < text.size(); ++i) {

@@ -1,4 +1,5 @@
-// Tokens that are found in the text before anything else happens to it (tokenizer.json's added_tokens).
+// Tokens that are found in the text before anything else happens to it (tokenizer.json's
+// added_tokens).
 #pragma once
 
 #include <array>
@@ -31,8 +32,8 @@ class AddedTokenMatcher {
     std::optional<int32_t> id;  // Of an added token; else plain text
   };
 
-  // `pattern` is what is looked for: token.content or its normal form. InvalidArgument if it is empty or
-  // another token's.
+  // `pattern` is what is looked for: token.content or its normal form. InvalidArgument if it is
+  // empty or another token's.
   absl::Status Add(const std::string& pattern, const AddedToken& token);
 
   bool empty() const { return tokens_.empty(); }
@@ -48,8 +49,9 @@ class AddedTokenMatcher {
 
   // A trie: (node << 8 | byte) -> node.
   absl::flat_hash_map<uint64_t, uint32_t> edges_;
-  std::vector<int32_t> node_tokens_ = {-1};  // Index in tokens_ of the pattern that ends at the node, or -1
-  std::array<bool, 256> starts_{};           // Bytes that a pattern starts with
+  std::vector<int32_t> node_tokens_ = {
+      -1};                          // Index in tokens_ of the pattern that ends at the node, or -1
+  std::array<bool, 256> starts_{};  // Bytes that a pattern starts with
   std::vector<AddedToken> tokens_;
 };
 

@@ -24,17 +24,19 @@ absl::StatusOr<BpeModel> BpeModel::Create(const BpeDefinition& definition) {
   model.vocab_.reserve(definition.vocab.size());
   for (const auto& [token, id] : definition.vocab) {
     if (id < 0 || id > kMaxId) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("model.vocab: token \"", token, "\" has id ", id, ", expected 0 to ", kMaxId));
+      return absl::InvalidArgumentError(absl::StrCat("model.vocab: token \"", token, "\" has id ",
+                                                     id, ", expected 0 to ", kMaxId));
     }
     model.vocab_[token] = id;
   }
   int32_t rank = 0;
   for (const auto& [left, right] : definition.merges) {
-    const auto l = model.vocab_.find(left), r = model.vocab_.find(right), joined = model.vocab_.find(left + right);
+    const auto l = model.vocab_.find(left), r = model.vocab_.find(right),
+               joined = model.vocab_.find(left + right);
     if (l == model.vocab_.end() || r == model.vocab_.end() || joined == model.vocab_.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("model.merges entry ", rank, ": \"", left, "\" + \"", right,
-                                                     "\": a part or the whole is not in model.vocab"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.merges entry ", rank, ": \"", left, "\" + \"", right,
+                       "\": a part or the whole is not in model.vocab"));
     }
     model.merges_[Key(l->second, r->second)] = {rank++, joined->second};
   }
@@ -48,11 +50,14 @@ absl::StatusOr<BpeModel> BpeModel::Create(const BpeDefinition& definition) {
   }
   if (definition.byte_fallback && !whole_alphabet) {
     return absl::UnimplementedError(
-        "model.byte_fallback is not supported with a vocabulary that lacks some of the 256 byte characters");
+        "model.byte_fallback is not supported with a vocabulary that lacks some of the 256 byte "
+        "characters");
   }
   if (definition.unk_token && !whole_alphabet) {
     const auto unk = model.TokenToId(*definition.unk_token);
-    if (!unk) return absl::InvalidArgumentError(absl::StrCat("model.unk_token \"", *definition.unk_token, "\" is not in model.vocab"));
+    if (!unk)
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.unk_token \"", *definition.unk_token, "\" is not in model.vocab"));
     model.unk_id_ = *unk;
   }
   model.fuse_unk_ = definition.fuse_unk;
@@ -157,7 +162,8 @@ void BpeModel::MergeLong(std::vector<int32_t>& ids, size_t first) const {
     if (symbols[left] < 0 || next[left] == kEnd) continue;
     const size_t right = next[left];
     const Merge* merge = Find(symbols[left], symbols[right]);
-    if (merge == nullptr || merge->id != top.id) continue;  // Stale: one of the two has changed since
+    if (merge == nullptr || merge->id != top.id)
+      continue;  // Stale: one of the two has changed since
     symbols[left] = top.id;
     symbols[right] = -1;
     next[left] = next[right];

@@ -1,5 +1,5 @@
-// Byte pair encoding of single words (Sennrich et al. 2016): start from bytes, then join the neighbours
-// whose pair comes first in the list of merges, leftmost first, until no pair is in it.
+// Byte pair encoding of single words (Sennrich et al. 2016): start from bytes, then join the
+// neighbours whose pair comes first in the list of merges, leftmost first, until no pair is in it.
 #pragma once
 
 #include <array>
@@ -15,10 +15,11 @@
 
 namespace shoal {
 
-// As tokenizer.json's "model" has it; tokens are written in the byte-level alphabet (data/byte_level.h).
+// As tokenizer.json's "model" has it; tokens are written in the byte-level alphabet
+// (data/byte_level.h).
 struct BpeDefinition {
-  std::vector<std::pair<std::string, int32_t>> vocab;        // Token, id
-  std::vector<std::pair<std::string, std::string>> merges;   // By rank
+  std::vector<std::pair<std::string, int32_t>> vocab;       // Token, id
+  std::vector<std::pair<std::string, std::string>> merges;  // By rank
   std::optional<std::string> unk_token;
   bool fuse_unk = false;
   bool byte_fallback = false;
@@ -33,7 +34,8 @@ class BpeModel {
   // InvalidArgument if a merge or unk_token is not in the vocabulary.
   static absl::StatusOr<BpeModel> Create(const BpeDefinition& definition);
 
-  // Appends the ids of one word's bytes. NotFound if the vocabulary lacks a byte and there is no unk_token.
+  // Appends the ids of one word's bytes. NotFound if the vocabulary lacks a byte and there is no
+  // unk_token.
   absl::Status EncodeWord(absl::string_view word, std::vector<int32_t>& ids) const;
 
   std::optional<int32_t> TokenToId(absl::string_view token) const;

@@ -37,7 +37,8 @@ struct Pair {
   auto operator<=>(const Pair&) const = default;
   template <typename H>
   friend H AbslHashValue(H hash, const Pair& pair) {
-    return H::combine(std::move(hash), static_cast<uint64_t>(static_cast<uint32_t>(pair.left)) << 32 |
+    return H::combine(std::move(hash), static_cast<uint64_t>(static_cast<uint32_t>(pair.left))
+                                               << 32 |
                                            static_cast<uint32_t>(pair.right));
   }
 };
@@ -53,11 +54,12 @@ struct Vocabulary {
   }
 };
 
-// Joins pairs until the vocabulary is full. Every tie is broken as in Rust's `tokenizers`: highest count
-// first, then the smaller pair of ids.
+// Joins pairs until the vocabulary is full. Every tie is broken as in Rust's `tokenizers`: highest
+// count first, then the smaller pair of ids.
 class MergeLoop {
  public:
-  MergeLoop(const absl::flat_hash_map<std::string, int64_t>& words, Vocabulary& vocabulary, const BpeTrainerOptions& options)
+  MergeLoop(const absl::flat_hash_map<std::string, int64_t>& words, Vocabulary& vocabulary,
+            const BpeTrainerOptions& options)
       : vocabulary_(vocabulary), options_(options) {
     AddWords(words);
     for (auto& [pair, positions] : positions_) Push(pair, std::move(positions));
@@ -66,16 +68,19 @@ class MergeLoop {
 
   std::vector<Pair> Run() {
     std::vector<Pair> merges;
-    while (static_cast<int64_t>(vocabulary_.tokens.size()) < options_.vocab_size && !queue_.empty()) {
+    while (static_cast<int64_t>(vocabulary_.tokens.size()) < options_.vocab_size &&
+           !queue_.empty()) {
       Candidate top = queue_.top();
       queue_.pop();
-      if (const int64_t now = counts_[top.pair]; now != top.count) {  // Stale: back with what it is worth now
+      if (const int64_t now = counts_[top.pair];
+          now != top.count) {  // Stale: back with what it is worth now
         top.count = now;
         queue_.push(top);
         continue;
       }
       if (top.count < std::max<int64_t>(options_.min_frequency, 1)) break;
-      const int32_t joined = vocabulary_.IdOf(vocabulary_.tokens[top.pair.left] + vocabulary_.tokens[top.pair.right]);
+      const int32_t joined =
+          vocabulary_.IdOf(vocabulary_.tokens[top.pair.left] + vocabulary_.tokens[top.pair.right]);
       merges.push_back(top.pair);
       const std::vector<uint32_t> words = std::move(word_lists_[top.words]);
       for (uint32_t word : words) Join(word, top.pair, joined);
@@ -112,7 +117,8 @@ class MergeLoop {
       words_.push_back({symbols_.size(), static_cast<uint32_t>(bytes.size()), count});
       for (char c : bytes) symbols_.push_back(byte_ids[static_cast<uint8_t>(c)]);
       const int32_t* symbols = symbols_.data() + words_[word].begin;
-      for (uint32_t i = 0; i + 1 < words_[word].length; ++i) Change({symbols[i], symbols[i + 1]}, +1, word);
+      for (uint32_t i = 0; i + 1 < words_[word].length; ++i)
+        Change({symbols[i], symbols[i + 1]}, +1, word);
     }
   }
 
@@ -131,8 +137,8 @@ class MergeLoop {
     word_lists_.push_back(std::move(words));
   }
 
-  // Replaces each `pair` of the word, left to right, and counts what its neighbours become. The pair's own count
-  // stays: it is never asked for again.
+  // Replaces each `pair` of the word, left to right, and counts what its neighbours become. The
+  // pair's own count stays: it is never asked for again.
   void Join(uint32_t index, Pair pair, int32_t joined) {
     Word& word = words_[index];
     int32_t* symbols = symbols_.data() + word.begin;
@@ -169,17 +175,19 @@ class MergeLoop {
 absl::Status CheckOptions(const BpeTrainerOptions& options) {
   const int64_t least = 256 + static_cast<int64_t>(options.special_tokens.size());
   if (options.vocab_size < least) {
-    return absl::InvalidArgumentError(absl::StrCat("tokenizer.train.vocab_size ", options.vocab_size,
-                                                   " has no room for 256 bytes and ", options.special_tokens.size(),
-                                                   " special tokens: at least ", least));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tokenizer.train.vocab_size ", options.vocab_size, " has no room for 256 bytes and ",
+        options.special_tokens.size(), " special tokens: at least ", least));
   }
   for (size_t i = 0; i < options.special_tokens.size(); ++i) {
     const std::string& token = options.special_tokens[i];
     if (token.empty() || !IsValidUtf8(token)) {
-      return absl::InvalidArgumentError("tokenizer.train.special_tokens: a token is empty or not UTF-8");
+      return absl::InvalidArgumentError(
+          "tokenizer.train.special_tokens: a token is empty or not UTF-8");
     }
     if (std::count(options.special_tokens.begin(), options.special_tokens.end(), token) > 1) {
-      return absl::InvalidArgumentError(absl::StrCat("tokenizer.train.special_tokens: \"", token, "\" is there twice"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("tokenizer.train.special_tokens: \"", token, "\" is there twice"));
     }
   }
   return absl::OkStatus();
@@ -198,26 +206,48 @@ Json ModelJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges) {
     if (last[merges[i]] != i) continue;
     pairs.push_back({vocabulary.tokens[merges[i].left], vocabulary.tokens[merges[i].right]});
   }
-  return Json{{"type", "BPE"},        {"dropout", nullptr},         {"unk_token", nullptr},
-              {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}, {"fuse_unk", false},
-              {"byte_fallback", false}, {"ignore_merges", false},     {"vocab", std::move(vocab)},
+  return Json{{"type", "BPE"},
+              {"dropout", nullptr},
+              {"unk_token", nullptr},
+              {"continuing_subword_prefix", nullptr},
+              {"end_of_word_suffix", nullptr},
+              {"fuse_unk", false},
+              {"byte_fallback", false},
+              {"ignore_merges", false},
+              {"vocab", std::move(vocab)},
               {"merges", std::move(pairs)}};
 }
 
-Json TokenizerJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges, size_t num_special) {
+Json TokenizerJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges,
+                   size_t num_special) {
   Json added = Json::array();
   for (size_t id = 0; id < num_special; ++id) {
-    added.push_back(Json{{"id", id}, {"content", vocabulary.tokens[id]}, {"single_word", false}, {"lstrip", false},
-                         {"rstrip", false}, {"normalized", false}, {"special", true}});
+    added.push_back(Json{{"id", id},
+                         {"content", vocabulary.tokens[id]},
+                         {"single_word", false},
+                         {"lstrip", false},
+                         {"rstrip", false},
+                         {"normalized", false},
+                         {"special", true}});
   }
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  return Json{{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", std::move(added)},
-              {"normalizer", nullptr}, {"pre_tokenizer", byte_level}, {"post_processor", nullptr},
-              {"decoder", byte_level}, {"model", ModelJson(vocabulary, merges)}};
+  const Json byte_level = {{"type", "ByteLevel"},
+                           {"add_prefix_space", false},
+                           {"trim_offsets", true},
+                           {"use_regex", true}};
+  return Json{{"version", "1.0"},
+              {"truncation", nullptr},
+              {"padding", nullptr},
+              {"added_tokens", std::move(added)},
+              {"normalizer", nullptr},
+              {"pre_tokenizer", byte_level},
+              {"post_processor", nullptr},
+              {"decoder", byte_level},
+              {"model", ModelJson(vocabulary, merges)}};
 }
 
 Json ConfigJson(const std::vector<std::string>& special_tokens) {
-  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
+  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                 {"clean_up_tokenization_spaces", false}};
   if (!special_tokens.empty()) {
     config["bos_token"] = special_tokens[0];
     config["eos_token"] = special_tokens[0];

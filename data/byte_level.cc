@@ -16,7 +16,8 @@ constexpr int kNumOthers = 68;
 std::array<int16_t, kFirstOther + kNumOthers> InvertAlphabet() {
   std::array<int16_t, kFirstOther + kNumOthers> bytes;
   bytes.fill(-1);
-  for (int byte = 0; byte < 256; ++byte) bytes[ByteLevelAlphabet()[byte]] = static_cast<int16_t>(byte);
+  for (int byte = 0; byte < 256; ++byte)
+    bytes[ByteLevelAlphabet()[byte]] = static_cast<int16_t>(byte);
   return bytes;
 }
 
@@ -43,7 +44,8 @@ std::optional<std::string> FromByteLevel(absl::string_view token) {
   std::string out;
   for (size_t i = 0; i < token.size();) {
     const DecodedCharacter c = DecodeUtf8(token, i);
-    if (!c.valid || c.code_point >= inverse.size() || inverse[c.code_point] < 0) return std::nullopt;
+    if (!c.valid || c.code_point >= inverse.size() || inverse[c.code_point] < 0)
+      return std::nullopt;
     out += static_cast<char>(inverse[c.code_point]);
     i += c.length;
   }

@@ -30,13 +30,15 @@ CodePointSet CodePointSet::Of(absl::FunctionRef<bool(CharacterProperties)> conta
 absl::StatusOr<CodePointSet> CodePointSet::OfCategory(absl::string_view name) {
   uint32_t wanted = 0;
   for (size_t i = 0; i < std::size(kCategoryNames); ++i) {
-    if (kCategoryNames[i] == name || (name.size() == 1 && kCategoryNames[i][0] == name[0])) wanted |= 1u << i;
+    if (kCategoryNames[i] == name || (name.size() == 1 && kCategoryNames[i][0] == name[0]))
+      wanted |= 1u << i;
   }
   if (wanted == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("\\p{", name, "} is not supported, only general categories such as \\p{L} and \\p{Lu}"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "\\p{", name, "} is not supported, only general categories such as \\p{L} and \\p{Lu}"));
   }
-  return Of([wanted](CharacterProperties c) { return wanted >> static_cast<int>(c.category()) & 1; });
+  return Of(
+      [wanted](CharacterProperties c) { return wanted >> static_cast<int>(c.category()) & 1; });
 }
 
 void CodePointSet::Add(const CodePointSet& other) {
@@ -45,7 +47,8 @@ void CodePointSet::Add(const CodePointSet& other) {
 
 std::vector<CodePointSet::Range> CodePointSet::Sorted() const {
   std::vector<Range> sorted = ranges_, merged;
-  std::sort(sorted.begin(), sorted.end(), [](const Range& a, const Range& b) { return a.first < b.first; });
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Range& a, const Range& b) { return a.first < b.first; });
   for (const Range& range : sorted) {
     if (!merged.empty() && range.first <= merged.back().last + 1) {
       merged.back().last = std::max(merged.back().last, range.last);

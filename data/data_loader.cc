@@ -11,13 +11,14 @@
 namespace shoal {
 namespace {
 
-absl::StatusOr<std::shared_ptr<const TokenDataset>> OpenDataset(const std::vector<std::string>& paths) {
+absl::StatusOr<std::shared_ptr<const TokenDataset>> OpenDataset(
+    const std::vector<std::string>& paths) {
   SHOAL_ASSIGN_OR_RETURN(TokenDataset dataset, TokenDataset::Open(paths));
   return std::make_shared<const TokenDataset>(std::move(dataset));
 }
 
-std::unique_ptr<SequenceSource> MakeSource(std::shared_ptr<const TokenDataset> dataset, const DataSection& data, double begin,
-                                           double end) {
+std::unique_ptr<SequenceSource> MakeSource(std::shared_ptr<const TokenDataset> dataset,
+                                           const DataSection& data, double begin, double end) {
   const SequenceOptions options{.seq_length = data.seq_length(),
                                 .document_mask = data.packing() && data.document_mask(),
                                 .begin = begin,
@@ -34,8 +35,10 @@ std::span<int64_t> RowOf(const at::Tensor& tensor_BT, int64_t row) {
 }  // namespace
 
 absl::StatusOr<DataLoader> DataLoader::Create(const DataLoaderOptions& options) {
-  SHOAL_CHECK(options.rows > 0 && options.micro_batches > 0 && options.rank >= 0 && options.rank < options.num_ranks)
-      << "a loader of " << options.rows << " rows, rank " << options.rank << " of " << options.num_ranks;
+  SHOAL_CHECK(options.rows > 0 && options.micro_batches > 0 && options.rank >= 0 &&
+              options.rank < options.num_ranks)
+      << "a loader of " << options.rows << " rows, rank " << options.rank << " of "
+      << options.num_ranks;
   const DataSection& data = options.data;
   DataLoader loader;
   loader.options_ = options;
@@ -51,18 +54,21 @@ absl::StatusOr<DataLoader> DataLoader::Create(const DataLoaderOptions& options) 
     loader.eval_ = MakeSource(eval, data, 0, 1);
   }
   const auto too_little = [&](absl::string_view which, int64_t tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(which, " does not fill one sequence: ", tokens, " tokens, data.seq_length ",
-                                                   data.seq_length(), ", data.holdout ", data.holdout(),
+    return absl::InvalidArgumentError(absl::StrCat(which, " does not fill one sequence: ", tokens,
+                                                   " tokens, data.seq_length ", data.seq_length(),
+                                                   ", data.holdout ", data.holdout(),
                                                    ": give more data or shorter sequences"));
   };
   if (loader.num_sequences() < 1) return too_little("data.train", train->num_tokens());
   if (loader.eval_ != nullptr && loader.eval_->num_sequences() < 1) {
-    return too_little(held_out ? "data.holdout" : "data.eval", held_out ? train->num_tokens() : options.prepared.eval_tokens);
+    return too_little(held_out ? "data.holdout" : "data.eval",
+                      held_out ? train->num_tokens() : options.prepared.eval_tokens);
   }
   return loader;
 }
 
-absl::StatusOr<Batch> DataLoader::MakeBatch(const SequenceSource& source, const std::vector<int64_t>& sequences) const {
+absl::StatusOr<Batch> DataLoader::MakeBatch(const SequenceSource& source,
+                                            const std::vector<int64_t>& sequences) const {
   const auto rows = static_cast<int64_t>(sequences.size());
   const bool documents = options_.data.packing() && options_.data.document_mask();
   Batch batch;
@@ -71,12 +77,15 @@ absl::StatusOr<Batch> DataLoader::MakeBatch(const SequenceSource& source, const 
   batch.positions_BT = at::empty({rows, seq_length_}, at::kLong);
   if (documents) batch.documents_BT = at::zeros({rows, seq_length_}, at::kInt);
   for (int64_t b = 0; b < rows; ++b) {
-    SequenceRow row{RowOf(batch.tokens_BT, b), RowOf(batch.targets_BT, b), RowOf(batch.positions_BT, b), {}};
+    SequenceRow row{
+        RowOf(batch.tokens_BT, b), RowOf(batch.targets_BT, b), RowOf(batch.positions_BT, b), {}};
     if (documents) {
-      row.documents = {batch.documents_BT.mutable_data_ptr<int32_t>() + b * seq_length_, static_cast<size_t>(seq_length_)};
+      row.documents = {batch.documents_BT.mutable_data_ptr<int32_t>() + b * seq_length_,
+                       static_cast<size_t>(seq_length_)};
     }
     // A row without targets repeats the first sequence: any tokens will do.
-    SHOAL_ASSIGN_OR_RETURN(const int64_t targets, source.Read(std::max<int64_t>(sequences[b], 0), row));
+    SHOAL_ASSIGN_OR_RETURN(const int64_t targets,
+                           source.Read(std::max<int64_t>(sequences[b], 0), row));
     if (sequences[b] < 0) {
       std::fill(row.targets.begin(), row.targets.end(), Batch::kIgnoreIndex);
     } else {
@@ -95,7 +104,8 @@ absl::StatusOr<std::vector<Batch>> DataLoader::MicroBatches(int64_t step) const 
     for (int64_t b = 0; b < o.rows; ++b) {
       const int64_t position = step * global_rows + (m * o.num_ranks + o.rank) * o.rows + b;
       const int64_t epoch = position / num_sequences(), place = position % num_sequences();
-      sequences.push_back(o.data.shuffle() ? ShufflePermutation(o.seed, epoch, num_sequences())(place) : place);
+      sequences.push_back(
+          o.data.shuffle() ? ShufflePermutation(o.seed, epoch, num_sequences())(place) : place);
     }
     SHOAL_ASSIGN_OR_RETURN(Batch batch, MakeBatch(*train_, sequences));
     batches.push_back(std::move(batch));
@@ -109,7 +119,8 @@ int64_t DataLoader::num_eval_batches() const {
 }
 
 absl::StatusOr<Batch> DataLoader::EvalBatch(int64_t index) const {
-  SHOAL_CHECK(index >= 0 && index < num_eval_batches()) << "evaluation batch " << index << " of " << num_eval_batches();
+  SHOAL_CHECK(index >= 0 && index < num_eval_batches())
+      << "evaluation batch " << index << " of " << num_eval_batches();
   std::vector<int64_t> sequences;
   for (int64_t b = 0; b < options_.rows; ++b) {
     const int64_t sequence = (index * options_.num_ranks + options_.rank) * options_.rows + b;
@@ -119,7 +130,8 @@ absl::StatusOr<Batch> DataLoader::EvalBatch(int64_t index) const {
 }
 
 absl::StatusOr<std::vector<Batch>> DataLoader::EvalBatches(int64_t max_batches) const {
-  const int64_t count = max_batches > 0 ? std::min(max_batches, num_eval_batches()) : num_eval_batches();
+  const int64_t count =
+      max_batches > 0 ? std::min(max_batches, num_eval_batches()) : num_eval_batches();
   std::vector<Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
     SHOAL_ASSIGN_OR_RETURN(Batch batch, EvalBatch(i));
@@ -134,7 +146,8 @@ int64_t DataLoader::steps_per_epoch() const {
 }
 
 double DataLoader::EpochAt(int64_t step) const {
-  const double global_rows = static_cast<double>(options_.rows) * options_.micro_batches * options_.num_ranks;
+  const double global_rows =
+      static_cast<double>(options_.rows) * options_.micro_batches * options_.num_ranks;
   return static_cast<double>(step) * global_rows / static_cast<double>(num_sequences());
 }
 

@@ -1,11 +1,11 @@
-// Micro-batches as a function of the step: no state, so resuming is O(1) and every layout of ranks sees the
-// same global batches.
+// Micro-batches as a function of the step: no state, so resuming is O(1) and every layout of ranks
+// sees the same global batches.
 //
-// The order of an epoch is a permutation of its sequences (see sequence_sampler.h). Position p counts
-// sequences since training began: epoch p / N, place p % N. With global batch G = ranks * micro_batches *
-// rows, step s takes positions [s G, (s + 1) G); of these, micro-batch m of data-parallel rank r takes rows
-// s G + (m * ranks + r) * rows + [0, rows). So 1 rank x 8 rows, 2 ranks x 4 and 2 micro-batches x 4 are the same
-// set in each step.
+// The order of an epoch is a permutation of its sequences (see sequence_sampler.h). Position p
+// counts sequences since training began: epoch p / N, place p % N. With global batch G = ranks *
+// micro_batches * rows, step s takes positions [s G, (s + 1) G); of these, micro-batch m of
+// data-parallel rank r takes rows s G + (m * ranks + r) * rows + [0, rows). So 1 rank x 8 rows, 2
+// ranks x 4 and 2 micro-batches x 4 are the same set in each step.
 #pragma once
 
 #include <cstdint>
@@ -33,14 +33,16 @@ struct DataLoaderOptions {
 
 class DataLoader {
  public:
-  // Opens the shards. InvalidArgument if the data does not fill one sequence, or holdout takes all of it.
+  // Opens the shards. InvalidArgument if the data does not fill one sequence, or holdout takes all
+  // of it.
   static absl::StatusOr<DataLoader> Create(const DataLoaderOptions& options);
 
   // This rank's micro-batches of optimizer step `step` (from 0), on the CPU; see core/batch.h.
   absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) const;
 
-  // Held-out data in file order, in global batches of ranks * rows sequences; the rows that the last one
-  // lacks hold no targets, so that every rank runs as many batches. None: num_eval_batches() is 0.
+  // Held-out data in file order, in global batches of ranks * rows sequences; the rows that the
+  // last one lacks hold no targets, so that every rank runs as many batches. None:
+  // num_eval_batches() is 0.
   int64_t num_eval_batches() const;
   absl::StatusOr<Batch> EvalBatch(int64_t index) const;
   // The first `max_batches` of them (0: all).
@@ -55,7 +57,8 @@ class DataLoader {
  private:
   DataLoader() = default;
   // Rows `sequences` of `source`; an index of -1 is a row without targets.
-  absl::StatusOr<Batch> MakeBatch(const SequenceSource& source, const std::vector<int64_t>& sequences) const;
+  absl::StatusOr<Batch> MakeBatch(const SequenceSource& source,
+                                  const std::vector<int64_t>& sequences) const;
 
   DataLoaderOptions options_;
   int64_t seq_length_ = 0;

@@ -26,8 +26,10 @@ absl::StatusOr<DataSource::Format> FormatOf(const DataSource& source, const std:
   if (absl::EndsWith(path, ".txt") || absl::EndsWith(path, ".md")) return DataSource::text;
   if (absl::EndsWith(path, ".jsonl")) return DataSource::jsonl;
   if (absl::EndsWith(path, ".bin") || absl::EndsWith(path, ".json")) return DataSource::tokens;
-  return absl::InvalidArgumentError(absl::StrCat(
-      path, ": the ending does not say the format (.txt, .md, .jsonl, .bin, .json): set `format` of the data source"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(path,
+                   ": the ending does not say the format (.txt, .md, .jsonl, .bin, .json): set "
+                   "`format` of the data source"));
 }
 
 // Files below `folder`, in name order, folders and files alike.
@@ -52,10 +54,13 @@ absl::Status ListFolder(const fs::path& folder, std::vector<std::string>& out) {
 absl::StatusOr<std::vector<std::string>> ExpandPattern(const std::string& pattern) {
   glob_t found{};
   const int result = glob(pattern.c_str(), 0, nullptr, &found);  // Sorted by name
-  std::vector<std::string> paths(found.gl_pathv, found.gl_pathv + (result == 0 ? found.gl_pathc : 0));
+  std::vector<std::string> paths(found.gl_pathv,
+                                 found.gl_pathv + (result == 0 ? found.gl_pathc : 0));
   globfree(&found);
-  if (result != 0 && result != GLOB_NOMATCH) return absl::UnavailableError(absl::StrCat(pattern, ": cannot be expanded"));
-  if (paths.empty()) return absl::NotFoundError(absl::StrCat(pattern, ": no file matches this data source"));
+  if (result != 0 && result != GLOB_NOMATCH)
+    return absl::UnavailableError(absl::StrCat(pattern, ": cannot be expanded"));
+  if (paths.empty())
+    return absl::NotFoundError(absl::StrCat(pattern, ": no file matches this data source"));
   return paths;
 }
 
@@ -66,7 +71,8 @@ absl::StatusOr<std::vector<SourceFile>> ListSourceFiles(const DataSource& source
   std::error_code error;
   if (!fs::exists(source.path(), error)) {
     if (source.path().find_first_of("*?") == std::string::npos) {
-      return absl::NotFoundError(absl::StrCat(source.path(), ": there is no such file or folder (a data source)"));
+      return absl::NotFoundError(
+          absl::StrCat(source.path(), ": there is no such file or folder (a data source)"));
     }
     SHOAL_ASSIGN_OR_RETURN(roots, ExpandPattern(source.path()));
   }
@@ -83,12 +89,16 @@ absl::StatusOr<std::vector<SourceFile>> ListSourceFiles(const DataSource& source
       files.push_back({std::move(path), format});
     }
   }
-  if (files.empty()) return absl::NotFoundError(absl::StrCat(source.path(), ": the folder holds no files (a data source)"));
+  if (files.empty())
+    return absl::NotFoundError(
+        absl::StrCat(source.path(), ": the folder holds no files (a data source)"));
   return files;
 }
 
-absl::StatusOr<DocumentReader> DocumentReader::Open(const DataSource& source, const SourceFile& file) {
-  SHOAL_CHECK(file.format == DataSource::text || file.format == DataSource::jsonl) << file.path << " holds no text";
+absl::StatusOr<DocumentReader> DocumentReader::Open(const DataSource& source,
+                                                    const SourceFile& file) {
+  SHOAL_CHECK(file.format == DataSource::text || file.format == DataSource::jsonl)
+      << file.path << " holds no text";
   DocumentReader reader;
   reader.source_ = source;
   reader.file_ = file;
@@ -105,7 +115,9 @@ absl::StatusOr<bool> DocumentReader::Next(DocumentPart& part) {
 absl::StatusOr<bool> DocumentReader::ReadLine(std::string& line) {
   line.clear();
   if (!std::getline(in_, line)) {
-    if (in_.bad()) return absl::UnavailableError(absl::StrCat(file_.path, ": reading failed after line ", line_));
+    if (in_.bad())
+      return absl::UnavailableError(
+          absl::StrCat(file_.path, ": reading failed after line ", line_));
     return false;
   }
   ++line_;
@@ -122,17 +134,21 @@ absl::StatusOr<bool> DocumentReader::NextJsonLine(DocumentPart& part) {
       return absl::InvalidArgumentError(absl::StrCat(file_.path, ":", line_, ": ", what));
     };
     if (line.size() > kMaxLineBytes) {
-      return absl::ResourceExhaustedError(absl::StrCat(file_.path, ":", line_, ": a line of ", line.size(), " bytes, at most ",
-                                                       kMaxLineBytes));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          file_.path, ":", line_, ": a line of ", line.size(), " bytes, at most ", kMaxLineBytes));
     }
     if (absl::StripAsciiWhitespace(line).empty()) continue;
     const nlohmann::json json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (json.is_discarded()) return error("not a line of JSON");
-    if (!json.is_object()) return error(absl::StrCat("expected a JSON object, got ", json.type_name()));
+    if (!json.is_object())
+      return error(absl::StrCat("expected a JSON object, got ", json.type_name()));
     const auto field = json.find(source_.field());
-    if (field == json.end()) return error(absl::StrCat("there is no field \"", source_.field(), "\" (see `field` of the data source)"));
+    if (field == json.end())
+      return error(absl::StrCat("there is no field \"", source_.field(),
+                                "\" (see `field` of the data source)"));
     if (!field->is_string()) {
-      return error(absl::StrCat("field \"", source_.field(), "\": expected a string, got ", field->type_name()));
+      return error(absl::StrCat("field \"", source_.field(), "\": expected a string, got ",
+                                field->type_name()));
     }
     part.text = field->get<std::string>();
   }
@@ -150,16 +166,17 @@ absl::StatusOr<bool> DocumentReader::NextText(DocumentPart& part) {
       at_end_ = true;
       break;
     }
-    const bool separator = source_.has_document_separator() && !source_.document_separator().empty() &&
-                           absl::StripSuffix(absl::StripSuffix(line, "\n"), "\r") == source_.document_separator();
+    const bool separator =
+        source_.has_document_separator() && !source_.document_separator().empty() &&
+        absl::StripSuffix(absl::StripSuffix(line, "\n"), "\r") == source_.document_separator();
     if (separator) {
       if (part.text.empty() && !part.continues) continue;
       continues_ = false;
       return true;
     }
     const size_t size = part.text.size();
-    const bool may_cut = size >= 2 && part.text[size - 1] == '\n' && absl::ascii_isgraph(part.text[size - 2]) &&
-                         absl::ascii_isalpha(line[0]);
+    const bool may_cut = size >= 2 && part.text[size - 1] == '\n' &&
+                         absl::ascii_isgraph(part.text[size - 2]) && absl::ascii_isalpha(line[0]);
     if (size >= kPartBytes && (may_cut || size >= 8 * kPartBytes)) {
       pending_ = std::move(line);
       part.ends_document = false;

@@ -16,16 +16,26 @@ const icu::Normalizer2& Instance(NormalForm form) {
   UErrorCode error = U_ZERO_ERROR;
   const icu::Normalizer2* instance = nullptr;
   switch (form) {
-    case NormalForm::kNfc: instance = icu::Normalizer2::getNFCInstance(error); break;
-    case NormalForm::kNfd: instance = icu::Normalizer2::getNFDInstance(error); break;
-    case NormalForm::kNfkc: instance = icu::Normalizer2::getNFKCInstance(error); break;
-    case NormalForm::kNfkd: instance = icu::Normalizer2::getNFKDInstance(error); break;
+    case NormalForm::kNfc:
+      instance = icu::Normalizer2::getNFCInstance(error);
+      break;
+    case NormalForm::kNfd:
+      instance = icu::Normalizer2::getNFDInstance(error);
+      break;
+    case NormalForm::kNfkc:
+      instance = icu::Normalizer2::getNFKCInstance(error);
+      break;
+    case NormalForm::kNfkd:
+      instance = icu::Normalizer2::getNFKDInstance(error);
+      break;
   }
-  SHOAL_CHECK(U_SUCCESS(error) && instance != nullptr) << "ICU has no normalization data: " << u_errorName(error);
+  SHOAL_CHECK(U_SUCCESS(error) && instance != nullptr)
+      << "ICU has no normalization data: " << u_errorName(error);
   return *instance;
 }
 
-// The characters of Unicode 13, whose tables Python's `tokenizers` normalizes by; later ones stay as they are.
+// The characters of Unicode 13, whose tables Python's `tokenizers` normalizes by; later ones stay
+// as they are.
 const icu::UnicodeSet& KnownCharacters() {
   static const icu::UnicodeSet* const set = [] {
     UErrorCode error = U_ZERO_ERROR;
@@ -56,9 +66,11 @@ absl::string_view Normalizer::Normalize(absl::string_view text, std::string& sto
     icu::StringByteSink<std::string> sink(&out);
     UErrorCode error = U_ZERO_ERROR;
     const icu::FilteredNormalizer2 normalizer(Instance(form), KnownCharacters());
-    normalizer.normalizeUTF8(0, icu::StringPiece(current.data(), static_cast<int32_t>(current.size())), sink,
-                                 nullptr, error);
-    SHOAL_CHECK(U_SUCCESS(error)) << "ICU could not normalize " << current.size() << " bytes: " << u_errorName(error);
+    normalizer.normalizeUTF8(0,
+                             icu::StringPiece(current.data(), static_cast<int32_t>(current.size())),
+                             sink, nullptr, error);
+    SHOAL_CHECK(U_SUCCESS(error)) << "ICU could not normalize " << current.size()
+                                  << " bytes: " << u_errorName(error);
     storage = std::move(out);
     current = storage;
   }

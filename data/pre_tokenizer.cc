@@ -56,12 +56,16 @@ std::vector<Span> JoinWithNext(const std::vector<Piece>& pieces) {
 
 std::vector<Span> Apply(SplitBehavior behavior, const std::vector<Piece>& pieces) {
   switch (behavior) {
-    case SplitBehavior::kIsolated: return Join(pieces, [](bool, bool) { return false; });
-    case SplitBehavior::kContiguous: return Join(pieces, [](bool match, bool previous) { return match == previous; });
+    case SplitBehavior::kIsolated:
+      return Join(pieces, [](bool, bool) { return false; });
+    case SplitBehavior::kContiguous:
+      return Join(pieces, [](bool match, bool previous) { return match == previous; });
     case SplitBehavior::kMergedWithPrevious:
       return Join(pieces, [](bool match, bool previous) { return match && !previous; });
-    case SplitBehavior::kMergedWithNext: return JoinWithNext(pieces);
-    case SplitBehavior::kRemoved: break;
+    case SplitBehavior::kMergedWithNext:
+      return JoinWithNext(pieces);
+    case SplitBehavior::kRemoved:
+      break;
   }
   std::vector<Span> out;
   for (const Piece& piece : pieces) {
@@ -74,8 +78,8 @@ void Push(absl::string_view piece, const Span& span, std::vector<absl::string_vi
   if (span.end > span.begin) out.push_back(piece.substr(span.begin, span.end - span.begin));
 }
 
-absl::Status SplitPiece(const SplitStage& stage, absl::string_view piece, PreTokenizer::Words& scratch,
-                        std::vector<absl::string_view>& out) {
+absl::Status SplitPiece(const SplitStage& stage, absl::string_view piece,
+                        PreTokenizer::Words& scratch, std::vector<absl::string_view>& out) {
   if (stage.pattern == nullptr) {
     out.push_back(piece);
     return absl::OkStatus();

@@ -1,5 +1,5 @@
-// Splits a text into the words that BPE merges never cross: a chain of splits, each of the pieces of the one
-// before.
+// Splits a text into the words that BPE merges never cross: a chain of splits, each of the pieces
+// of the one before.
 #pragma once
 
 #include <deque>
@@ -13,8 +13,8 @@
 
 namespace shoal {
 
-// What becomes of a match: a piece of its own; dropped; joined to the piece before or after; joined to
-// neighbouring matches.
+// What becomes of a match: a piece of its own; dropped; joined to the piece before or after; joined
+// to neighbouring matches.
 enum class SplitBehavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
 
 struct SplitStage {
@@ -36,8 +36,8 @@ class PreTokenizer {
   PreTokenizer() = default;
   explicit PreTokenizer(std::vector<SplitStage> stages) : stages_(std::move(stages)) {}
 
-  // Replaces out.words by the words of `text` (valid UTF-8), none of them empty. `continues_text`: the text
-  // goes on from an earlier one, so it gets no space in front.
+  // Replaces out.words by the words of `text` (valid UTF-8), none of them empty. `continues_text`:
+  // the text goes on from an earlier one, so it gets no space in front.
   absl::Status Split(absl::string_view text, bool continues_text, Words& out) const;
 
  private:

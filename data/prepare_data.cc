@@ -25,7 +25,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr int64_t kMaxManifestBytes = int64_t{64} << 20;
 
-absl::StatusOr<std::vector<CorpusFile>> ListSources(const google::protobuf::RepeatedPtrField<DataSource>& sources) {
+absl::StatusOr<std::vector<CorpusFile>> ListSources(
+    const google::protobuf::RepeatedPtrField<DataSource>& sources) {
   std::vector<CorpusFile> out;
   for (const DataSource& source : sources) {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<SourceFile> files, ListSourceFiles(source));
@@ -35,12 +36,19 @@ absl::StatusOr<std::vector<CorpusFile>> ListSources(const google::protobuf::Repe
 }
 
 std::string DataFolder(const std::string& output_dir) { return JoinPath(output_dir, "data"); }
-std::string ManifestPath(const std::string& output_dir) { return JoinPath(DataFolder(output_dir), "prepared.json"); }
+std::string ManifestPath(const std::string& output_dir) {
+  return JoinPath(DataFolder(output_dir), "prepared.json");
+}
 
 Json ToJson(const PreparedData& data, const std::string& digest) {
-  return Json{{"digest", digest},           {"tokenizer", data.tokenizer},       {"train", data.train},
-              {"eval", data.eval},          {"train_tokens", data.train_tokens}, {"eval_tokens", data.eval_tokens},
-              {"train_documents", data.train_documents}, {"vocab_size", data.vocab_size}};
+  return Json{{"digest", digest},
+              {"tokenizer", data.tokenizer},
+              {"train", data.train},
+              {"eval", data.eval},
+              {"train_tokens", data.train_tokens},
+              {"eval_tokens", data.eval_tokens},
+              {"train_documents", data.train_documents},
+              {"vocab_size", data.vocab_size}};
 }
 
 // The manifest in output_dir with its digest.
@@ -72,7 +80,8 @@ class Preparation {
   absl::StatusOr<PreparedData> Run() {
     SHOAL_ASSIGN_OR_RETURN(train_, ListSources(options_.data.train()));
     SHOAL_ASSIGN_OR_RETURN(eval_, ListSources(options_.data.eval()));
-    if (train_.empty()) return absl::InvalidArgumentError("data.train is empty: name at least one source");
+    if (train_.empty())
+      return absl::InvalidArgumentError("data.train is empty: name at least one source");
     SHOAL_ASSIGN_OR_RETURN(const std::string digest, Digest());
     if (auto last = Reusable(digest)) return *std::move(last);
     SHOAL_RETURN_IF_ERROR(CreateDirectories(files_, DataFolder(options_.output_dir)));
@@ -87,8 +96,8 @@ class Preparation {
     data.eval_tokens = eval.num_tokens();
     data.vocab_size = std::max(train.vocab_size(), eval.vocab_size());
     if (tokenizer_) data.vocab_size = std::max(data.vocab_size, tokenizer_->vocab_size());
-    SHOAL_RETURN_IF_ERROR(
-        WriteFileAtomically(files_, ManifestPath(options_.output_dir), ToJson(data, digest).dump(2) + "\n"));
+    SHOAL_RETURN_IF_ERROR(WriteFileAtomically(files_, ManifestPath(options_.output_dir),
+                                              ToJson(data, digest).dump(2) + "\n"));
     return data;
   }
 
@@ -100,26 +109,31 @@ class Preparation {
   bool NeedsTokenizer() const {
     const auto is_text = [](const CorpusFile& s) { return s.file.format != DataSource::tokens; };
     return options_.tokenizer.has_train() || options_.tokenizer.has_name_or_path() ||
-           std::any_of(train_.begin(), train_.end(), is_text) || std::any_of(eval_.begin(), eval_.end(), is_text);
+           std::any_of(train_.begin(), train_.end(), is_text) ||
+           std::any_of(eval_.begin(), eval_.end(), is_text);
   }
 
   std::string TokenizerSource() const {
-    return options_.tokenizer.has_name_or_path() ? options_.tokenizer.name_or_path() : options_.model_path;
+    return options_.tokenizer.has_name_or_path() ? options_.tokenizer.name_or_path()
+                                                 : options_.model_path;
   }
 
-  // Everything that the result depends on: options, and path, size and modification time of every input.
+  // Everything that the result depends on: options, and path, size and modification time of every
+  // input.
   absl::StatusOr<std::string> Digest() const {
     std::string all = "1";
     const auto add_file = [&](const std::string& path) {
-      struct stat info{};
+      struct stat info {};
       if (stat(path.c_str(), &info) != 0) return;
-      absl::StrAppend(&all, "|", path, "|", info.st_size, "|", info.st_mtim.tv_sec, ".", info.st_mtim.tv_nsec);
+      absl::StrAppend(&all, "|", path, "|", info.st_size, "|", info.st_mtim.tv_sec, ".",
+                      info.st_mtim.tv_nsec);
     };
     for (const auto* sources : {&train_, &eval_}) {
       absl::StrAppend(&all, "#");
       for (const CorpusFile& s : *sources) {
         add_file(s.file.path);
-        absl::StrAppend(&all, "|", s.file.format, "|", s.source->field(), "|", s.source->document_separator());
+        absl::StrAppend(&all, "|", s.file.format, "|", s.source->field(), "|",
+                        s.source->document_separator());
       }
     }
     std::string tokenizer;
@@ -140,7 +154,8 @@ class Preparation {
     for (const auto* paths : {&last->first.train, &last->first.eval}) {
       if (!TokenDataset::Open(*paths).ok()) return std::nullopt;
     }
-    if (!last->first.tokenizer.empty() && !Tokenizer::Load(last->first.tokenizer).ok()) return std::nullopt;
+    if (!last->first.tokenizer.empty() && !Tokenizer::Load(last->first.tokenizer).ok())
+      return std::nullopt;
     return std::move(last->first);
   }
 
@@ -151,7 +166,8 @@ class Preparation {
     } else {
       if (TokenizerSource().empty()) {
         return absl::InvalidArgumentError(
-            "data.train is text and there is no tokenizer: set tokenizer.name_or_path, or tokenizer.train");
+            "data.train is text and there is no tokenizer: set tokenizer.name_or_path, or "
+            "tokenizer.train");
       }
       SHOAL_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Load(TokenizerSource()));
     }
@@ -163,14 +179,16 @@ class Preparation {
     BpeTrainerOptions trainer_options;
     trainer_options.vocab_size = training.vocab_size();
     trainer_options.min_frequency = training.min_frequency();
-    trainer_options.special_tokens.assign(training.special_tokens().begin(), training.special_tokens().end());
+    trainer_options.special_tokens.assign(training.special_tokens().begin(),
+                                          training.special_tokens().end());
     if (trainer_options.special_tokens.empty()) trainer_options.special_tokens = {"<|endoftext|>"};
     BpeTrainer trainer(std::move(trainer_options));
     const auto started = std::chrono::steady_clock::now();
     int64_t bytes = 0;
     for (const CorpusFile& source : train_) {
       if (source.file.format == DataSource::tokens) continue;
-      SHOAL_ASSIGN_OR_RETURN(DocumentReader reader, DocumentReader::Open(*source.source, source.file));
+      SHOAL_ASSIGN_OR_RETURN(DocumentReader reader,
+                             DocumentReader::Open(*source.source, source.file));
       for (DocumentPart part; training.max_bytes() == 0 || bytes < training.max_bytes();) {
         SHOAL_ASSIGN_OR_RETURN(const bool found, reader.Next(part));
         if (!found) break;
@@ -180,27 +198,32 @@ class Preparation {
         bytes += static_cast<int64_t>(text.size());
       }
     }
-    if (bytes == 0) return absl::InvalidArgumentError("tokenizer.train: data.train holds no text to train on");
+    if (bytes == 0)
+      return absl::InvalidArgumentError("tokenizer.train: data.train holds no text to train on");
     SHOAL_ASSIGN_OR_RETURN(tokenizer_, trainer.Train());
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-    Say(absl::StrCat("tokenizer: ", tokenizer_->vocab_size(), " tokens from ", bytes / 1000000, " MB in ",
-                     absl::SixDigits(seconds.count()), " s"));
+    Say(absl::StrCat("tokenizer: ", tokenizer_->vocab_size(), " tokens from ", bytes / 1000000,
+                     " MB in ", absl::SixDigits(seconds.count()), " s"));
     return absl::OkStatus();
   }
 
-  // Shards of ids stay where they are; each run of text files between them becomes one shard of its own.
-  absl::StatusOr<std::vector<std::string>> MakeShards(const std::vector<CorpusFile>& sources, const std::string& name) {
+  // Shards of ids stay where they are; each run of text files between them becomes one shard of its
+  // own.
+  absl::StatusOr<std::vector<std::string>> MakeShards(const std::vector<CorpusFile>& sources,
+                                                      const std::string& name) {
     std::vector<std::string> shards;
     for (size_t i = 0; i < sources.size();) {
       if (sources[i].file.format == DataSource::tokens) {
-        SHOAL_ASSIGN_OR_RETURN(const TokenShard shard, TokenShard::Open(sources[i].file.path, TokenShard::Check::kVerify));
+        SHOAL_ASSIGN_OR_RETURN(const TokenShard shard,
+                               TokenShard::Open(sources[i].file.path, TokenShard::Check::kVerify));
         SHOAL_RETURN_IF_ERROR(CheckTokenizer(shard));
         shards.push_back(sources[i++].file.path);
         continue;
       }
       size_t end = i;
       while (end < sources.size() && sources[end].file.format != DataSource::tokens) ++end;
-      shards.push_back(JoinPath(DataFolder(options_.output_dir), absl::StrCat(name, "-", shards.size(), ".bin")));
+      shards.push_back(JoinPath(DataFolder(options_.output_dir),
+                                absl::StrCat(name, "-", shards.size(), ".bin")));
       SHOAL_RETURN_IF_ERROR(Tokenize(std::span(sources).subspan(i, end - i), shards.back()));
       i = end;
     }
@@ -209,17 +232,20 @@ class Preparation {
 
   absl::Status CheckTokenizer(const TokenShard& shard) const {
     const uint64_t made_by = shard.header().tokenizer_fingerprint;
-    if (!tokenizer_ || made_by == 0 || made_by == tokenizer_->fingerprint()) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat(shard.path(), ": its ids were made by another tokenizer than the recipe's: ",
-                                                   "tokenize the text again, or name that tokenizer"));
+    if (!tokenizer_ || made_by == 0 || made_by == tokenizer_->fingerprint())
+      return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(shard.path(), ": its ids were made by another tokenizer than the recipe's: ",
+                     "tokenize the text again, or name that tokenizer"));
   }
 
   absl::Status Tokenize(std::span<const CorpusFile> corpus, const std::string& path) {
     const auto started = std::chrono::steady_clock::now();
-    SHOAL_ASSIGN_OR_RETURN(const CorpusSize size, TokenizeCorpus(*tokenizer_, corpus, files_, path, options_.num_threads));
+    SHOAL_ASSIGN_OR_RETURN(const CorpusSize size,
+                           TokenizeCorpus(*tokenizer_, corpus, files_, path, options_.num_threads));
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-    Say(absl::StrCat(path, ": ", size.tokens, " tokens of ", size.documents, " documents from ", size.bytes / 1000000,
-                     " MB in ", absl::SixDigits(seconds.count()), " s"));
+    Say(absl::StrCat(path, ": ", size.tokens, " tokens of ", size.documents, " documents from ",
+                     size.bytes / 1000000, " MB in ", absl::SixDigits(seconds.count()), " s"));
     return absl::OkStatus();
   }
 
@@ -231,7 +257,9 @@ class Preparation {
 
 }  // namespace
 
-absl::StatusOr<PreparedData> PrepareData(const PrepareOptions& options) { return Preparation(options).Run(); }
+absl::StatusOr<PreparedData> PrepareData(const PrepareOptions& options) {
+  return Preparation(options).Run();
+}
 
 absl::StatusOr<PreparedData> LoadPreparedData(const std::string& output_dir) {
   SHOAL_ASSIGN_OR_RETURN(auto manifest, ReadManifest(output_dir));

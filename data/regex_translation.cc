@@ -33,8 +33,8 @@ CodePointSet HexDigits() {
   return set;
 }
 
-// Letter pairs that one character folds to (ß to ss, ﬁ to fi): Oniguruma matches it without regard to
-// case, PCRE2 does not.
+// Letter pairs that one character folds to (ß to ss, ﬁ to fi): Oniguruma matches it without regard
+// to case, PCRE2 does not.
 bool HasMultiCharacterFold(absl::string_view literals) {
   for (absl::string_view pair : {"ss", "ff", "fi", "fl", "st"}) {
     if (absl::AsciiStrToLower(literals).find(std::string(pair)) != std::string::npos) return true;
@@ -67,14 +67,17 @@ class Translator {
   };
 
   bool AtEnd() const { return position_ >= in_.size(); }
-  char Peek(size_t ahead = 0) const { return position_ + ahead < in_.size() ? in_[position_ + ahead] : '\0'; }
+  char Peek(size_t ahead = 0) const {
+    return position_ + ahead < in_.size() ? in_[position_ + ahead] : '\0';
+  }
   bool Eat(absl::string_view text) {
     if (in_.substr(std::min(position_, in_.size()), text.size()) != text) return false;
     position_ += text.size();
     return true;
   }
   absl::Status Error(absl::string_view what) const {
-    return absl::InvalidArgumentError(absl::StrCat("at byte ", position_, " of the pattern: ", what));
+    return absl::InvalidArgumentError(
+        absl::StrCat("at byte ", position_, " of the pattern: ", what));
   }
   char32_t NextCharacter() {
     const DecodedCharacter c = DecodeUtf8(in_, position_);
@@ -86,7 +89,9 @@ class Translator {
     atom_ = out_.size();
     quantified_ = false;
   }
-  void EmitCharacter(char32_t c) { absl::StrAppend(&out_, "\\x{", absl::Hex(static_cast<uint32_t>(c)), "}"); }
+  void EmitCharacter(char32_t c) {
+    absl::StrAppend(&out_, "\\x{", absl::Hex(static_cast<uint32_t>(c)), "}");
+  }
   void EmitSet(const CodePointSet& set, bool negated = false) {
     if (set.empty()) {
       absl::StrAppend(&out_, negated ? "[\\x{0}-\\x{10ffff}]" : "(?!)");
@@ -101,15 +106,24 @@ class Translator {
     if (c != ')' && c != '(' && c != '?' && c != '*' && c != '+' && c != '{') BeginAtom();
     if (!(absl::ascii_isalnum(c) || static_cast<unsigned char>(c) >= 0x80)) literals_.clear();
     switch (c) {
-      case '(': return OpenGroup();
-      case ')': return CloseGroup();
-      case '|': case '^': case '$': case '.':
+      case '(':
+        return OpenGroup();
+      case ')':
+        return CloseGroup();
+      case '|':
+      case '^':
+      case '$':
+      case '.':
         if (c != '.') atom_.reset();
         out_ += c;
         ++position_;
         return absl::OkStatus();
-      case '?': case '*': case '+': return Quantifier();
-      case '{': return Interval();
+      case '?':
+      case '*':
+      case '+':
+        return Quantifier();
+      case '{':
+        return Interval();
       case '[': {
         ++position_;
         bool negated = false;
@@ -127,7 +141,8 @@ class Translator {
         }
         return absl::OkStatus();
       }
-      default: return Literal();
+      default:
+        return Literal();
     }
   }
 
@@ -136,7 +151,9 @@ class Translator {
     EmitCharacter(NextCharacter());
     literals_.append(in_.data() + begin, position_ - begin);
     if (ignores_case_ && HasMultiCharacterFold(literals_)) {
-      return Error("(?i) with letters that one character folds to (such as ss, which ß is) is not supported");
+      return Error(
+          "(?i) with letters that one character folds to (such as ss, which ß is) is not "
+          "supported");
     }
     return absl::OkStatus();
   }
@@ -231,8 +248,8 @@ class Translator {
     return absl::OkStatus();
   }
 
-  // What follows "[" up to its "]". A leading ^ sets `negated` where the caller can write it (case folding
-  // then comes before the negation), else the set is complemented here.
+  // What follows "[" up to its "]". A leading ^ sets `negated` where the caller can write it (case
+  // folding then comes before the negation), else the set is complemented here.
   absl::StatusOr<CodePointSet> Class(int depth, bool& negated) {
     if (depth > kMaxDepth) return Error("classes are nested deeper than 64");
     negated = Eat("^");
@@ -270,7 +287,8 @@ class Translator {
     if (Peek() == '-' && Peek(1) != ']' && Peek(1) != '\0') {
       ++position_;
       SHOAL_ASSIGN_OR_RETURN(const Escape end, ClassCharacter());
-      if (!end.character || *end.character < last) return Error("a range of a class must go upwards");
+      if (!end.character || *end.character < last)
+        return Error("a range of a class must go upwards");
       last = *end.character;
     }
     set.Add(*first.character, last);
@@ -295,10 +313,12 @@ class Translator {
     ++position_;  // The backslash
     if (AtEnd()) return Error("a trailing backslash");
     const char c = Peek();
-    if (!absl::ascii_isalnum(c)) return Escape{.set = std::nullopt, .character = NextCharacter(), .assertion = ""};
+    if (!absl::ascii_isalnum(c))
+      return Escape{.set = std::nullopt, .character = NextCharacter(), .assertion = ""};
     ++position_;
     const auto set = [](CodePointSet s, bool negated) {
-      return Escape{.set = negated ? s.Complement() : s, .character = std::nullopt, .assertion = ""};
+      return Escape{
+          .set = negated ? s.Complement() : s, .character = std::nullopt, .assertion = ""};
     };
     const auto character = [](char32_t value) {
       return Escape{.set = std::nullopt, .character = value, .assertion = ""};
@@ -307,28 +327,51 @@ class Translator {
       return Escape{.set = std::nullopt, .character = std::nullopt, .assertion = std::move(text)};
     };
     switch (c) {
-      case 's': case 'S': return set(Spaces(), c == 'S');
-      case 'w': case 'W': return set(WordCharacters(), c == 'W');
-      case 'd': case 'D': return set(Digits(), c == 'D');
-      case 'h': case 'H': return set(HexDigits(), c == 'H');
-      case 'p': case 'P': {
+      case 's':
+      case 'S':
+        return set(Spaces(), c == 'S');
+      case 'w':
+      case 'W':
+        return set(WordCharacters(), c == 'W');
+      case 'd':
+      case 'D':
+        return set(Digits(), c == 'D');
+      case 'h':
+      case 'H':
+        return set(HexDigits(), c == 'H');
+      case 'p':
+      case 'P': {
         SHOAL_ASSIGN_OR_RETURN(CodePointSet category, Property());
         return set(std::move(category), (c == 'P') != property_negated_);
       }
-      case 'b': case 'B': return assertion(WordBorder(c == 'B'));
-      case 'A': case 'z': case 'Z': return assertion(absl::StrCat("\\", absl::string_view(&c, 1)));
-      case 'n': return character('\n');
-      case 'r': return character('\r');
-      case 't': return character('\t');
-      case 'f': return character('\f');
-      case 'v': return character('\v');
-      case 'a': return character('\a');
-      case 'e': return character(0x1B);
-      case 'x': case 'u': {
+      case 'b':
+      case 'B':
+        return assertion(WordBorder(c == 'B'));
+      case 'A':
+      case 'z':
+      case 'Z':
+        return assertion(absl::StrCat("\\", absl::string_view(&c, 1)));
+      case 'n':
+        return character('\n');
+      case 'r':
+        return character('\r');
+      case 't':
+        return character('\t');
+      case 'f':
+        return character('\f');
+      case 'v':
+        return character('\v');
+      case 'a':
+        return character('\a');
+      case 'e':
+        return character(0x1B);
+      case 'x':
+      case 'u': {
         SHOAL_ASSIGN_OR_RETURN(const char32_t value, HexEscape(c));
         return character(value);
       }
-      default: break;
+      default:
+        break;
     }
     return Error(absl::StrCat("\\", absl::string_view(&c, 1), " is not supported"));
   }
@@ -342,7 +385,8 @@ class Translator {
   // {Lu} or {^Lu} after \p.
   absl::StatusOr<CodePointSet> Property() {
     const size_t close = in_.find('}', position_);
-    if (Peek() != '{' || close == absl::string_view::npos) return Error("\\p needs a name in braces");
+    if (Peek() != '{' || close == absl::string_view::npos)
+      return Error("\\p needs a name in braces");
     ++position_;
     property_negated_ = Eat("^");
     const absl::string_view name = in_.substr(position_, close - position_);
@@ -390,6 +434,8 @@ class Translator {
 
 }  // namespace
 
-absl::StatusOr<std::string> TranslateRegex(absl::string_view oniguruma) { return Translator(oniguruma).Run(); }
+absl::StatusOr<std::string> TranslateRegex(absl::string_view oniguruma) {
+  return Translator(oniguruma).Run();
+}
 
 }  // namespace shoal

@@ -14,7 +14,8 @@ ShufflePermutation::ShufflePermutation(uint64_t seed, int64_t epoch, int64_t siz
     : seed_(seed),
       stream_(StreamId(absl::StrCat("data.shuffle.", epoch))),
       size_(static_cast<uint64_t>(size)),
-      half_bits_(std::max(1, (static_cast<int>(std::bit_width(size_ > 0 ? size_ - 1 : 0)) + 1) / 2)) {}
+      half_bits_(
+          std::max(1, (static_cast<int>(std::bit_width(size_ > 0 ? size_ - 1 : 0)) + 1) / 2)) {}
 
 uint64_t ShufflePermutation::Encrypt(uint64_t value) const {
   constexpr int kRounds = 4;
@@ -44,7 +45,9 @@ struct Part {
   int64_t first, count;
 };
 Part PartOf(int64_t total, const SequenceOptions& options) {
-  const auto border = [total](double share) { return std::llround(share * static_cast<double>(total)); };
+  const auto border = [total](double share) {
+    return std::llround(share * static_cast<double>(total));
+  };
   const int64_t first = border(options.begin);
   return {first, border(options.end) - first};
 }
@@ -54,7 +57,8 @@ class PackedSequences : public SequenceSource {
   PackedSequences(std::shared_ptr<const TokenDataset> dataset, const SequenceOptions& options)
       : dataset_(std::move(dataset)),
         options_(options),
-        part_(PartOf(std::max<int64_t>(0, (dataset_->num_tokens() - 1) / options.seq_length), options)) {}
+        part_(PartOf(std::max<int64_t>(0, (dataset_->num_tokens() - 1) / options.seq_length),
+                     options)) {}
 
   int64_t num_sequences() const override { return part_.count; }
 
@@ -107,7 +111,8 @@ class DocumentSequences : public SequenceSource {
     for (int64_t d = 0; d < dataset_->num_documents(); ++d) {
       const int64_t length = dataset_->document_start(d + 1) - dataset_->document_start(d);
       // A last piece of one token has nothing to predict; the piece before has predicted it.
-      first_rows_.push_back(first_rows_.back() + (length - 1 + options.seq_length - 1) / options.seq_length);
+      first_rows_.push_back(first_rows_.back() +
+                            (length - 1 + options.seq_length - 1) / options.seq_length);
     }
     part_ = PartOf(first_rows_.back(), options);
   }
@@ -116,8 +121,10 @@ class DocumentSequences : public SequenceSource {
 
   absl::StatusOr<int64_t> Read(int64_t index, const SequenceRow& row) const override {
     const int64_t number = part_.first + index;
-    const int64_t document = std::upper_bound(first_rows_.begin(), first_rows_.end(), number) - first_rows_.begin() - 1;
-    const int64_t first = dataset_->document_start(document) + (number - first_rows_[document]) * options_.seq_length;
+    const int64_t document =
+        std::upper_bound(first_rows_.begin(), first_rows_.end(), number) - first_rows_.begin() - 1;
+    const int64_t first =
+        dataset_->document_start(document) + (number - first_rows_[document]) * options_.seq_length;
     const int64_t left = dataset_->document_start(document + 1) - first;
     const int64_t inputs = std::min(left, options_.seq_length);
     const int64_t targets = std::min(left - 1, options_.seq_length);

@@ -13,10 +13,10 @@
 
 namespace shoal {
 
-// A permutation of [0, size) as a pure function of (seed, epoch): a four-round Feistel network over the
-// smallest even number of bits that holds `size`, with Philox as the round function; values outside walk their
-// cycle until they are inside (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
-// O(1) expected time and memory.
+// A permutation of [0, size) as a pure function of (seed, epoch): a four-round Feistel network over
+// the smallest even number of bits that holds `size`, with Philox as the round function; values
+// outside walk their cycle until they are inside (Black and Rogaway, "Ciphers with Arbitrary Finite
+// Domains", CT-RSA 2002). O(1) expected time and memory.
 class ShufflePermutation {
  public:
   ShufflePermutation(uint64_t seed, int64_t epoch, int64_t size);
@@ -51,8 +51,8 @@ class SequenceSource {
 
 struct SequenceOptions {
   int64_t seq_length = 0;
-  // The documents' ids are asked for; positions restart at each document, and the last token of a document
-  // has no target. Of packed sequences.
+  // The documents' ids are asked for; positions restart at each document, and the last token of a
+  // document has no target. Of packed sequences.
   bool document_mask = false;
   // Fills the rest of a row that its document does not fill. Of unpacked sequences.
   int64_t padding_id = 0;
@@ -61,14 +61,15 @@ struct SequenceOptions {
   double end = 1;
 };
 
-// The stream of all tokens, cut every seq_length tokens: sequence i has the inputs [i T, (i + 1) T) and
-// the targets [i T + 1, (i + 1) T + 1), so neighbours share one token and no target is lost. What does not
-// fill a sequence at the end is dropped.
+// The stream of all tokens, cut every seq_length tokens: sequence i has the inputs [i T, (i + 1) T)
+// and the targets [i T + 1, (i + 1) T + 1), so neighbours share one token and no target is lost.
+// What does not fill a sequence at the end is dropped.
 std::unique_ptr<SequenceSource> MakePackedSequences(std::shared_ptr<const TokenDataset> dataset,
                                                     const SequenceOptions& options);
 
-// A document is a row of its own, cut every seq_length tokens and padded. Targets are the next tokens of the
-// document; its last token and the padding have none. Rows without any target are left out.
+// A document is a row of its own, cut every seq_length tokens and padded. Targets are the next
+// tokens of the document; its last token and the padding have none. Rows without any target are
+// left out.
 std::unique_ptr<SequenceSource> MakeDocumentSequences(std::shared_ptr<const TokenDataset> dataset,
                                                       const SequenceOptions& options);
 

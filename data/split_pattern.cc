@@ -14,7 +14,8 @@
 
 namespace shoal {
 
-const char kGpt2Pattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+const char kGpt2Pattern[] =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 namespace {
 
@@ -50,7 +51,8 @@ class Literal : public SplitPattern {
  public:
   explicit Literal(std::string literal) : literal_(std::move(literal)) {}
   absl::Status FindAll(absl::string_view text, std::vector<Span>& matches) const override {
-    for (size_t at = text.find(literal_); at != absl::string_view::npos; at = text.find(literal_, at + literal_.size())) {
+    for (size_t at = text.find(literal_); at != absl::string_view::npos;
+         at = text.find(literal_, at + literal_.size())) {
       matches.push_back({at, at + literal_.size()});
     }
     return absl::OkStatus();
@@ -62,7 +64,8 @@ class Literal : public SplitPattern {
 
 // Rust's char::is_numeric, which Digits asks, is of Unicode 17.
 bool IsNumeric(char32_t c) {
-  return PropertiesOf(c).number() || (c >= 0x11DE0 && c <= 0x11DE9) || (c >= 0x16FF4 && c <= 0x16FF6);
+  return PropertiesOf(c).number() || (c >= 0x11DE0 && c <= 0x11DE9) ||
+         (c >= 0x16FF4 && c <= 0x16FF6);
 }
 
 class Numbers : public SplitPattern {
@@ -101,11 +104,12 @@ class Pcre2Pattern : public SplitPattern {
     int error = 0;
     PCRE2_SIZE offset = 0;
     auto pattern = std::make_unique<Pcre2Pattern>();
-    pattern->code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                       PCRE2_UTF | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
-                                       context.get()));
+    pattern->code_.reset(pcre2_compile(
+        reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+        PCRE2_UTF | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get()));
     if (pattern->code_ == nullptr) return absl::InvalidArgumentError(Pcre2Message(error));
-    pcre2_jit_compile(pattern->code_.get(), PCRE2_JIT_COMPLETE);  // Without it matching is slower, not wrong
+    pcre2_jit_compile(pattern->code_.get(),
+                      PCRE2_JIT_COMPLETE);  // Without it matching is slower, not wrong
     pattern->limits_.reset(pcre2_match_context_create(nullptr));
     pcre2_set_match_limit(pattern->limits_.get(), kMatchLimit);
     pcre2_set_heap_limit(pattern->limits_.get(), kHeapLimitKib);
@@ -124,7 +128,8 @@ class Pcre2Pattern : public SplitPattern {
       if (match.begin < match.end) {
         matches.push_back(match);
         position = match.end;
-      } else {  // An empty match advances by a character, and counts unless it touches the match before
+      } else {  // An empty match advances by a character, and counts unless it touches the match
+                // before
         if (match.end != last_end) matches.push_back(match);
         if (match.end >= text.size()) break;
         position = match.end + DecodeUtf8(text, match.end).length;
@@ -138,18 +143,20 @@ class Pcre2Pattern : public SplitPattern {
   static constexpr uint32_t kMatchLimit = 10'000'000;
   static constexpr uint32_t kHeapLimitKib = 256 * 1024;
 
-  absl::StatusOr<bool> Match(absl::string_view text, size_t position, pcre2_match_data* data) const {
+  absl::StatusOr<bool> Match(absl::string_view text, size_t position,
+                             pcre2_match_data* data) const {
     const auto match = [&](uint32_t options) {
-      return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), position,
-                         options | PCRE2_NO_UTF_CHECK, data, limits_.get());
+      return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                         position, options | PCRE2_NO_UTF_CHECK, data, limits_.get());
     };
     int result = match(0);
-    if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);  // Its stack is the heap
+    if (result == PCRE2_ERROR_JIT_STACKLIMIT)
+      result = match(PCRE2_NO_JIT);  // Its stack is the heap
     if (result == PCRE2_ERROR_NOMATCH) return false;
     if (result < 0) {
       return absl::ResourceExhaustedError(
-          absl::StrCat("the tokenizer's split pattern gave up at byte ", position, " of a text of ", text.size(),
-                       " bytes: ", Pcre2Message(result)));
+          absl::StrCat("the tokenizer's split pattern gave up at byte ", position, " of a text of ",
+                       text.size(), " bytes: ", Pcre2Message(result)));
     }
     return true;
   }
@@ -163,10 +170,12 @@ class Pcre2Pattern : public SplitPattern {
 absl::StatusOr<std::unique_ptr<SplitPattern>> CompilePattern(absl::string_view oniguruma) {
   if (oniguruma == kGpt2Pattern) return MakeScanner(&ScanGpt2);
   if (oniguruma == kLlama3Pattern) {
-    return MakeScanner([](absl::string_view text, size_t begin) { return ScanLlama3(text, begin, 3); });
+    return MakeScanner(
+        [](absl::string_view text, size_t begin) { return ScanLlama3(text, begin, 3); });
   }
   if (oniguruma == kQwen2Pattern) {
-    return MakeScanner([](absl::string_view text, size_t begin) { return ScanLlama3(text, begin, 1); });
+    return MakeScanner(
+        [](absl::string_view text, size_t begin) { return ScanLlama3(text, begin, 1); });
   }
   return Pcre2Pattern::Compile(oniguruma);
 }

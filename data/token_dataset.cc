@@ -40,12 +40,14 @@ struct TokenShard::Mapping {
     };
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) return error("open");
-    struct stat info{};
+    struct stat info {};
     absl::Status status;
     if (fstat(fd, &info) != 0) {
       status = error("stat");
-    } else if (!S_ISREG(info.st_mode) || info.st_size < static_cast<off_t>(sizeof(TokenShardHeader))) {
-      status = absl::DataLossError(absl::StrCat(path, ": not a token shard (", info.st_size, " bytes)"));
+    } else if (!S_ISREG(info.st_mode) ||
+               info.st_size < static_cast<off_t>(sizeof(TokenShardHeader))) {
+      status =
+          absl::DataLossError(absl::StrCat(path, ": not a token shard (", info.st_size, " bytes)"));
     } else {
       size = static_cast<size_t>(info.st_size);
       void* map = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
@@ -92,24 +94,30 @@ absl::Status TokenShard::ReadHeader() {
   };
   std::memcpy(&header_, mapping_->data, sizeof(header_));
   if (std::memcmp(header_.magic, "SHOALTOK", 8) != 0) {
-    return absl::DataLossError(absl::StrCat(path(), ": not a token shard: it does not begin with SHOALTOK"));
+    return absl::DataLossError(
+        absl::StrCat(path(), ": not a token shard: it does not begin with SHOALTOK"));
   }
   if (Crc32c({mapping_->data, sizeof(header_) - sizeof(uint32_t)}) != header_.header_crc) {
     return broken("the header's checksum does not match");
   }
-  if (header_.version != 1) return broken(absl::StrCat("version ", header_.version, ", expected 1"));
-  if (header_.id_bytes != 2 && header_.id_bytes != 4) return broken(absl::StrCat("ids of ", header_.id_bytes, " bytes"));
+  if (header_.version != 1)
+    return broken(absl::StrCat("version ", header_.version, ", expected 1"));
+  if (header_.id_bytes != 2 && header_.id_bytes != 4)
+    return broken(absl::StrCat("ids of ", header_.id_bytes, " bytes"));
   // Before any multiplication: neither count can exceed the file's bytes.
-  if (header_.num_tokens > mapping_->size || header_.num_documents > mapping_->size) return broken("truncated");
+  if (header_.num_tokens > mapping_->size || header_.num_documents > mapping_->size)
+    return broken("truncated");
   const uint64_t tokens_end = sizeof(header_) + header_.num_tokens * header_.id_bytes;
   const uint64_t offsets_begin = (tokens_end + 7) / 8 * 8;
   const uint64_t expected = offsets_begin + (header_.num_documents + 1) * sizeof(uint64_t);
   if (expected != mapping_->size) {
-    return broken(absl::StrCat("the file has ", mapping_->size, " bytes, its header says ", expected));
+    return broken(
+        absl::StrCat("the file has ", mapping_->size, " bytes, its header says ", expected));
   }
   tokens_ = mapping_->data + sizeof(header_);
   offsets_ = reinterpret_cast<const uint64_t*>(mapping_->data + offsets_begin);
-  if (Crc32c({reinterpret_cast<const char*>(offsets_), (header_.num_documents + 1) * sizeof(uint64_t)}) != header_.offsets_crc) {
+  if (Crc32c({reinterpret_cast<const char*>(offsets_),
+              (header_.num_documents + 1) * sizeof(uint64_t)}) != header_.offsets_crc) {
     return broken("the checksum of its document offsets does not match");
   }
   if (offsets_[0] != 0 || offsets_[header_.num_documents] != header_.num_tokens ||
@@ -121,11 +129,13 @@ absl::Status TokenShard::ReadHeader() {
 
 absl::Status TokenShard::VerifyContent() const {
   if (Crc32c({tokens_, header_.num_tokens * header_.id_bytes}) != header_.tokens_crc) {
-    return absl::DataLossError(absl::StrCat(path(), ": broken token shard: the tokens' checksum does not match"));
+    return absl::DataLossError(
+        absl::StrCat(path(), ": broken token shard: the tokens' checksum does not match"));
   }
   std::vector<int64_t> block(65536);
   for (int64_t first = 0; first < num_tokens(); first += static_cast<int64_t>(block.size())) {
-    const int64_t count = std::min<int64_t>(static_cast<int64_t>(block.size()), num_tokens() - first);
+    const int64_t count =
+        std::min<int64_t>(static_cast<int64_t>(block.size()), num_tokens() - first);
     SHOAL_RETURN_IF_ERROR(Read(first, std::span(block).first(count)));
   }
   return absl::OkStatus();
@@ -134,7 +144,9 @@ absl::Status TokenShard::VerifyContent() const {
 absl::StatusOr<TokenShard> TokenShard::OpenJson(const std::string& path) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path, kMaxJsonBytes));
-  const auto wrong = [&](absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat(path, ": ", what)); };
+  const auto wrong = [&](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", what));
+  };
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) return wrong("not JSON");
   const auto lists = json.is_object() ? json.find("input_ids") : json.end();
@@ -148,10 +160,12 @@ absl::StatusOr<TokenShard> TokenShard::OpenJson(const std::string& path) {
   int32_t max_id = 0;
   for (const nlohmann::json& list : *lists) {
     const auto document = mapping.offsets.size() - 1;
-    if (!list.is_array()) return wrong(absl::StrCat("input_ids entry ", document, ": expected a list of ids"));
+    if (!list.is_array())
+      return wrong(absl::StrCat("input_ids entry ", document, ": expected a list of ids"));
     for (const nlohmann::json& id : list) {
       if (!id.is_number_unsigned() || id.get<uint64_t>() >= std::numeric_limits<int32_t>::max()) {
-        return wrong(absl::StrCat("input_ids entry ", document, ": ", id.dump(), " is not a token id"));
+        return wrong(
+            absl::StrCat("input_ids entry ", document, ": ", id.dump(), " is not a token id"));
       }
       mapping.ids.push_back(id.get<int32_t>());
       max_id = std::max(max_id, mapping.ids.back());
@@ -168,13 +182,15 @@ absl::StatusOr<TokenShard> TokenShard::OpenJson(const std::string& path) {
 }
 
 int64_t TokenShard::DocumentOf(int64_t index) const {
-  return std::upper_bound(offsets_, offsets_ + num_documents() + 1, static_cast<uint64_t>(index)) - offsets_ - 1;
+  return std::upper_bound(offsets_, offsets_ + num_documents() + 1, static_cast<uint64_t>(index)) -
+         offsets_ - 1;
 }
 
 absl::Status TokenShard::Read(int64_t first, std::span<int64_t> out) const {
   const auto count = static_cast<int64_t>(out.size());
   if (first < 0 || count > num_tokens() - first) {
-    return absl::OutOfRangeError(absl::StrCat(path(), ": tokens ", first, " to ", first + count, " of ", num_tokens()));
+    return absl::OutOfRangeError(
+        absl::StrCat(path(), ": tokens ", first, " to ", first + count, " of ", num_tokens()));
   }
   uint64_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -184,18 +200,21 @@ absl::Status TokenShard::Read(int64_t first, std::span<int64_t> out) const {
     largest = std::max<uint64_t>(largest, id);
   }
   if (count > 0 && largest >= header_.vocab_size) {
-    return absl::DataLossError(absl::StrCat(path(), ": token id ", largest, " in a vocabulary of ", header_.vocab_size));
+    return absl::DataLossError(
+        absl::StrCat(path(), ": token id ", largest, " in a vocabulary of ", header_.vocab_size));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<TokenDataset> TokenDataset::Open(const std::vector<std::string>& paths, TokenShard::Check check) {
+absl::StatusOr<TokenDataset> TokenDataset::Open(const std::vector<std::string>& paths,
+                                                TokenShard::Check check) {
   TokenDataset dataset;
   for (const std::string& path : paths) {
     SHOAL_ASSIGN_OR_RETURN(TokenShard shard, TokenShard::Open(path, check));
     dataset.token_starts_.push_back(dataset.num_tokens() + shard.num_tokens());
     dataset.document_starts_.push_back(dataset.num_documents() + shard.num_documents());
-    dataset.vocab_size_ = std::max(dataset.vocab_size_, static_cast<int32_t>(shard.header().vocab_size));
+    dataset.vocab_size_ =
+        std::max(dataset.vocab_size_, static_cast<int32_t>(shard.header().vocab_size));
     dataset.shards_.push_back(std::move(shard));
   }
   return dataset;
@@ -203,7 +222,8 @@ absl::StatusOr<TokenDataset> TokenDataset::Open(const std::vector<std::string>& 
 
 namespace {
 
-// The entry of ascending `starts` (first 0, last the end) whose range holds `value`; the last for the end.
+// The entry of ascending `starts` (first 0, last the end) whose range holds `value`; the last for
+// the end.
 size_t RangeOf(const std::vector<int64_t>& starts, int64_t value) {
   const auto it = std::upper_bound(starts.begin(), starts.end(), value);
   return std::min<size_t>(it - starts.begin(), starts.size() - 1) - 1;
@@ -228,7 +248,8 @@ absl::Status TokenDataset::Read(int64_t first, std::span<int64_t> out) const {
       return absl::OutOfRangeError(absl::StrCat("token ", first, " of ", num_tokens()));
     }
     const size_t shard = RangeOf(token_starts_, first);
-    const int64_t count = std::min<int64_t>(static_cast<int64_t>(out.size()), token_starts_[shard + 1] - first);
+    const int64_t count =
+        std::min<int64_t>(static_cast<int64_t>(out.size()), token_starts_[shard + 1] - first);
     SHOAL_RETURN_IF_ERROR(shards_[shard].Read(first - token_starts_[shard], out.first(count)));
     out = out.subspan(count);
     first += count;

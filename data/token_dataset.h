@@ -2,7 +2,8 @@
 //
 //   64 bytes   TokenShardHeader, little-endian
 //   tokens     num_tokens ids of id_bytes (2 or 4) each
-//   offsets    at the next multiple of 8: num_documents + 1 uint64: where each document starts, in tokens,
+//   offsets    at the next multiple of 8: num_documents + 1 uint64: where each document starts, in
+//   tokens,
 //              and the end
 //
 // Whoever writes documents ends each with an eos token if it wants one; the shard does not care.
@@ -20,17 +21,17 @@
 namespace shoal {
 
 struct TokenShardHeader {
-  char magic[8];                   // "SHOALTOK"
+  char magic[8];  // "SHOALTOK"
   uint32_t version = 1;
-  uint32_t id_bytes = 2;           // 2 if vocab_size <= 65536, else 4
+  uint32_t id_bytes = 2;  // 2 if vocab_size <= 65536, else 4
   uint64_t num_tokens = 0;
   uint64_t num_documents = 0;
   uint64_t tokenizer_fingerprint = 0;  // Tokenizer::fingerprint(); 0: not known
-  uint32_t vocab_size = 0;         // Every id is smaller
-  uint32_t tokens_crc = 0;         // CRC-32C of the tokens
-  uint32_t offsets_crc = 0;        // and of the offsets
+  uint32_t vocab_size = 0;             // Every id is smaller
+  uint32_t tokens_crc = 0;             // CRC-32C of the tokens
+  uint32_t offsets_crc = 0;            // and of the offsets
   uint32_t reserved[2] = {0, 0};
-  uint32_t header_crc = 0;         // of the 60 bytes before
+  uint32_t header_crc = 0;  // of the 60 bytes before
 };
 static_assert(sizeof(TokenShardHeader) == 64);
 
@@ -42,7 +43,8 @@ class TokenDatasetWriter {
     uint64_t tokenizer_fingerprint = 0;
   };
   // `files` must outlive the writer. A writer destroyed without Finish leaves nothing at `path`.
-  static absl::StatusOr<std::unique_ptr<TokenDatasetWriter>> Create(FileSystem& files, const std::string& path,
+  static absl::StatusOr<std::unique_ptr<TokenDatasetWriter>> Create(FileSystem& files,
+                                                                    const std::string& path,
                                                                     const Options& options);
   ~TokenDatasetWriter();
 
@@ -67,14 +69,14 @@ class TokenDatasetWriter {
   std::vector<uint64_t> offsets_ = {0};
 };
 
-// A shard's tokens, memory-mapped, or those of a JSON file {"input_ids": [[...], ...]} (each list is one
-// document, as it is), read into memory. Thread-safe.
+// A shard's tokens, memory-mapped, or those of a JSON file {"input_ids": [[...], ...]} (each list
+// is one document, as it is), read into memory. Thread-safe.
 class TokenShard {
  public:
   // kVerify reads every byte: checksums and ids. kTrust checks the header and the file's size.
   enum class Check { kVerify, kTrust };
-  // By the ending: .json, else a shard. Errors: NotFound; DataLoss if the file is not a whole shard;
-  // InvalidArgument for wrong JSON.
+  // By the ending: .json, else a shard. Errors: NotFound; DataLoss if the file is not a whole
+  // shard; InvalidArgument for wrong JSON.
   static absl::StatusOr<TokenShard> Open(const std::string& path, Check check = Check::kTrust);
 
   TokenShard(TokenShard&&) noexcept;
@@ -90,8 +92,8 @@ class TokenShard {
   // The document that holds token `index`.
   int64_t DocumentOf(int64_t index) const;
 
-  // Copies tokens [first, first + out.size()) as int64, the type of batches. OutOfRange, or DataLoss if
-  // an id is not below vocab_size (the file changed under us).
+  // Copies tokens [first, first + out.size()) as int64, the type of batches. OutOfRange, or
+  // DataLoss if an id is not below vocab_size (the file changed under us).
   absl::Status Read(int64_t first, std::span<int64_t> out) const;
 
  private:

@@ -13,19 +13,22 @@ constexpr char kPartSuffix[] = ".part";
 
 }  // namespace
 
-TokenDatasetWriter::TokenDatasetWriter(FileSystem& files, std::string path) : files_(files), path_(std::move(path)) {}
+TokenDatasetWriter::TokenDatasetWriter(FileSystem& files, std::string path)
+    : files_(files), path_(std::move(path)) {}
 
-absl::StatusOr<std::unique_ptr<TokenDatasetWriter>> TokenDatasetWriter::Create(FileSystem& files, const std::string& path,
-                                                                               const Options& options) {
+absl::StatusOr<std::unique_ptr<TokenDatasetWriter>> TokenDatasetWriter::Create(
+    FileSystem& files, const std::string& path, const Options& options) {
   if (options.vocab_size < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": a token shard needs vocab_size > 0, got ", options.vocab_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": a token shard needs vocab_size > 0, got ", options.vocab_size));
   }
   std::unique_ptr<TokenDatasetWriter> writer(new TokenDatasetWriter(files, path));
   std::memcpy(writer->header_.magic, "SHOALTOK", 8);
   writer->header_.id_bytes = options.vocab_size <= 65536 ? 2 : 4;
   writer->header_.vocab_size = static_cast<uint32_t>(options.vocab_size);
   writer->header_.tokenizer_fingerprint = options.tokenizer_fingerprint;
-  SHOAL_ASSIGN_OR_RETURN(writer->file_, files.OpenForWrite(path + kPartSuffix, OpenMode::kTruncate));
+  SHOAL_ASSIGN_OR_RETURN(writer->file_,
+                         files.OpenForWrite(path + kPartSuffix, OpenMode::kTruncate));
   SHOAL_RETURN_IF_ERROR(writer->file_->Append(std::string(sizeof(TokenShardHeader), '\0')));
   return writer;
 }
@@ -39,8 +42,9 @@ TokenDatasetWriter::~TokenDatasetWriter() {
 absl::Status TokenDatasetWriter::Append(std::span<const int32_t> ids) {
   for (int32_t id : ids) {
     if (id < 0 || static_cast<uint32_t>(id) >= header_.vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat(path_, ": token ", header_.num_tokens, " is ", id,
-                                                     ", expected 0 to ", header_.vocab_size - 1));
+      return absl::InvalidArgumentError(absl::StrCat(path_, ": token ", header_.num_tokens, " is ",
+                                                     id, ", expected 0 to ",
+                                                     header_.vocab_size - 1));
     }
     buffer_.append(reinterpret_cast<const char*>(&id), header_.id_bytes);  // Little-endian
     ++header_.num_tokens;
@@ -64,7 +68,8 @@ absl::Status TokenDatasetWriter::Flush() {
 absl::Status TokenDatasetWriter::Finish() {
   EndDocument();
   SHOAL_RETURN_IF_ERROR(Flush());
-  const absl::string_view offsets(reinterpret_cast<const char*>(offsets_.data()), offsets_.size() * sizeof(uint64_t));
+  const absl::string_view offsets(reinterpret_cast<const char*>(offsets_.data()),
+                                  offsets_.size() * sizeof(uint64_t));
   header_.offsets_crc = Crc32c(offsets);
   const size_t padding = (8 - header_.num_tokens * header_.id_bytes % 8) % 8;
   SHOAL_RETURN_IF_ERROR(file_->Append(std::string(padding, '\0')));

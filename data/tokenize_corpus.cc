@@ -18,7 +18,9 @@ using EncodedBatch = std::vector<std::vector<int32_t>>;  // Ids of each part
 class CorpusTokenizer {
  public:
   CorpusTokenizer(const Tokenizer& tokenizer, TokenDatasetWriter& writer, int num_threads)
-      : tokenizer_(tokenizer), writer_(writer), num_threads_(static_cast<size_t>(std::max(1, num_threads))) {}
+      : tokenizer_(tokenizer),
+        writer_(writer),
+        num_threads_(static_cast<size_t>(std::max(1, num_threads))) {}
 
   absl::Status Add(DocumentPart part) {
     if (batches_.empty() || batch_bytes_ >= kBatchBytes) {
@@ -57,7 +59,8 @@ class CorpusTokenizer {
     EncodedBatch out;
     for (const DocumentPart& part : batch) {
       SHOAL_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                             tokenizer_.Encode(part.text, {.add_special_tokens = false, .continues_text = part.continues}));
+                             tokenizer_.Encode(part.text, {.add_special_tokens = false,
+                                                           .continues_text = part.continues}));
       if (part.ends_document && tokenizer_.eos_id()) ids.push_back(*tokenizer_.eos_id());
       out.push_back(std::move(ids));
     }
@@ -82,11 +85,13 @@ class CorpusTokenizer {
 
 }  // namespace
 
-absl::StatusOr<CorpusSize> TokenizeCorpus(const Tokenizer& tokenizer, std::span<const CorpusFile> corpus, FileSystem& files,
+absl::StatusOr<CorpusSize> TokenizeCorpus(const Tokenizer& tokenizer,
+                                          std::span<const CorpusFile> corpus, FileSystem& files,
                                           const std::string& path, int num_threads) {
-  SHOAL_ASSIGN_OR_RETURN(auto writer,
-                         TokenDatasetWriter::Create(files, path, {.vocab_size = tokenizer.vocab_size(),
-                                                                  .tokenizer_fingerprint = tokenizer.fingerprint()}));
+  SHOAL_ASSIGN_OR_RETURN(
+      auto writer, TokenDatasetWriter::Create(files, path,
+                                              {.vocab_size = tokenizer.vocab_size(),
+                                               .tokenizer_fingerprint = tokenizer.fingerprint()}));
   CorpusTokenizer work(tokenizer, *writer, num_threads);
   for (const CorpusFile& entry : corpus) {
     SHOAL_ASSIGN_OR_RETURN(DocumentReader reader, DocumentReader::Open(*entry.source, entry.file));

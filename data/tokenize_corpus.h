@@ -23,9 +23,11 @@ struct CorpusSize {
   int64_t documents = 0;
 };
 
-// Encodes all documents of `corpus`, in their order and without special tokens but an eos token (where the
-// tokenizer has one) after each, into a shard at `path`. The result does not depend on `num_threads`.
-absl::StatusOr<CorpusSize> TokenizeCorpus(const Tokenizer& tokenizer, std::span<const CorpusFile> corpus, FileSystem& files,
+// Encodes all documents of `corpus`, in their order and without special tokens but an eos token
+// (where the tokenizer has one) after each, into a shard at `path`. The result does not depend on
+// `num_threads`.
+absl::StatusOr<CorpusSize> TokenizeCorpus(const Tokenizer& tokenizer,
+                                          std::span<const CorpusFile> corpus, FileSystem& files,
                                           const std::string& path, int num_threads);
 
 }  // namespace shoal

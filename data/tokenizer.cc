@@ -69,8 +69,8 @@ struct Tokenizer::Impl {
   std::vector<std::unique_ptr<EncodeScratch>> idle_scratch;  // Guarded by scratch_mutex
 };
 
-// Ids as the Rust library gives them: a token of the model keeps its id, others are numbered from the
-// vocabulary's size on in the file's order, whatever ids the file states.
+// Ids as the Rust library gives them: a token of the model keeps its id, others are numbered from
+// the vocabulary's size on in the file's order, whatever ids the file states.
 absl::Status Tokenizer::Impl::AddTokens(std::vector<AddedToken> added) {
   int32_t next_id = model.num_tokens();
   for (AddedToken& token : added) {
@@ -81,8 +81,10 @@ absl::Status Tokenizer::Impl::AddTokens(std::vector<AddedToken> added) {
   }
   for (const auto& [content, token] : added_tokens) {
     std::string storage;
-    const std::string pattern(token.normalized ? normalizer.Normalize(content, storage) : absl::string_view(content));
-    SHOAL_RETURN_IF_ERROR((token.normalized ? normalized_matcher : raw_matcher).Add(pattern, token));
+    const std::string pattern(token.normalized ? normalizer.Normalize(content, storage)
+                                               : absl::string_view(content));
+    SHOAL_RETURN_IF_ERROR(
+        (token.normalized ? normalized_matcher : raw_matcher).Add(pattern, token));
   }
   return absl::OkStatus();
 }
@@ -97,7 +99,8 @@ void Tokenizer::Impl::SetTokenTables() {
   for (const auto& [token, id] : model.vocab()) token_bytes[id] = bytes(token);
   for (const auto& [content, token] : added_tokens) {
     std::string storage;
-    const absl::string_view form = token.normalized ? normalizer.Normalize(content, storage) : content;
+    const absl::string_view form =
+        token.normalized ? normalizer.Normalize(content, storage) : content;
     token_bytes[token.id] = bytes(std::string(form));
     special[token.id] = token.special;
   }
@@ -134,7 +137,8 @@ void Tokenizer::Impl::ReturnScratch(std::unique_ptr<EncodeScratch> scratch) {
   idle_scratch.push_back(std::move(scratch));
 }
 
-absl::Status Tokenizer::Impl::EncodeSegment(absl::string_view text, bool continues_text, EncodeScratch& scratch,
+absl::Status Tokenizer::Impl::EncodeSegment(absl::string_view text, bool continues_text,
+                                            EncodeScratch& scratch,
                                             std::vector<int32_t>& ids) const {
   SHOAL_RETURN_IF_ERROR(pre_tokenizer.Split(text, continues_text, scratch.words));
   for (absl::string_view word : scratch.words.words) {
@@ -189,8 +193,8 @@ absl::StatusOr<Tokenizer> Tokenizer::FromJson(std::string json, std::string conf
   for (const auto* ids : {&impl->prefix_ids, &impl->suffix_ids}) {
     for (int32_t id : *ids) {
       if (id >= static_cast<int32_t>(impl->token_bytes.size())) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("post_processor: id ", id, " in a vocabulary of ", impl->token_bytes.size()));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "post_processor: id ", id, " in a vocabulary of ", impl->token_bytes.size()));
       }
     }
   }
@@ -207,10 +211,12 @@ absl::StatusOr<Tokenizer> Tokenizer::FromJson(std::string json, std::string conf
   return Tokenizer(std::move(impl));
 }
 
-absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, const EncodeOptions& options) const {
+absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text,
+                                                       const EncodeOptions& options) const {
   if (text.size() > kMaxTextBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a text of ", text.size(), " bytes: Encode takes up to ", kMaxTextBytes, ", pass it in pieces"));
+    return absl::InvalidArgumentError(absl::StrCat("a text of ", text.size(),
+                                                   " bytes: Encode takes up to ", kMaxTextBytes,
+                                                   ", pass it in pieces"));
   }
   std::string repaired;
   if (!IsValidUtf8(text)) {
@@ -233,7 +239,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, c
     }
     std::string storage;
     scratch->normalized.clear();
-    impl_->normalized_matcher.Split(impl_->normalizer.Normalize(raw.text, storage), scratch->normalized);
+    impl_->normalized_matcher.Split(impl_->normalizer.Normalize(raw.text, storage),
+                                    scratch->normalized);
     for (const AddedTokenMatcher::Segment& segment : scratch->normalized) {
       if (segment.id) {
         ids.push_back(*segment.id);
@@ -246,7 +253,8 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, c
   }
   impl_->ReturnScratch(std::move(scratch));
   SHOAL_RETURN_IF_ERROR(status);
-  if (options.add_special_tokens) ids.insert(ids.end(), impl_->suffix_ids.begin(), impl_->suffix_ids.end());
+  if (options.add_special_tokens)
+    ids.insert(ids.end(), impl_->suffix_ids.begin(), impl_->suffix_ids.end());
   return ids;
 }
 
@@ -261,20 +269,27 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, const DecodeOptions&
 }
 
 absl::string_view Tokenizer::TokenBytes(int32_t id) const {
-  return id >= 0 && id < vocab_size() ? absl::string_view(impl_->token_bytes[id]) : absl::string_view();
+  return id >= 0 && id < vocab_size() ? absl::string_view(impl_->token_bytes[id])
+                                      : absl::string_view();
 }
 
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->token_bytes.size()); }
-std::optional<int32_t> Tokenizer::TokenToId(absl::string_view token) const { return impl_->TokenToId(token); }
-bool Tokenizer::IsSpecial(int32_t id) const { return id >= 0 && id < vocab_size() && impl_->special[id]; }
+std::optional<int32_t> Tokenizer::TokenToId(absl::string_view token) const {
+  return impl_->TokenToId(token);
+}
+bool Tokenizer::IsSpecial(int32_t id) const {
+  return id >= 0 && id < vocab_size() && impl_->special[id];
+}
 std::optional<int32_t> Tokenizer::eos_id() const { return impl_->eos; }
 std::optional<int32_t> Tokenizer::bos_id() const { return impl_->bos; }
 std::optional<int32_t> Tokenizer::pad_id() const { return impl_->pad; }
 uint64_t Tokenizer::fingerprint() const { return impl_->fingerprint; }
 
-absl::Status Tokenizer::SaveFiles(FileSystem& files, const std::string& directory, int64_t model_max_length) const {
+absl::Status Tokenizer::SaveFiles(FileSystem& files, const std::string& directory,
+                                  int64_t model_max_length) const {
   SHOAL_RETURN_IF_ERROR(CreateDirectories(files, directory));
-  SHOAL_RETURN_IF_ERROR(WriteFileAtomically(files, JoinPath(directory, "tokenizer.json"), impl_->json));
+  SHOAL_RETURN_IF_ERROR(
+      WriteFileAtomically(files, JoinPath(directory, "tokenizer.json"), impl_->json));
   nlohmann::ordered_json config;
   if (!impl_->config.empty()) {
     config = nlohmann::ordered_json::parse(impl_->config);
@@ -288,8 +303,10 @@ absl::Status Tokenizer::SaveFiles(FileSystem& files, const std::string& director
     name("eos_token", impl_->eos);
     name("pad_token", impl_->pad);
   }
-  if (model_max_length > 0 && !config.contains("model_max_length")) config["model_max_length"] = model_max_length;
-  return WriteFileAtomically(files, JoinPath(directory, "tokenizer_config.json"), config.dump(2) + "\n");
+  if (model_max_length > 0 && !config.contains("model_max_length"))
+    config["model_max_length"] = model_max_length;
+  return WriteFileAtomically(files, JoinPath(directory, "tokenizer_config.json"),
+                             config.dump(2) + "\n");
 }
 
 std::string StreamDecoder::Push(int32_t id) {
@@ -300,7 +317,8 @@ std::string StreamDecoder::Push(int32_t id) {
   size_t done = 0;
   while (done < pending_.size()) {
     const DecodedCharacter c = DecodeUtf8(pending_, done);
-    const bool cut_off = !c.valid && done + c.length == pending_.size() && static_cast<uint8_t>(pending_[done]) >= 0xC2 &&
+    const bool cut_off = !c.valid && done + c.length == pending_.size() &&
+                         static_cast<uint8_t>(pending_[done]) >= 0xC2 &&
                          static_cast<uint8_t>(pending_[done]) <= 0xF4;
     if (cut_off) break;  // The next token may bring the rest
     AppendUtf8(c.code_point, out);

@@ -1,15 +1,16 @@
-// Text to token ids and back, from a Hugging Face `tokenizer.json` of the byte-level BPE family (GPT-2,
-// Llama 3, Qwen 2, and what data/bpe_trainer.h writes). Ids equal those of Python's `tokenizers` 0.23.
+// Text to token ids and back, from a Hugging Face `tokenizer.json` of the byte-level BPE family
+// (GPT-2, Llama 3, Qwen 2, and what data/bpe_trainer.h writes). Ids equal those of Python's
+// `tokenizers` 0.23.
 //
 //   SHOAL_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::Load("path/to/folder"));
 //   SHOAL_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer.Encode("Hello world"));
 //   tokenizer.Decode(ids);  // "Hello world"
 //
 // Read from the file: model BPE; normalizer null, NFC, NFD, NFKC, NFKD or a Sequence of them;
-// pre-tokenizers ByteLevel, Split, Digits or a Sequence of them that ends in ByteLevel; added_tokens;
-// post-processors ByteLevel, TemplateProcessing, RobertaProcessing, BertProcessing, Sequence; decoder
-// ByteLevel or null (read as ByteLevel). Anything else is refused by name. `truncation` and `padding` do not
-// apply: how long a sequence may be is for whoever asks.
+// pre-tokenizers ByteLevel, Split, Digits or a Sequence of them that ends in ByteLevel;
+// added_tokens; post-processors ByteLevel, TemplateProcessing, RobertaProcessing, BertProcessing,
+// Sequence; decoder ByteLevel or null (read as ByteLevel). Anything else is refused by name.
+// `truncation` and `padding` do not apply: how long a sequence may be is for whoever asks.
 //
 // Thread-safe once loaded.
 #pragma once
@@ -40,9 +41,9 @@ struct DecodeOptions {
 
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, or a folder that holds one; tokenizer_config.json beside it, if there is one,
-  // names the eos, bos and pad tokens. Errors: NotFound; InvalidArgument or Unimplemented naming the file and
-  // what in it cannot be read. No bytes can crash it.
+  // `path`: a tokenizer.json, or a folder that holds one; tokenizer_config.json beside it, if there
+  // is one, names the eos, bos and pad tokens. Errors: NotFound; InvalidArgument or Unimplemented
+  // naming the file and what in it cannot be read. No bytes can crash it.
   static absl::StatusOr<Tokenizer> Load(const std::string& path);
   // The same from the files' content; `config` (tokenizer_config.json) may be empty.
   static absl::StatusOr<Tokenizer> FromJson(std::string json, std::string config = "");
@@ -51,9 +52,11 @@ class Tokenizer {
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();
 
-  // Invalid UTF-8 is read as Python's errors="replace" does. ResourceExhausted if a pattern of the file
-  // backtracks without end on this text; NotFound if the model has no unk_token where it needs one.
-  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, const EncodeOptions& options = {}) const;
+  // Invalid UTF-8 is read as Python's errors="replace" does. ResourceExhausted if a pattern of the
+  // file backtracks without end on this text; NotFound if the model has no unk_token where it needs
+  // one.
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text,
+                                              const EncodeOptions& options = {}) const;
 
   // UTF-8; bytes that form no character become U+FFFD. Ids that name no token are left out.
   std::string Decode(std::span<const int32_t> ids, const DecodeOptions& options = {}) const;
@@ -75,9 +78,11 @@ class Tokenizer {
   // A hash of the file's bytes: tokens of two tokenizers with one fingerprint mean the same.
   uint64_t fingerprint() const;
 
-  // Writes tokenizer.json as it was read, and tokenizer_config.json (as it was read, or one with which
-  // transformers.AutoTokenizer opens the folder), atomically. `model_max_length` 0: not stated.
-  absl::Status SaveFiles(FileSystem& files, const std::string& directory, int64_t model_max_length = 0) const;
+  // Writes tokenizer.json as it was read, and tokenizer_config.json (as it was read, or one with
+  // which transformers.AutoTokenizer opens the folder), atomically. `model_max_length` 0: not
+  // stated.
+  absl::Status SaveFiles(FileSystem& files, const std::string& directory,
+                         int64_t model_max_length = 0) const;
 
  private:
   struct Impl;
@@ -85,7 +90,8 @@ class Tokenizer {
   std::unique_ptr<Impl> impl_;
 };
 
-// Text from ids that come one at a time (generation): holds bytes back until they form whole characters.
+// Text from ids that come one at a time (generation): holds bytes back until they form whole
+// characters.
 class StreamDecoder {
  public:
   // `tokenizer` must outlive this.

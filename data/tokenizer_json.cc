@@ -31,10 +31,12 @@ const Json* Find(const Json& object, const char* key) {
 }
 
 absl::Status WrongType(absl::string_view path, absl::string_view expected, const Json& got) {
-  return absl::InvalidArgumentError(absl::StrCat(path, ": expected ", expected, ", got ", got.type_name()));
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ": expected ", expected, ", got ", got.type_name()));
 }
 
-absl::StatusOr<bool> GetBool(const Json& object, const char* key, bool fallback, absl::string_view path) {
+absl::StatusOr<bool> GetBool(const Json& object, const char* key, bool fallback,
+                             absl::string_view path) {
   const Json* value = Find(object, key);
   if (value == nullptr) return fallback;
   if (!value->is_boolean()) return WrongType(absl::StrCat(path, ".", key), "true or false", *value);
@@ -43,16 +45,19 @@ absl::StatusOr<bool> GetBool(const Json& object, const char* key, bool fallback,
 
 absl::StatusOr<std::string> GetString(const Json& object, const char* key, absl::string_view path) {
   const Json* value = Find(object, key);
-  if (value == nullptr) return absl::InvalidArgumentError(absl::StrCat(path, ".", key, " is missing"));
+  if (value == nullptr)
+    return absl::InvalidArgumentError(absl::StrCat(path, ".", key, " is missing"));
   if (!value->is_string()) return WrongType(absl::StrCat(path, ".", key), "a string", *value);
   return value->get<std::string>();
 }
 
 absl::StatusOr<int32_t> ToId(const Json& value, absl::string_view path) {
   if (!value.is_number_integer()) return WrongType(path, "a token id", value);
-  const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= BpeModel::kMaxId : value.get<int64_t>() >= 0;
+  const bool fits = value.is_number_unsigned() ? value.get<uint64_t>() <= BpeModel::kMaxId
+                                               : value.get<int64_t>() >= 0;
   if (!fits) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": token id ", value.dump(), ", expected 0 to ", BpeModel::kMaxId));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": token id ", value.dump(), ", expected 0 to ", BpeModel::kMaxId));
   }
   return value.get<int32_t>();
 }
@@ -63,17 +68,21 @@ absl::StatusOr<std::string> TypeOf(const Json& part, absl::string_view path) {
   return GetString(part, "type", path);
 }
 
-absl::Status Unsupported(absl::string_view path, absl::string_view type, absl::string_view supported) {
-  return absl::UnimplementedError(absl::StrCat(path, ": type ", type, " is not supported, only ", supported));
+absl::Status Unsupported(absl::string_view path, absl::string_view type,
+                         absl::string_view supported) {
+  return absl::UnimplementedError(
+      absl::StrCat(path, ": type ", type, " is not supported, only ", supported));
 }
 
 constexpr int kMaxDepth = 16;
 
 // The parts of a Sequence under `key`, or the part itself.
-absl::StatusOr<std::vector<const Json*>> Flatten(const Json& part, const char* key, const std::string& path, int depth = 0) {
+absl::StatusOr<std::vector<const Json*>> Flatten(const Json& part, const char* key,
+                                                 const std::string& path, int depth = 0) {
   SHOAL_ASSIGN_OR_RETURN(const std::string type, TypeOf(part, path));
   if (type != "Sequence") return std::vector<const Json*>{&part};
-  if (depth >= kMaxDepth) return absl::InvalidArgumentError(absl::StrCat(path, ": Sequences nested deeper than 16"));
+  if (depth >= kMaxDepth)
+    return absl::InvalidArgumentError(absl::StrCat(path, ": Sequences nested deeper than 16"));
   const Json* entries = Find(part, key);
   if (entries == nullptr || !entries->is_array()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ".", key, ": expected a list"));
@@ -88,7 +97,8 @@ absl::StatusOr<std::vector<const Json*>> Flatten(const Json& part, const char* k
 
 absl::Status ParseVocab(const Json& model, BpeDefinition& out) {
   const Json* vocab = Find(model, "vocab");
-  if (vocab == nullptr || !vocab->is_object()) return absl::InvalidArgumentError("model.vocab: expected an object");
+  if (vocab == nullptr || !vocab->is_object())
+    return absl::InvalidArgumentError("model.vocab: expected an object");
   out.vocab.reserve(vocab->size());
   for (const auto& [token, id] : vocab->items()) {
     SHOAL_ASSIGN_OR_RETURN(const int32_t value, ToId(id, absl::StrCat("model.vocab.", token)));
@@ -100,20 +110,24 @@ absl::Status ParseVocab(const Json& model, BpeDefinition& out) {
 // "a b" or ["a", "b"].
 absl::Status ParseMerges(const Json& model, BpeDefinition& out) {
   const Json* merges = Find(model, "merges");
-  if (merges == nullptr || !merges->is_array()) return absl::InvalidArgumentError("model.merges: expected a list");
+  if (merges == nullptr || !merges->is_array())
+    return absl::InvalidArgumentError("model.merges: expected a list");
   out.merges.reserve(merges->size());
   for (const Json& merge : *merges) {
     const auto wrong = [&] {
-      return absl::InvalidArgumentError(absl::StrCat("model.merges entry ", out.merges.size(),
-                                                     ": expected \"left right\" or [\"left\", \"right\"]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.merges entry ", out.merges.size(),
+                       ": expected \"left right\" or [\"left\", \"right\"]"));
     };
     if (merge.is_string()) {
       const std::string text = merge.get<std::string>();
       if (text.rfind("#version", 0) == 0) continue;
       const size_t space = text.find(' ');
-      if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos) return wrong();
+      if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
+        return wrong();
       out.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
-    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
+               merge[1].is_string()) {
       out.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
     } else {
       return wrong();
@@ -125,14 +139,16 @@ absl::Status ParseMerges(const Json& model, BpeDefinition& out) {
 absl::Status ParseModel(const Json& root, BpeDefinition& out) {
   const Json* model = Find(root, "model");
   if (model == nullptr) return absl::InvalidArgumentError("model is missing");
-  if (Find(*model, "type") != nullptr || Find(*model, "merges") == nullptr) {  // Old files leave "type" out
+  if (Find(*model, "type") != nullptr ||
+      Find(*model, "merges") == nullptr) {  // Old files leave "type" out
     SHOAL_ASSIGN_OR_RETURN(const std::string type, TypeOf(*model, "model"));
     if (type != "BPE") return Unsupported("model", type, "BPE");
   }
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const Json* value = Find(*model, affix);
     if (value != nullptr && *value != "") {
-      return absl::UnimplementedError(absl::StrCat("model.", affix, " is not supported: byte-level BPE has none"));
+      return absl::UnimplementedError(
+          absl::StrCat("model.", affix, " is not supported: byte-level BPE has none"));
     }
   }
   if (const Json* dropout = Find(*model, "dropout"); dropout != nullptr && *dropout != 0.0) {
@@ -155,11 +171,16 @@ absl::StatusOr<Normalizer> ParseNormalizer(const Json& root) {
   std::vector<NormalForm> forms;
   for (const Json* part : parts) {
     SHOAL_ASSIGN_OR_RETURN(const std::string type, TypeOf(*part, "normalizer"));
-    if (type == "NFC") forms.push_back(NormalForm::kNfc);
-    else if (type == "NFD") forms.push_back(NormalForm::kNfd);
-    else if (type == "NFKC") forms.push_back(NormalForm::kNfkc);
-    else if (type == "NFKD") forms.push_back(NormalForm::kNfkd);
-    else return Unsupported("normalizer", type, "NFC, NFD, NFKC, NFKD and a Sequence of them");
+    if (type == "NFC")
+      forms.push_back(NormalForm::kNfc);
+    else if (type == "NFD")
+      forms.push_back(NormalForm::kNfd);
+    else if (type == "NFKC")
+      forms.push_back(NormalForm::kNfkc);
+    else if (type == "NFKD")
+      forms.push_back(NormalForm::kNfkd);
+    else
+      return Unsupported("normalizer", type, "NFC, NFD, NFKC, NFKD and a Sequence of them");
   }
   return Normalizer(std::move(forms));
 }
@@ -181,12 +202,14 @@ absl::StatusOr<SplitStage> ParseSplit(const Json& part) {
   const Json* pattern = Find(part, "pattern");
   if (pattern == nullptr) return absl::InvalidArgumentError("pre_tokenizer.pattern is missing");
   if (Find(*pattern, "String") != nullptr) {
-    SHOAL_ASSIGN_OR_RETURN(std::string literal, GetString(*pattern, "String", "pre_tokenizer.pattern"));
+    SHOAL_ASSIGN_OR_RETURN(std::string literal,
+                           GetString(*pattern, "String", "pre_tokenizer.pattern"));
     if (literal.empty()) return absl::InvalidArgumentError("pre_tokenizer.pattern.String is empty");
     stage.pattern = LiteralPattern(std::move(literal));
     return stage;
   }
-  SHOAL_ASSIGN_OR_RETURN(const std::string regex, GetString(*pattern, "Regex", "pre_tokenizer.pattern"));
+  SHOAL_ASSIGN_OR_RETURN(const std::string regex,
+                         GetString(*pattern, "Regex", "pre_tokenizer.pattern"));
   auto compiled = CompilePattern(regex);
   if (!compiled.ok()) return Annotate(compiled.status(), "pre_tokenizer.pattern.Regex");
   stage.pattern = *std::move(compiled);
@@ -195,7 +218,8 @@ absl::StatusOr<SplitStage> ParseSplit(const Json& part) {
 
 absl::StatusOr<SplitStage> ParseByteLevel(const Json& part) {
   SplitStage stage;
-  SHOAL_ASSIGN_OR_RETURN(stage.prefix_space, GetBool(part, "add_prefix_space", true, "pre_tokenizer"));
+  SHOAL_ASSIGN_OR_RETURN(stage.prefix_space,
+                         GetBool(part, "add_prefix_space", true, "pre_tokenizer"));
   SHOAL_ASSIGN_OR_RETURN(const bool use_regex, GetBool(part, "use_regex", true, "pre_tokenizer"));
   if (use_regex) {
     SHOAL_ASSIGN_OR_RETURN(stage.pattern, CompilePattern(kGpt2Pattern));
@@ -204,7 +228,8 @@ absl::StatusOr<SplitStage> ParseByteLevel(const Json& part) {
 }
 
 absl::StatusOr<SplitStage> ParseDigits(const Json& part) {
-  SHOAL_ASSIGN_OR_RETURN(const bool individual, GetBool(part, "individual_digits", false, "pre_tokenizer"));
+  SHOAL_ASSIGN_OR_RETURN(const bool individual,
+                         GetBool(part, "individual_digits", false, "pre_tokenizer"));
   return SplitStage{.pattern = NumberPattern(),
                     .behavior = individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous};
 }
@@ -212,20 +237,24 @@ absl::StatusOr<SplitStage> ParseDigits(const Json& part) {
 absl::StatusOr<std::vector<SplitStage>> ParsePreTokenizer(const Json& root) {
   const Json* pre_tokenizer = Find(root, "pre_tokenizer");
   if (pre_tokenizer == nullptr) {
-    return absl::UnimplementedError("pre_tokenizer: there is none, only vocabularies of ByteLevel are supported");
+    return absl::UnimplementedError(
+        "pre_tokenizer: there is none, only vocabularies of ByteLevel are supported");
   }
-  SHOAL_ASSIGN_OR_RETURN(const auto parts, Flatten(*pre_tokenizer, "pretokenizers", "pre_tokenizer"));
+  SHOAL_ASSIGN_OR_RETURN(const auto parts,
+                         Flatten(*pre_tokenizer, "pretokenizers", "pre_tokenizer"));
   std::vector<SplitStage> stages;
   bool byte_level = false;
   for (const Json* part : parts) {
     if (byte_level) return absl::UnimplementedError("pre_tokenizer: nothing may follow ByteLevel");
     SHOAL_ASSIGN_OR_RETURN(const std::string type, TypeOf(*part, "pre_tokenizer"));
     byte_level = type == "ByteLevel";
-    auto stage = type == "Split"       ? ParseSplit(*part)
-                 : type == "Digits"    ? ParseDigits(*part)
-                 : type == "ByteLevel" ? ParseByteLevel(*part)
-                                       : absl::StatusOr<SplitStage>(Unsupported(
-                                             "pre_tokenizer", type, "ByteLevel, Split, Digits and a Sequence of them"));
+    auto stage =
+        type == "Split"    ? ParseSplit(*part)
+        : type == "Digits" ? ParseDigits(*part)
+        : type == "ByteLevel"
+            ? ParseByteLevel(*part)
+            : absl::StatusOr<SplitStage>(Unsupported(
+                  "pre_tokenizer", type, "ByteLevel, Split, Digits and a Sequence of them"));
     if (!stage.ok()) return stage.status();
     stages.push_back(*std::move(stage));
   }
@@ -252,28 +281,33 @@ absl::Status ParseAddedTokens(const Json& root, std::vector<AddedToken>& out) {
   if (tokens == nullptr) return absl::OkStatus();
   if (!tokens->is_array()) return WrongType("added_tokens", "a list", *tokens);
   for (const Json& entry : *tokens) {
-    SHOAL_ASSIGN_OR_RETURN(AddedToken token, ParseAddedToken(entry, absl::StrCat("added_tokens entry ", out.size())));
+    SHOAL_ASSIGN_OR_RETURN(AddedToken token,
+                           ParseAddedToken(entry, absl::StrCat("added_tokens entry ", out.size())));
     out.push_back(std::move(token));
   }
   return absl::OkStatus();
 }
 
 // One piece of a TemplateProcessing: a special token's ids, or the text (nullopt).
-absl::StatusOr<std::optional<std::vector<int32_t>>> ParseTemplatePiece(const Json& piece, const Json& processor) {
+absl::StatusOr<std::optional<std::vector<int32_t>>> ParseTemplatePiece(const Json& piece,
+                                                                       const Json& processor) {
   const std::string path = "post_processor.single";
   if (const Json* sequence = Find(piece, "Sequence")) {
     SHOAL_ASSIGN_OR_RETURN(const std::string id, GetString(*sequence, "id", path));
-    if (id != "A") return absl::InvalidArgumentError(absl::StrCat(path, ": sequence ", id, ", expected A"));
+    if (id != "A")
+      return absl::InvalidArgumentError(absl::StrCat(path, ": sequence ", id, ", expected A"));
     return std::optional<std::vector<int32_t>>();
   }
   const Json* special = Find(piece, "SpecialToken");
-  if (special == nullptr) return absl::InvalidArgumentError(path + ": expected SpecialToken or Sequence");
+  if (special == nullptr)
+    return absl::InvalidArgumentError(path + ": expected SpecialToken or Sequence");
   SHOAL_ASSIGN_OR_RETURN(const std::string name, GetString(*special, "id", path));
   const Json* known = Find(processor, "special_tokens");
   const Json* token = known == nullptr ? nullptr : Find(*known, name.c_str());
   const Json* ids = token == nullptr ? nullptr : Find(*token, "ids");
   if (ids == nullptr || !ids->is_array()) {
-    return absl::InvalidArgumentError(absl::StrCat("post_processor.special_tokens has no ids of \"", name, "\""));
+    return absl::InvalidArgumentError(
+        absl::StrCat("post_processor.special_tokens has no ids of \"", name, "\""));
   }
   std::vector<int32_t> out;
   for (const Json& id : *ids) {
@@ -285,7 +319,8 @@ absl::StatusOr<std::optional<std::vector<int32_t>>> ParseTemplatePiece(const Jso
 
 absl::Status ParseTemplate(const Json& processor, TokenizerDefinition& out) {
   const Json* single = Find(processor, "single");
-  if (single == nullptr || !single->is_array()) return absl::InvalidArgumentError("post_processor.single: expected a list");
+  if (single == nullptr || !single->is_array())
+    return absl::InvalidArgumentError("post_processor.single: expected a list");
   std::vector<int32_t> before, after;
   bool seen_text = false;
   for (const Json& piece : *single) {
@@ -308,7 +343,8 @@ absl::Status ParseTemplate(const Json& processor, TokenizerDefinition& out) {
 absl::StatusOr<int32_t> ParseBorderToken(const Json& processor, const char* key) {
   const Json* pair = Find(processor, key);
   if (pair == nullptr || !pair->is_array() || pair->size() != 2) {
-    return absl::InvalidArgumentError(absl::StrCat("post_processor.", key, ": expected [token, id]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("post_processor.", key, ": expected [token, id]"));
   }
   return ToId((*pair)[1], absl::StrCat("post_processor.", key));
 }
@@ -316,7 +352,8 @@ absl::StatusOr<int32_t> ParseBorderToken(const Json& processor, const char* key)
 absl::Status ParsePostProcessor(const Json& root, TokenizerDefinition& out) {
   const Json* post_processor = Find(root, "post_processor");
   if (post_processor == nullptr) return absl::OkStatus();
-  SHOAL_ASSIGN_OR_RETURN(const auto parts, Flatten(*post_processor, "processors", "post_processor"));
+  SHOAL_ASSIGN_OR_RETURN(const auto parts,
+                         Flatten(*post_processor, "processors", "post_processor"));
   for (const Json* part : parts) {
     SHOAL_ASSIGN_OR_RETURN(const std::string type, TypeOf(*part, "post_processor"));
     if (type == "ByteLevel") continue;  // Trims offsets only
@@ -329,7 +366,8 @@ absl::Status ParsePostProcessor(const Json& root, TokenizerDefinition& out) {
       out.suffix_ids.push_back(sep);
     } else {
       return Unsupported("post_processor", type,
-                         "ByteLevel, TemplateProcessing, RobertaProcessing, BertProcessing and a Sequence of them");
+                         "ByteLevel, TemplateProcessing, RobertaProcessing, BertProcessing and a "
+                         "Sequence of them");
     }
   }
   return absl::OkStatus();
@@ -339,7 +377,8 @@ absl::Status CheckDecoder(const Json& root) {
   const Json* decoder = Find(root, "decoder");
   if (decoder == nullptr) return absl::OkStatus();
   SHOAL_ASSIGN_OR_RETURN(const auto parts, Flatten(*decoder, "decoders", "decoder"));
-  if (parts.size() != 1) return absl::UnimplementedError("decoder: a Sequence of several is not supported");
+  if (parts.size() != 1)
+    return absl::UnimplementedError("decoder: a Sequence of several is not supported");
   SHOAL_ASSIGN_OR_RETURN(const std::string type, TypeOf(*parts[0], "decoder"));
   return type == "ByteLevel" ? absl::OkStatus() : Unsupported("decoder", type, "ByteLevel");
 }
@@ -349,7 +388,8 @@ absl::Status CheckDecoder(const Json& root) {
 absl::StatusOr<TokenizerDefinition> ParseTokenizerJson(const std::string& json) {
   SHOAL_ASSIGN_OR_RETURN(const Json root, ParseJson(json));
   if (const Json* version = Find(root, "version"); version != nullptr && *version != "1.0") {
-    return absl::UnimplementedError(absl::StrCat("version ", version->dump(), " is not supported, only \"1.0\""));
+    return absl::UnimplementedError(
+        absl::StrCat("version ", version->dump(), " is not supported, only \"1.0\""));
   }
   TokenizerDefinition definition;
   // The cheap parts that say what family this is come first, so that a refusal names the cause.

@@ -1,4 +1,5 @@
-// Reads what a tokenizer.json says into the parts of data/tokenizer.h, and refuses by name what they cannot do.
+// Reads what a tokenizer.json says into the parts of data/tokenizer.h, and refuses by name what
+// they cannot do.
 #pragma once
 
 #include <cstdint>

@@ -72,7 +72,8 @@ DecodedCharacter DecodeUtf8(absl::string_view text, size_t position) {
   for (int i = 1; i < lead.length; ++i) {
     if (position + i >= text.size()) return {kReplacement, i, false};
     const uint8_t next = byte(position + i);
-    const bool fits = i == 1 ? next >= lead.second_min && next <= lead.second_max : (next & 0xC0) == 0x80;
+    const bool fits =
+        i == 1 ? next >= lead.second_min && next <= lead.second_max : (next & 0xC0) == 0x80;
     if (!fits) return {kReplacement, i, false};
     code_point = code_point << 6 | (next & 0x3F);
   }

@@ -1,5 +1,5 @@
-// UTF-8 and the Unicode properties that byte-level tokenizers split by. The tables are Unicode 16, as in
-// Python's `tokenizers`, so that ids agree on characters newer than Debian's PCRE2 and ICU.
+// UTF-8 and the Unicode properties that byte-level tokenizers split by. The tables are Unicode 16,
+// as in Python's `tokenizers`, so that ids agree on characters newer than Debian's PCRE2 and ICU.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,35 @@ namespace shoal {
 
 // In the order of data/unicode_table.inc.
 enum class Category : uint8_t {
-  kLu, kLl, kLt, kLm, kLo, kMn, kMc, kMe, kNd, kNl, kNo, kPc, kPd, kPs, kPe, kPi, kPf, kPo,
-  kSm, kSc, kSk, kSo, kZs, kZl, kZp, kCc, kCf, kCo, kCn
+  kLu,
+  kLl,
+  kLt,
+  kLm,
+  kLo,
+  kMn,
+  kMc,
+  kMe,
+  kNd,
+  kNl,
+  kNo,
+  kPc,
+  kPd,
+  kPs,
+  kPe,
+  kPi,
+  kPf,
+  kPo,
+  kSm,
+  kSc,
+  kSk,
+  kSo,
+  kZs,
+  kZl,
+  kZp,
+  kCc,
+  kCf,
+  kCo,
+  kCn
 };
 
 // Properties of a code point, one byte.
@@ -21,9 +48,7 @@ class CharacterProperties {
   constexpr explicit CharacterProperties(uint8_t bits) : bits_(bits) {}
   Category category() const { return static_cast<Category>(bits_ & 31); }
   bool letter() const { return (bits_ & 31) <= static_cast<uint8_t>(Category::kLo); }
-  bool number() const {
-    return category() >= Category::kNd && category() <= Category::kNo;
-  }
+  bool number() const { return category() >= Category::kNd && category() <= Category::kNo; }
   bool word() const { return bits_ & 32; }   // Regular expressions' \w
   bool space() const { return bits_ & 64; }  // and \s
 
@@ -38,7 +63,7 @@ CharacterProperties PropertiesOf(char32_t code_point);
 
 struct DecodedCharacter {
   char32_t code_point;  // U+FFFD if the bytes are not UTF-8
-  int length;           // Bytes read, at least 1: of invalid UTF-8 its maximal subpart (Unicode 16, 3.9)
+  int length;  // Bytes read, at least 1: of invalid UTF-8 its maximal subpart (Unicode 16, 3.9)
   bool valid;
 };
 

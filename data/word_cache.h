@@ -1,5 +1,5 @@
-// Remembers the ids of words: text repeats itself, and a look-up is cheaper than the merges. Of bounded size;
-// starts anew when full. Not thread-safe.
+// Remembers the ids of words: text repeats itself, and a look-up is cheaper than the merges. Of
+// bounded size; starts anew when full. Not thread-safe.
 #pragma once
 
 #include <cstdint>

@@ -62,11 +62,13 @@ size_t ScanSpaces(absl::string_view text, size_t begin) {
   return end == text.size() || last == begin ? end : last;
 }
 
-// The length of 's, 't, 're, 've, 'm, 'll or 'd at `begin`, where the apostrophe stands; 0: none of them.
+// The length of 's, 't, 're, 've, 'm, 'll or 'd at `begin`, where the apostrophe stands; 0: none of
+// them.
 size_t ContractionLength(absl::string_view text, size_t begin, bool ignore_case) {
   const auto letter = [&](size_t i) -> char {
     if (i >= text.size()) return '\0';
-    return ignore_case && text[i] >= 'A' && text[i] <= 'Z' ? static_cast<char>(text[i] + 32) : text[i];
+    return ignore_case && text[i] >= 'A' && text[i] <= 'Z' ? static_cast<char>(text[i] + 32)
+                                                           : text[i];
   };
   const char a = letter(begin + 1), b = letter(begin + 2);
   if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
@@ -79,7 +81,8 @@ size_t ContractionLength(absl::string_view text, size_t begin, bool ignore_case)
 
 size_t ScanGpt2(absl::string_view text, size_t begin) {
   if (text[begin] == '\'') {
-    if (const size_t length = ContractionLength(text, begin, /*ignore_case=*/false)) return begin + length;
+    if (const size_t length = ContractionLength(text, begin, /*ignore_case=*/false))
+      return begin + length;
   }
   const size_t word = begin + (text[begin] == ' ');
   if (word == text.size()) return word;
@@ -90,7 +93,8 @@ size_t ScanGpt2(absl::string_view text, size_t begin) {
 
 size_t ScanLlama3(absl::string_view text, size_t begin, int max_digits) {
   if (text[begin] == '\'') {
-    if (const size_t length = ContractionLength(text, begin, /*ignore_case=*/true)) return begin + length;
+    if (const size_t length = ContractionLength(text, begin, /*ignore_case=*/true))
+      return begin + length;
   }
   const Character first = CharacterAt(text, begin);
   size_t end = begin + first.length;
@@ -106,7 +110,8 @@ size_t ScanLlama3(absl::string_view text, size_t begin, int max_digits) {
   if (!IsNewline(text[begin]) && end < text.size() && CharacterAt(text, end).kind == kLetter) {
     return SkipRun(text, end, kLetter);
   }
-  const bool space_then_other = text[begin] == ' ' && end < text.size() && CharacterAt(text, end).kind == kOther;
+  const bool space_then_other =
+      text[begin] == ' ' && end < text.size() && CharacterAt(text, end).kind == kOther;
   if (first.kind == kOther || space_then_other) {
     end = SkipRun(text, end, kOther);
     while (end < text.size() && IsNewline(text[end])) ++end;

@@ -49,32 +49,36 @@ struct Generator::Row {
 Generator::Generator(const Model& model, std::span<const std::vector<Parameter>> weights)
     : Generator(model, weights, Options()) {}
 
-Generator::Generator(const Model& model, std::span<const std::vector<Parameter>> weights, const Options& options)
+Generator::Generator(const Model& model, std::span<const std::vector<Parameter>> weights,
+                     const Options& options)
     : model_(model), weights_(weights), options_(options) {}
 
 absl::Status Generator::Check(const GenerationRequest& request) const {
   if (request.prompt.empty()) return absl::InvalidArgumentError("the prompt holds no token");
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= model_.vocab_size()) {
-      return absl::InvalidArgumentError(absl::StrCat("token ", i, " of the prompt is ", request.prompt[i],
-                                                     ", the vocabulary has ", model_.vocab_size(),
-                                                     " entries: model and tokenizer do not belong together"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "token ", i, " of the prompt is ", request.prompt[i], ", the vocabulary has ",
+          model_.vocab_size(), " entries: model and tokenizer do not belong together"));
     }
   }
   if (static_cast<int64_t>(request.prompt.size()) >= model_.max_positions()) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", request.prompt.size(),
-                                                   " tokens, the model has ", model_.max_positions(),
-                                                   " positions: shorten it to leave room for new tokens"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", request.prompt.size(), " tokens, the model has ", model_.max_positions(),
+        " positions: shorten it to leave room for new tokens"));
   }
   if (request.max_new_tokens < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("max_new_tokens is ", request.max_new_tokens, ", must be at least 1"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_new_tokens is ", request.max_new_tokens, ", must be at least 1"));
   }
   return CheckSamplingOptions(request.sampling);
 }
 
-absl::StatusOr<std::vector<Generation>> Generator::Generate(std::span<const GenerationRequest> requests) {
+absl::StatusOr<std::vector<Generation>> Generator::Generate(
+    std::span<const GenerationRequest> requests) {
   for (size_t i = 0; i < requests.size(); ++i) {
-    SHOAL_RETURN_IF_ERROR(Annotate(Check(requests[i]), requests.size() == 1 ? "generate" : absl::StrCat("request ", i)));
+    SHOAL_RETURN_IF_ERROR(Annotate(
+        Check(requests[i]), requests.size() == 1 ? "generate" : absl::StrCat("request ", i)));
   }
   // Prompts of like length share a batch, so that little is padded.
   std::vector<size_t> order(requests.size());
@@ -99,7 +103,8 @@ absl::StatusOr<std::vector<Generation>> Generator::Generate(std::span<const Gene
     } catch (const c10::OutOfMemoryError& error) {
       return absl::ResourceExhaustedError(error.what_without_backtrace());
     } catch (const std::bad_alloc&) {
-      return absl::ResourceExhaustedError("no memory left to generate: shorten the prompts, or ask for fewer at once");
+      return absl::ResourceExhaustedError(
+          "no memory left to generate: shorten the prompts, or ask for fewer at once");
     } catch (const c10::Error& error) {
       return absl::InternalError(error.what_without_backtrace());
     }
@@ -142,22 +147,25 @@ Tensor Generator::Prefill(std::span<Row> rows, KeyValueCache& cache) const {
   const int64_t B = rows.size();
   int64_t T = 0;
   for (const Row& row : rows) T = std::max(T, row.length());
-  Batch batch = {.tokens_BT = EmptyIds(B, T), .positions_BT = at::arange(T).unsqueeze(0).repeat({B, 1})};
+  Batch batch = {.tokens_BT = EmptyIds(B, T),
+                 .positions_BT = at::arange(T).unsqueeze(0).repeat({B, 1})};
   Tensor last_B = at::empty({B}, at::kLong);
   for (int64_t b = 0; b < B; ++b) {
     int64_t* tokens = batch.tokens_BT.mutable_data_ptr<int64_t>() + b * T;
     std::copy(rows[b].sequence.begin(), rows[b].sequence.end(), tokens);
-    std::fill(tokens + rows[b].length(), tokens + T, rows[b].sequence.back());  // Padding: any valid id
+    std::fill(tokens + rows[b].length(), tokens + T,
+              rows[b].sequence.back());  // Padding: any valid id
     last_B.mutable_data_ptr<int64_t>()[b] = rows[b].length() - 1;
   }
-  const Activations out = ForwardAll(
-      model_, weights_, batch, {.head_mode = HeadMode::kLogits, .cache = &cache, .only_place_B = last_B});
+  const Activations out =
+      ForwardAll(model_, weights_, batch,
+                 {.head_mode = HeadMode::kLogits, .cache = &cache, .only_place_B = last_B});
   for (int64_t b = 0; b < B; ++b) cache.SetLength(b, rows[b].length());
   return out.logits_BTV.select(1, 0).to(at::kCPU, at::kFloat).contiguous();
 }
 
-// Reads each row's newest token; logits (B, V) float32 of the one after it. Rows that are done read a
-// token again and forget it.
+// Reads each row's newest token; logits (B, V) float32 of the one after it. Rows that are done read
+// a token again and forget it.
 Tensor Generator::Step(std::span<Row> rows, KeyValueCache& cache, Batch& batch) const {
   const int64_t B = rows.size();
   const std::vector<int64_t> lengths = cache.lengths();
@@ -165,7 +173,8 @@ Tensor Generator::Step(std::span<Row> rows, KeyValueCache& cache, Batch& batch) 
     batch.tokens_BT.mutable_data_ptr<int64_t>()[b] = rows[b].sequence.back();
     batch.positions_BT.mutable_data_ptr<int64_t>()[b] = lengths[b];
   }
-  const Activations out = ForwardAll(model_, weights_, batch, {.head_mode = HeadMode::kLogits, .cache = &cache});
+  const Activations out =
+      ForwardAll(model_, weights_, batch, {.head_mode = HeadMode::kLogits, .cache = &cache});
   for (int64_t b = 0; b < B; ++b) {
     if (rows[b].done) cache.SetLength(b, lengths[b]);
   }
@@ -178,8 +187,9 @@ absl::Status Generator::ChooseTokens(std::span<Row> rows, const Tensor& logits_B
     if (rows[b].done) continue;
     // Logits are this step's own: they may be changed in place.
     std::span<float> logits(logits_BV.mutable_data_ptr<float>() + b * V, V);
-    SHOAL_ASSIGN_OR_RETURN(const int64_t token, ChooseToken(logits, rows[b].sequence, rows[b].request->sampling,
-                                                            rows[b].request->stream));
+    SHOAL_ASSIGN_OR_RETURN(
+        const int64_t token,
+        ChooseToken(logits, rows[b].sequence, rows[b].request->sampling, rows[b].request->stream));
     rows[b].Take(token);
     ++statistics_.new_tokens;
   }

@@ -10,7 +10,8 @@ absl::StatusOr<double> NumberOr(const Json& json, const char* key, double otherw
   const auto entry = json.find(key);
   if (entry == json.end() || entry->is_null()) return otherwise;
   if (!entry->is_number()) {
-    return absl::InvalidArgumentError(absl::StrCat("generation_config.json: ", key, " is ", entry->dump(), ", not a number"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("generation_config.json: ", key, " is ", entry->dump(), ", not a number"));
   }
   return entry->get<double>();
 }
@@ -24,20 +25,23 @@ absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string
   }
   SHOAL_ASSIGN_OR_RETURN(const bool is_run, Exists(files, JoinPath(path, "checkpoints")));
   if (is_run) {
-    return absl::NotFoundError(absl::StrCat(path, " is a run without an export: write one with shoal export ", path,
-                                            " ", JoinPath(path, "export")));
+    return absl::NotFoundError(
+        absl::StrCat(path, " is a run without an export: write one with shoal export ", path, " ",
+                     JoinPath(path, "export")));
   }
-  return absl::NotFoundError(absl::StrCat("neither ", JoinPath(path, "config.json"), " nor ",
-                                          JoinPath(path, "export/config.json"),
-                                          " is there: give a Hugging Face folder, or a run's folder with its export"));
+  return absl::NotFoundError(absl::StrCat(
+      "neither ", JoinPath(path, "config.json"), " nor ", JoinPath(path, "export/config.json"),
+      " is there: give a Hugging Face folder, or a run's folder with its export"));
 }
 
-absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path, at::ScalarType dtype) {
+absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path,
+                                                  at::ScalarType dtype) {
   LoadedModel loaded;
   SHOAL_ASSIGN_OR_RETURN(loaded.directory, FindModelFolder(files, path));
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(files, loaded.directory));
   SHOAL_ASSIGN_OR_RETURN(loaded.model, BuildModel(config));
-  SHOAL_ASSIGN_OR_RETURN(loaded.weights, LoadAllWeights(files, loaded.model, loaded.directory, dtype));
+  SHOAL_ASSIGN_OR_RETURN(loaded.weights,
+                         LoadAllWeights(files, loaded.model, loaded.directory, dtype));
   return loaded;
 }
 
@@ -45,7 +49,8 @@ absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name) {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
   if (name == "float64") return at::kDouble;
-  return absl::InvalidArgumentError(absl::StrCat("dtype ", name, " is none of float32, bfloat16, float64"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("dtype ", name, " is none of float32, bfloat16, float64"));
 }
 
 absl::StatusOr<SamplingOptions> DefaultSampling(const ModelConfig& config) {
@@ -58,7 +63,8 @@ absl::StatusOr<SamplingOptions> DefaultSampling(const ModelConfig& config) {
     SHOAL_ASSIGN_OR_RETURN(sampling.temperature, NumberOr(json, "temperature", 1.0));
     SHOAL_ASSIGN_OR_RETURN(const double top_k, NumberOr(json, "top_k", 50));
     if (!(top_k >= 0 && top_k < 1e9)) {
-      return absl::InvalidArgumentError(absl::StrCat("generation_config.json: top_k is ", top_k, ", must be 0 or above"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("generation_config.json: top_k is ", top_k, ", must be 0 or above"));
     }
     sampling.top_k = static_cast<int64_t>(top_k);
     SHOAL_ASSIGN_OR_RETURN(sampling.top_p, NumberOr(json, "top_p", 1.0));

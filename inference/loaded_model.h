@@ -16,19 +16,20 @@ struct LoadedModel {
   ModelWeights weights;
 };
 
-// The folder that holds config.json: `path` itself, or the export of a run's folder. NotFound says what
-// was looked for.
+// The folder that holds config.json: `path` itself, or the export of a run's folder. NotFound says
+// what was looked for.
 absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string& path);
 
 // Configuration and all weights in `dtype` of FindModelFolder(path).
-absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path, at::ScalarType dtype);
+absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path,
+                                                  at::ScalarType dtype);
 
 // float32, bfloat16, float64. InvalidArgument for other names.
 absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name);
 
-// What a folder's generation_config.json asks for, as transformers reads it: greedy unless do_sample, and
-// then, where the file is silent, temperature 1, top_k 50, top_p 1. InvalidArgument names a value that is
-// none.
+// What a folder's generation_config.json asks for, as transformers reads it: greedy unless
+// do_sample, and then, where the file is silent, temperature 1, top_k 50, top_p 1. InvalidArgument
+// names a value that is none.
 absl::StatusOr<SamplingOptions> DefaultSampling(const ModelConfig& config);
 
 }  // namespace shoal

@@ -19,9 +19,9 @@ absl::Status CheckRow(std::span<const float> logits) {
   bool any = false;
   for (size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i]) || logits[i] == -kRuledOut) {
-      return absl::InternalError(absl::StrCat(
-          "the model's logits are not finite (", logits[i], " at token ", i,
-          "): the weights are damaged or overflow in this type; try float32"));
+      return absl::InternalError(
+          absl::StrCat("the model's logits are not finite (", logits[i], " at token ", i,
+                       "): the weights are damaged or overflow in this type; try float32"));
     }
     any |= logits[i] != kRuledOut;
   }
@@ -36,11 +36,13 @@ absl::Status CheckSamplingOptions(const SamplingOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, ", must be ", range));
   };
   // Below 1e-6 float32 logits overflow; the result is greedy decoding anyway.
-  if (options.temperature != 0 && !(options.temperature >= 1e-6 && std::isfinite(options.temperature))) {
+  if (options.temperature != 0 &&
+      !(options.temperature >= 1e-6 && std::isfinite(options.temperature))) {
     return refuse("temperature", options.temperature, "0 (greedy) or at least 1e-6");
   }
   if (options.top_k < 0) return refuse("top_k", options.top_k, "0 (off) or above");
-  if (!(options.top_p > 0 && options.top_p <= 1)) return refuse("top_p", options.top_p, "in (0, 1]");
+  if (!(options.top_p > 0 && options.top_p <= 1))
+    return refuse("top_p", options.top_p, "in (0, 1]");
   if (!(options.repetition_penalty > 0) || !std::isfinite(options.repetition_penalty)) {
     return refuse("repetition_penalty", options.repetition_penalty, "above 0 (1: off)");
   }
@@ -89,13 +91,15 @@ void KeepTopP(std::span<float> logits, double p) {
   auto before = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
   };
-  // The nucleus is usually a few hundred tokens of a hundred thousand, so the order is found piece by piece.
+  // The nucleus is usually a few hundred tokens of a hundred thousand, so the order is found piece
+  // by piece.
   size_t sorted = 0, kept = 0;
   double mass = 0;
   for (size_t piece = 128; kept < candidates.size(); piece *= 4) {
     if (kept == sorted) {
       sorted = std::min(candidates.size(), sorted + piece);
-      std::partial_sort(candidates.begin() + kept, candidates.begin() + sorted, candidates.end(), before);
+      std::partial_sort(candidates.begin() + kept, candidates.begin() + sorted, candidates.end(),
+                        before);
     }
     while (kept < sorted && (kept == 0 || mass < p * total)) {
       mass += std::exp(static_cast<double>(candidates[kept++].logit) - highest);
@@ -105,8 +109,10 @@ void KeepTopP(std::span<float> logits, double p) {
   for (size_t i = kept; i < candidates.size(); ++i) logits[candidates[i].id] = kRuledOut;
 }
 
-void ProcessLogits(std::span<float> logits, std::span<const int64_t> seen, const SamplingOptions& options) {
-  if (options.repetition_penalty != 1.0) PenalizeRepetition(logits, seen, options.repetition_penalty);
+void ProcessLogits(std::span<float> logits, std::span<const int64_t> seen,
+                   const SamplingOptions& options) {
+  if (options.repetition_penalty != 1.0)
+    PenalizeRepetition(logits, seen, options.repetition_penalty);
   if (options.temperature == 0) return;
   if (options.temperature != 1.0) ApplyTemperature(logits, options.temperature);
   if (options.top_k > 0) KeepTopK(logits, options.top_k);

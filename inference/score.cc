@@ -12,13 +12,15 @@ absl::Status CheckRow(const Model& model, const std::vector<int64_t>& row, size_
   for (size_t i = 0; i < row.size(); ++i) {
     if (row[i] < 0 || row[i] >= model.vocab_size()) {
       return absl::InvalidArgumentError(absl::StrCat("row ", index, ": token ", i, " is ", row[i],
-                                                     ", the vocabulary has ", model.vocab_size(), " entries"));
+                                                     ", the vocabulary has ", model.vocab_size(),
+                                                     " entries"));
     }
   }
   // The last token is predicted, not read.
   if (static_cast<int64_t>(row.size()) - 1 > model.max_positions()) {
-    return absl::InvalidArgumentError(absl::StrCat("row ", index, " has ", row.size(), " tokens, the model has ",
-                                                   model.max_positions(), " positions"));
+    return absl::InvalidArgumentError(absl::StrCat("row ", index, " has ", row.size(),
+                                                   " tokens, the model has ", model.max_positions(),
+                                                   " positions"));
   }
   return absl::OkStatus();
 }
@@ -30,7 +32,8 @@ Tensor ScoreEqualRows(const Model& model, std::span<const std::vector<Parameter>
   const int64_t T = rows[which[0]].size() - 1;
   Tensor ids_BT1 = at::empty({B, T + 1}, at::kLong);
   for (int64_t b = 0; b < B; ++b) {
-    std::copy(rows[which[b]].begin(), rows[which[b]].end(), ids_BT1.mutable_data_ptr<int64_t>() + b * (T + 1));
+    std::copy(rows[which[b]].begin(), rows[which[b]].end(),
+              ids_BT1.mutable_data_ptr<int64_t>() + b * (T + 1));
   }
   const Batch batch = {.tokens_BT = ids_BT1.narrow(1, 0, T).contiguous(),
                        .targets_BT = ids_BT1.narrow(1, 1, T).contiguous(),
@@ -43,14 +46,14 @@ Tensor ScoreEqualRows(const Model& model, std::span<const std::vector<Parameter>
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::vector<double>>> ScoreTokens(const Model& model,
-                                                             std::span<const std::vector<Parameter>> weights,
-                                                             std::span<const std::vector<int64_t>> rows,
-                                                             const ScoreOptions& options) {
+absl::StatusOr<std::vector<std::vector<double>>> ScoreTokens(
+    const Model& model, std::span<const std::vector<Parameter>> weights,
+    std::span<const std::vector<int64_t>> rows, const ScoreOptions& options) {
   for (size_t i = 0; i < rows.size(); ++i) SHOAL_RETURN_IF_ERROR(CheckRow(model, rows[i], i));
   std::vector<size_t> order(rows.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return rows[a].size() < rows[b].size(); });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return rows[a].size() < rows[b].size(); });
 
   at::NoGradGuard no_grad;
   std::vector<std::vector<double>> results(rows.size());
@@ -58,7 +61,9 @@ absl::StatusOr<std::vector<std::vector<double>>> ScoreTokens(const Model& model,
     const int64_t length = rows[order[first]].size();
     const size_t most = std::max<int64_t>(1, options.max_batch_tokens / length);
     size_t last = first + 1;
-    while (last < order.size() && last - first < most && static_cast<int64_t>(rows[order[last]].size()) == length) ++last;
+    while (last < order.size() && last - first < most &&
+           static_cast<int64_t>(rows[order[last]].size()) == length)
+      ++last;
     const std::span<const size_t> which = std::span(order).subspan(first, last - first);
     first = last;
     if (length == 1) continue;  // Nothing to predict
@@ -69,7 +74,8 @@ absl::StatusOr<std::vector<std::vector<double>>> ScoreTokens(const Model& model,
         results[which[b]].assign(values, values + length - 1);
       }
     } catch (const std::bad_alloc&) {
-      return absl::ResourceExhaustedError(absl::StrCat("no memory left to score rows of ", length, " tokens"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory left to score rows of ", length, " tokens"));
     } catch (const c10::Error& error) {
       return absl::InternalError(error.what_without_backtrace());
     }

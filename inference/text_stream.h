@@ -9,8 +9,8 @@
 
 namespace shoal {
 
-// One sequence's. `on_text` (may be empty) is told of pieces of whole characters that are certain: what may
-// still turn out to be the beginning of a stop string is held back.
+// One sequence's. `on_text` (may be empty) is told of pieces of whole characters that are certain:
+// what may still turn out to be the beginning of a stop string is held back.
 //
 //   TextStream stream(tokenizer, {"\n\n"}, [](absl::string_view piece) { std::cout << piece; });
 //   request.on_token = [&](int64_t token) { return stream.Push(token); };

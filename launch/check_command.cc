@@ -33,9 +33,10 @@ absl::Status Check(const Options& options) {
     return absl::OkStatus();
   }
   const int64_t seq_length = recipe.proto.data().seq_length();
-  std::string text = absl::StrCat(options.recipe, ": ok\n", mesh.equation, "\n", batch.equation, "\n");
-  absl::StrAppend(&text, "tokens a step ", batch.global * seq_length, " = global_batch_size ", batch.global,
-                  " * seq_length ", seq_length, "\n");
+  std::string text =
+      absl::StrCat(options.recipe, ": ok\n", mesh.equation, "\n", batch.equation, "\n");
+  absl::StrAppend(&text, "tokens a step ", batch.global * seq_length, " = global_batch_size ",
+                  batch.global, " * seq_length ", seq_length, "\n");
   std::fputs(text.c_str(), stdout);
   return absl::OkStatus();
 }
@@ -44,16 +45,19 @@ absl::Status Check(const Options& options) {
 
 void AddCheckCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = line.Add("check", "Check a recipe: all errors at once, or the batch and mesh it makes",
-                               "shoal check recipes/quickstart.yaml -n 4 zero.stage=3\n"
-                               "shoal check recipes/quickstart.yaml --resolved > all-values.yaml",
-                               [options] { return Check(*options); });
+  CLI::App* command =
+      line.Add("check", "Check a recipe: all errors at once, or the batch and mesh it makes",
+               "shoal check recipes/quickstart.yaml -n 4 zero.stage=3\n"
+               "shoal check recipes/quickstart.yaml --resolved > all-values.yaml",
+               [options] { return Check(*options); });
   command->add_option("recipe", options->recipe, "The recipe, a YAML file")->required();
-  command->add_option("overrides", options->overrides, "key.sub=value texts that override the recipe");
+  command->add_option("overrides", options->overrides,
+                      "key.sub=value texts that override the recipe");
   command->add_option("-n,--ranks", options->ranks, "Ranks to check the mesh and the batch for")
       ->capture_default_str()
       ->check(CLI::Range(1, 1'000'000));
-  command->add_flag("--resolved", options->resolved, "Print every value, defaults too, as a recipe");
+  command->add_flag("--resolved", options->resolved,
+                    "Print every value, defaults too, as a recipe");
 }
 
 }  // namespace shoal

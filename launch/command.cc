@@ -67,7 +67,8 @@ int StatusToExitCode(const absl::Status& status) {
   }
 }
 
-CommandLine::CommandLine(const std::string& version) : app_("Trains transformers with ZeRO over MPI.", "shoal") {
+CommandLine::CommandLine(const std::string& version)
+    : app_("Trains transformers with ZeRO over MPI.", "shoal") {
   app_.set_version_flag("--version", absl::StrCat("shoal ", version), "Print the version");
   app_.set_help_flag("-h,--help", "Print this help");
   app_.footer("Each command explains itself: shoal COMMAND --help");
@@ -76,7 +77,8 @@ CommandLine::CommandLine(const std::string& version) : app_("Trains transformers
 CLI::App* CommandLine::Add(const std::string& name, const std::string& description,
                            const std::string& example, std::function<absl::Status()> action) {
   CLI::App* command = app_.add_subcommand(name, description);
-  command->footer(absl::StrCat("Example:\n  ", absl::StrJoin(absl::StrSplit(example, '\n'), "\n  ")));
+  command->footer(
+      absl::StrCat("Example:\n  ", absl::StrJoin(absl::StrSplit(example, '\n'), "\n  ")));
   command->final_callback([this, action = std::move(action)] {
     const absl::Status status = action();
     // Errors of a recipe stand alone, a line each, so that editors find their file:line:column.
@@ -99,8 +101,9 @@ int CommandLine::Run(int argc, const char* const* argv) {
   const std::vector<std::string> names = CommandNames(app_);
   if (first[0] != '-' && std::find(names.begin(), names.end(), first) == names.end()) {
     const std::string hint = DidYouMean(first, names);
-    PrintError(absl::StrCat("unknown command ", first,
-                            hint.empty() ? absl::StrCat(", expected one of ", absl::StrJoin(names, ", ")) : hint));
+    PrintError(absl::StrCat(
+        "unknown command ", first,
+        hint.empty() ? absl::StrCat(", expected one of ", absl::StrJoin(names, ", ")) : hint));
     return kExitUsage;
   }
   try {
@@ -115,7 +118,8 @@ int CommandLine::Run(int argc, const char* const* argv) {
 }
 
 int CommandLine::UsageError(const CLI::ParseError& error) {
-  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app_.exit(error);  // --help
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success))
+    return app_.exit(error);  // --help
   const std::vector<CLI::App*> chosen = app_.get_subcommands();
   const CLI::App& command = chosen.empty() ? app_ : *chosen.front();
   const std::string name = chosen.empty() ? "shoal" : absl::StrCat("shoal ", command.get_name());
@@ -123,8 +127,9 @@ int CommandLine::UsageError(const CLI::ParseError& error) {
   if (!rest.empty()) {
     const std::string argument = rest.front().substr(0, rest.front().find('='));
     const bool flag = argument[0] == '-';
-    PrintError(absl::StrCat(command.get_name(), ": unknown ", flag ? "option " : "argument ", argument,
-                            flag ? DidYouMean(argument, FlagNames(command)) : "", " (see ", name, " --help)"));
+    PrintError(absl::StrCat(command.get_name(), ": unknown ", flag ? "option " : "argument ",
+                            argument, flag ? DidYouMean(argument, FlagNames(command)) : "",
+                            " (see ", name, " --help)"));
   } else {
     PrintError(absl::StrCat(command.get_name(), ": ", error.what(), " (see ", name, " --help)"));
   }

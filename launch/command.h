@@ -5,7 +5,8 @@
 // and is listed in main.cc. Inside, options live in a struct that the action shares:
 //
 //   auto options = std::make_shared<Options>();
-//   CLI::App* command = line.Add("check", "Checks a recipe ...", "shoal check recipes/quickstart.yaml -n 4",
+//   CLI::App* command = line.Add("check", "Checks a recipe ...", "shoal check
+//   recipes/quickstart.yaml -n 4",
 //                                [options] { return Check(*options); });
 //   command->add_option("recipe", options->recipe, "The recipe")->required();
 #pragma once
@@ -31,9 +32,9 @@ enum ExitCode {
   kExitDivergence = 77,    // Non-finite losses or gradients
 };
 
-// InvalidArgument, FailedPrecondition, OutOfRange, Unimplemented, AlreadyExists: usage. DataLoss: data. NotFound: missing
-// input. Unavailable, ResourceExhausted, PermissionDenied: I/O. DeadlineExceeded: timeout. Aborted:
-// divergence. Others: internal.
+// InvalidArgument, FailedPrecondition, OutOfRange, Unimplemented, AlreadyExists: usage. DataLoss:
+// data. NotFound: missing input. Unavailable, ResourceExhausted, PermissionDenied: I/O.
+// DeadlineExceeded: timeout. Aborted: divergence. Others: internal.
 int StatusToExitCode(const absl::Status& status);
 
 // The program's command line: commands with their actions.
@@ -42,9 +43,9 @@ class CommandLine {
   // `version` is what --version prints.
   explicit CommandLine(const std::string& version);
 
-  // A subcommand. `example` is shown under its --help. `action` runs once the command's arguments are read;
-  // an error it returns is printed as "shoal: ..." (InvalidArgument as it is: a recipe's errors, each on its
-  // line) and becomes the exit code.
+  // A subcommand. `example` is shown under its --help. `action` runs once the command's arguments
+  // are read; an error it returns is printed as "shoal: ..." (InvalidArgument as it is: a recipe's
+  // errors, each on its line) and becomes the exit code.
   CLI::App* Add(const std::string& name, const std::string& description, const std::string& example,
                 std::function<absl::Status()> action);
 

@@ -29,8 +29,10 @@ class ScratchFile {
     std::filesystem::path folder = std::filesystem::temp_directory_path(ignored);
     path_ = (folder / "shoal-doctor-XXXXXX").string();
     const int descriptor = mkstemp(path_.data());
-    if (descriptor >= 0) close(descriptor);
-    else path_.clear();
+    if (descriptor >= 0)
+      close(descriptor);
+    else
+      path_.clear();
   }
   ~ScratchFile() {
     if (!path_.empty()) unlink(path_.c_str());
@@ -44,18 +46,21 @@ class ScratchFile {
 };
 
 Fact ToFact(const std::string& transport, const CollectiveCheck& check) {
-  Fact fact = {.name = absl::StrCat(transport, " ", check.name),
-               .text = absl::StrFormat("%s in %.3f ms, %s", FormatBytes(check.bytes), check.seconds * 1e3,
-                                       FormatBandwidth(check.bytes_per_second)),
-               .value = {{"bytes", check.bytes},
-                         {"seconds", check.seconds},
-                         {"bytes_per_second", check.bytes_per_second}},
-               .health = Health::kOk};
+  Fact fact = {
+      .name = absl::StrCat(transport, " ", check.name),
+      .text = absl::StrFormat("%s in %.3f ms, %s", FormatBytes(check.bytes), check.seconds * 1e3,
+                              FormatBandwidth(check.bytes_per_second)),
+      .value = {{"bytes", check.bytes},
+                {"seconds", check.seconds},
+                {"bytes_per_second", check.bytes_per_second}},
+      .health = Health::kOk};
   if (!check.correct) {
     fact.health = Health::kFailure;
     fact.text = absl::StrCat("wrong: ", check.problem);
-    fact.cure = transport == "shm" ? "set comm.transport: mpi in recipes, and report this"
-                                   : "try another Open MPI transport (mpirun --mca btl self,vader,tcp), and report this";
+    fact.cure =
+        transport == "shm"
+            ? "set comm.transport: mpi in recipes, and report this"
+            : "try another Open MPI transport (mpirun --mca btl self,vader,tcp), and report this";
   }
   return fact;
 }
@@ -63,8 +68,11 @@ Fact ToFact(const std::string& transport, const CollectiveCheck& check) {
 Json ToJson(const std::vector<Fact>& facts) {
   Json json = Json::array();
   for (const Fact& fact : facts) {
-    json.push_back({{"name", fact.name}, {"text", fact.text}, {"value", fact.value},
-                    {"health", static_cast<int>(fact.health)}, {"cure", fact.cure}});
+    json.push_back({{"name", fact.name},
+                    {"text", fact.text},
+                    {"value", fact.value},
+                    {"health", static_cast<int>(fact.health)},
+                    {"cure", fact.cure}});
   }
   return json;
 }
@@ -78,22 +86,31 @@ std::vector<Fact> ReadFacts(const std::string& path) {
   const Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_array()) return facts;
   for (const Json& entry : json) {
-    facts.push_back({.name = entry["name"], .text = entry["text"], .value = entry["value"],
-                     .health = static_cast<Health>(entry["health"].get<int>()), .cure = entry["cure"]});
+    facts.push_back({.name = entry["name"],
+                     .text = entry["text"],
+                     .value = entry["value"],
+                     .health = static_cast<Health>(entry["health"].get<int>()),
+                     .cure = entry["cure"]});
   }
   return facts;
 }
 
-void CheckTransport(const std::shared_ptr<MpiRuntime>& runtime, CommTransport transport, std::vector<Fact>& facts) {
+void CheckTransport(const std::shared_ptr<MpiRuntime>& runtime, CommTransport transport,
+                    std::vector<Fact>& facts) {
   const CommOptions options = {.transport = transport, .timeout = absl::Seconds(30)};
   auto comm = MakeMpiCommunicator(runtime, options);
   if (!comm.ok()) {
-    facts.push_back({.name = "communicator", .text = std::string(comm.status().message()), .health = Health::kFailure,
-                     .cure = "see what mpirun says of these ranks; on several hosts, that they reach each other"});
+    facts.push_back(
+        {.name = "communicator",
+         .text = std::string(comm.status().message()),
+         .health = Health::kFailure,
+         .cure =
+             "see what mpirun says of these ranks; on several hosts, that they reach each other"});
     return;
   }
   const std::string name = (*comm)->name();
-  for (const CollectiveCheck& check : CheckCollectives(**comm)) facts.push_back(ToFact(name, check));
+  for (const CollectiveCheck& check : CheckCollectives(**comm))
+    facts.push_back(ToFact(name, check));
 }
 
 }  // namespace
@@ -102,20 +119,32 @@ ReportSection CollectivesSection(int num_ranks) {
   ReportSection section = {.name = "collectives"};
   const ScratchFile result;
   if (result.path().empty()) {
-    section.facts = {{.name = "ranks", .text = "no temporary file can be made", .health = Health::kFailure,
+    section.facts = {{.name = "ranks",
+                      .text = "no temporary file can be made",
+                      .health = Health::kFailure,
                       .cure = "set TMPDIR to a folder that can be written"}};
     return section;
   }
   const char* arguments[] = {"shoal", "doctor", "--collectives-result", result.path().c_str()};
   const int exit_code = LaunchRanks(std::size(arguments), arguments, num_ranks);
   section.facts = ReadFacts(result.path());
-  Fact ranks = {.name = "ranks", .text = absl::StrCat(num_ranks, " started"), .value = num_ranks, .health = Health::kOk};
+  Fact ranks = {.name = "ranks",
+                .text = absl::StrCat(num_ranks, " started"),
+                .value = num_ranks,
+                .health = Health::kOk};
   if (exit_code == kMpirunNotFound) {
-    ranks = {.name = "ranks", .text = "mpirun is not found", .health = Health::kFailure,
-             .cure = "install Open MPI (Debian: apt install openmpi-bin), or put its bin folder on PATH"};
+    ranks = {
+        .name = "ranks",
+        .text = "mpirun is not found",
+        .health = Health::kFailure,
+        .cure =
+            "install Open MPI (Debian: apt install openmpi-bin), or put its bin folder on PATH"};
   } else if (exit_code != 0 || section.facts.empty()) {
-    ranks = {.name = "ranks", .text = absl::StrFormat("%d started, the job ended with exit code %d", num_ranks, exit_code),
-             .health = Health::kFailure, .cure = "the lines above, on standard error, say why"};
+    ranks = {.name = "ranks",
+             .text = absl::StrFormat("%d started, the job ended with exit code %d", num_ranks,
+                                     exit_code),
+             .health = Health::kFailure,
+             .cure = "the lines above, on standard error, say why"};
   }
   section.facts.insert(section.facts.begin(), ranks);
   return section;
@@ -123,16 +152,19 @@ ReportSection CollectivesSection(int num_ranks) {
 
 absl::Status RunCollectivesRank(const std::string& output) {
   SHOAL_ASSIGN_OR_RETURN(const std::shared_ptr<MpiRuntime> runtime, MpiRuntime::Start());
-  std::vector<Fact> facts = {{.name = "library", .text = runtime->library(), .value = runtime->library()}};
+  std::vector<Fact> facts = {
+      {.name = "library", .text = runtime->library(), .value = runtime->library()}};
   try {
     CheckTransport(runtime, CommTransport::kAuto, facts);
     CheckTransport(runtime, CommTransport::kMpi, facts);
-  } catch (const std::exception& error) {  // CommError: the group is lost, and with it the other ranks
+  } catch (
+      const std::exception& error) {  // CommError: the group is lost, and with it the other ranks
     runtime->Abort(kExitIo, error.what());
   }
   if (runtime->rank() != 0) return absl::OkStatus();
   PosixFileSystem files;
-  return WriteFileAtomically(files, output, ToJson(facts).dump(-1, ' ', false, Json::error_handler_t::replace));
+  return WriteFileAtomically(files, output,
+                             ToJson(facts).dump(-1, ' ', false, Json::error_handler_t::replace));
 }
 
 }  // namespace shoal

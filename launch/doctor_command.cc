@@ -30,15 +30,17 @@ absl::Status Doctor(const Options& options) {
   };
   add(VersionsSection());
   add(MachineSection());
-  // Before the rates: the launcher waits for its child's signal, which threads of this process would take.
+  // Before the rates: the launcher waits for its child's signal, which threads of this process
+  // would take.
   add(CollectivesSection(options.ranks));
   add(RatesSection());
 
   const int failures = CountFailures(report);
   if (options.json) std::printf("%s\n", ToJson(report).c_str());
   if (failures > 0) {
-    return absl::FailedPreconditionError(absl::StrCat("doctor: ", failures, failures == 1 ? " check" : " checks",
-                                                      " failed: see the FAIL lines and their cures"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("doctor: ", failures, failures == 1 ? " check" : " checks",
+                     " failed: see the FAIL lines and their cures"));
   }
   if (!options.json) std::puts("Nothing failed.");
   return absl::OkStatus();
@@ -49,13 +51,16 @@ absl::Status Doctor(const Options& options) {
 void AddDoctorCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
   CLI::App* command = line.Add(
-      "doctor", "Tell versions, the machine and its measured rates, and test every collective over ranks",
-      "shoal doctor\nshoal doctor -n 4 --json > doctor.json", [options] { return Doctor(*options); });
+      "doctor",
+      "Tell versions, the machine and its measured rates, and test every collective over ranks",
+      "shoal doctor\nshoal doctor -n 4 --json > doctor.json",
+      [options] { return Doctor(*options); });
   command->add_option("-n,--ranks", options->ranks, "Ranks to test collectives over")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
   command->add_flag("--json", options->json, "Print one JSON object");
-  command->add_option("--collectives-result", options->collectives_result)->group("");  // Not shown in --help
+  command->add_option("--collectives-result", options->collectives_result)
+      ->group("");  // Not shown in --help
 }
 
 }  // namespace shoal

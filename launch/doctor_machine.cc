@@ -11,8 +11,8 @@
 #include <ATen/Version.h>
 #include <ATen/cpu/Utils.h>
 #include <google/protobuf/stubs/common.h>
-#include <oneapi/dnnl/dnnl.hpp>
 #include <torch/version.h>
+#include <oneapi/dnnl/dnnl.hpp>
 
 #include "absl/base/config.h"
 #include "absl/strings/numbers.h"
@@ -64,10 +64,11 @@ Fact MemoryFact() {
     total = *limit;
     note = " (the container's limit)";
   }
-  Fact fact = {.name = "memory",
-               .text = absl::StrCat(FormatBytes(total), note, ", ", FormatBytes(available), " available"),
-               .value = {{"total_bytes", total}, {"available_bytes", available}},
-               .health = Health::kOk};
+  Fact fact = {
+      .name = "memory",
+      .text = absl::StrCat(FormatBytes(total), note, ", ", FormatBytes(available), " available"),
+      .value = {{"total_bytes", total}, {"available_bytes", available}},
+      .health = Health::kOk};
   if (available < kGiB) {
     fact.health = Health::kWarning;
     fact.cure = "less than 1 GiB is available: end other programs, or train a smaller model";
@@ -78,7 +79,9 @@ Fact MemoryFact() {
 Fact SharedMemoryFact() {
   struct statvfs stats;
   if (statvfs("/dev/shm", &stats) != 0) {
-    return {.name = "/dev/shm", .text = "not there", .health = Health::kFailure,
+    return {.name = "/dev/shm",
+            .text = "not there",
+            .health = Health::kFailure,
             .cure = "ranks of one host share memory there: mount a tmpfs on /dev/shm"};
   }
   const double total = static_cast<double>(stats.f_blocks) * stats.f_frsize;
@@ -89,8 +92,10 @@ Fact SharedMemoryFact() {
                .health = Health::kOk};
   if (free < 256 * kMiB) {
     fact.health = Health::kWarning;
-    fact.cure = "ranks of one host exchange tensors there: enlarge it (mount -o remount,size=50% /dev/shm, or "
-                "the container's --shm-size), or set comm.transport: mpi in the recipe";
+    fact.cure =
+        "ranks of one host exchange tensors there: enlarge it (mount -o remount,size=50% /dev/shm, "
+        "or "
+        "the container's --shm-size), or set comm.transport: mpi in the recipe";
   }
   return fact;
 }
@@ -98,9 +103,11 @@ Fact SharedMemoryFact() {
 Fact LimitFact(const std::string& name, int resource, double unit, const char* unit_name) {
   struct rlimit limit;
   getrlimit(static_cast<__rlimit_resource>(resource), &limit);
-  if (limit.rlim_cur == RLIM_INFINITY) return {.name = name, .text = "unlimited", .value = "unlimited"};
+  if (limit.rlim_cur == RLIM_INFINITY)
+    return {.name = name, .text = "unlimited", .value = "unlimited"};
   const double value = static_cast<double>(limit.rlim_cur) / unit;
-  return {.name = name, .text = absl::StrFormat("%.0f%s", value, unit_name), .value = limit.rlim_cur};
+  return {
+      .name = name, .text = absl::StrFormat("%.0f%s", value, unit_name), .value = limit.rlim_cur};
 }
 
 Fact OpenFilesFact() {
@@ -126,27 +133,38 @@ Fact AddressSpaceFact() {
 // What oneDNN's kernels are generated for.
 const char* OneDnnIsa() {
   switch (dnnl::get_effective_cpu_isa()) {
-    case dnnl::cpu_isa::sse41: return "SSE4.1";
-    case dnnl::cpu_isa::avx: return "AVX";
-    case dnnl::cpu_isa::avx2: return "AVX2";
-    case dnnl::cpu_isa::avx2_vnni: return "AVX2 with VNNI";
-    case dnnl::cpu_isa::avx512_core: return "AVX-512";
-    case dnnl::cpu_isa::avx512_core_vnni: return "AVX-512 with VNNI";
-    case dnnl::cpu_isa::avx512_core_bf16: return "AVX-512 with VNNI and bfloat16";
-    case dnnl::cpu_isa::avx512_core_amx: return "AVX-512 with AMX (bfloat16, int8)";
-    default: return "plain";
+    case dnnl::cpu_isa::sse41:
+      return "SSE4.1";
+    case dnnl::cpu_isa::avx:
+      return "AVX";
+    case dnnl::cpu_isa::avx2:
+      return "AVX2";
+    case dnnl::cpu_isa::avx2_vnni:
+      return "AVX2 with VNNI";
+    case dnnl::cpu_isa::avx512_core:
+      return "AVX-512";
+    case dnnl::cpu_isa::avx512_core_vnni:
+      return "AVX-512 with VNNI";
+    case dnnl::cpu_isa::avx512_core_bf16:
+      return "AVX-512 with VNNI and bfloat16";
+    case dnnl::cpu_isa::avx512_core_amx:
+      return "AVX-512 with AMX (bfloat16, int8)";
+    default:
+      return "plain";
   }
 }
 
 Fact InstructionsFact() {
-  Fact fact = {.name = "instructions",
-               .text = absl::StrCat(OneDnnIsa(), " (oneDNN), ", at::get_cpu_capability(), " (libtorch)"),
-               .value = {{"onednn", OneDnnIsa()}, {"libtorch", at::get_cpu_capability()}},
-               .health = Health::kOk};
+  Fact fact = {
+      .name = "instructions",
+      .text = absl::StrCat(OneDnnIsa(), " (oneDNN), ", at::get_cpu_capability(), " (libtorch)"),
+      .value = {{"onednn", OneDnnIsa()}, {"libtorch", at::get_cpu_capability()}},
+      .health = Health::kOk};
   if (dnnl::get_effective_cpu_isa() < dnnl::cpu_isa::avx2) {
     fact.health = Health::kWarning;
-    fact.cure = "training is slow without AVX2: use a processor from 2015 or later, or let the virtual "
-                "machine pass its host's instructions through";
+    fact.cure =
+        "training is slow without AVX2: use a processor from 2015 or later, or let the virtual "
+        "machine pass its host's instructions through";
   }
   return fact;
 }
@@ -160,7 +178,9 @@ Fact LibraryFact(const std::string& name, const std::string& compiled, const std
           .cure = "build Shoal again after upgrading its libraries"};
 }
 
-std::string ProtobufVersion(int version) { return google::protobuf::internal::VersionString(version); }
+std::string ProtobufVersion(int version) {
+  return google::protobuf::internal::VersionString(version);
+}
 
 }  // namespace
 
@@ -175,7 +195,8 @@ ReportSection VersionsSection() {
   const std::string git = SHOAL_GIT_DESCRIBE;
   ReportSection section = {.name = "versions"};
   section.facts = {
-      {.name = "shoal", .text = absl::StrCat(SHOAL_VERSION, git.empty() ? "" : absl::StrCat(" (", git, ")")),
+      {.name = "shoal",
+       .text = absl::StrCat(SHOAL_VERSION, git.empty() ? "" : absl::StrCat(" (", git, ")")),
        .value = {{"version", SHOAL_VERSION}, {"git", git}}},
 #ifdef __clang__
       {.name = "compiler", .text = absl::StrCat("Clang ", __clang_version__)},
@@ -183,9 +204,12 @@ ReportSection VersionsSection() {
       {.name = "compiler", .text = absl::StrCat("GCC ", __VERSION__)},
 #endif
       {.name = "libtorch", .text = TORCH_VERSION, .value = TORCH_VERSION},
-      LibraryFact("oneDNN", absl::StrFormat("%d.%d.%d", DNNL_VERSION_MAJOR, DNNL_VERSION_MINOR, DNNL_VERSION_PATCH),
-                  absl::StrFormat("%d.%d.%d", onednn->major, onednn->minor, onednn->patch)),
-      {.name = "Abseil", .text = absl::StrCat(ABSL_LTS_RELEASE_VERSION, ".", ABSL_LTS_RELEASE_PATCH_LEVEL)},
+      LibraryFact(
+          "oneDNN",
+          absl::StrFormat("%d.%d.%d", DNNL_VERSION_MAJOR, DNNL_VERSION_MINOR, DNNL_VERSION_PATCH),
+          absl::StrFormat("%d.%d.%d", onednn->major, onednn->minor, onednn->patch)),
+      {.name = "Abseil",
+       .text = absl::StrCat(ABSL_LTS_RELEASE_VERSION, ".", ABSL_LTS_RELEASE_PATCH_LEVEL)},
       {.name = "protobuf", .text = ProtobufVersion(GOOGLE_PROTOBUF_VERSION)},
       {.name = "CUDA", .text = "not built in"},
   };
@@ -215,13 +239,15 @@ ReportSection RatesSection() {
   const int cores = UsableCores();
   std::vector<int> thread_counts = {1};
   if (cores > 1) thread_counts.push_back(cores);
-  const std::pair<at::ScalarType, const char*> dtypes[] = {{at::kFloat, "float32"}, {at::kBFloat16, "bfloat16"}};
+  const std::pair<at::ScalarType, const char*> dtypes[] = {{at::kFloat, "float32"},
+                                                           {at::kBFloat16, "bfloat16"}};
   for (int threads : thread_counts) {
     const std::string suffix = absl::StrCat(threads, threads == 1 ? " thread" : " threads");
     for (const auto& [dtype, name] : dtypes) {
       const double rate = MeasureMatMulPeak(dtype, threads);
       section.facts.push_back({.name = absl::StrCat("matrix product ", name, ", ", suffix),
-                               .text = FormatFlops(rate), .value = rate});
+                               .text = FormatFlops(rate),
+                               .value = rate});
     }
   }
   for (int threads : thread_counts) {

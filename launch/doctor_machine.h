@@ -5,14 +5,15 @@
 
 namespace shoal {
 
-// Of Shoal, the compiler and the libraries in use. A library whose loaded version is not the one compiled
-// against is a warning.
+// Of Shoal, the compiler and the libraries in use. A library whose loaded version is not the one
+// compiled against is a warning.
 ReportSection VersionsSection();
 
 // Processor, memory, /dev/shm, limits.
 ReportSection MachineSection();
 
-// Matrix products (float32, bfloat16; one thread and all) and memory, measured now: about two seconds.
+// Matrix products (float32, bfloat16; one thread and all) and memory, measured now: about two
+// seconds.
 ReportSection RatesSection();
 
 // Processors this process may run on.

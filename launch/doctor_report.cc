@@ -10,10 +10,14 @@ namespace {
 
 const char* Name(Health health) {
   switch (health) {
-    case Health::kFact: return "fact";
-    case Health::kOk: return "ok";
-    case Health::kWarning: return "warning";
-    case Health::kFailure: return "FAIL";
+    case Health::kFact:
+      return "fact";
+    case Health::kOk:
+      return "ok";
+    case Health::kWarning:
+      return "warning";
+    case Health::kFailure:
+      return "FAIL";
   }
   return "";
 }
@@ -44,8 +48,11 @@ std::string ToText(const ReportSection& section) {
   std::string text = absl::StrCat(section.name, "\n");
   for (const Fact& fact : section.facts) {
     const char* mark = fact.health == Health::kFact ? "" : Name(fact.health);
-    absl::StrAppendFormat(&text, "  %-7s  %-*s  %s\n", mark, static_cast<int>(width), fact.name, fact.text);
-    if (!fact.cure.empty()) absl::StrAppendFormat(&text, "  %-7s  %-*s  -> %s\n", "", static_cast<int>(width), "", fact.cure);
+    absl::StrAppendFormat(&text, "  %-7s  %-*s  %s\n", mark, static_cast<int>(width), fact.name,
+                          fact.text);
+    if (!fact.cure.empty())
+      absl::StrAppendFormat(&text, "  %-7s  %-*s  -> %s\n", "", static_cast<int>(width), "",
+                            fact.cure);
   }
   return text;
 }
@@ -55,7 +62,8 @@ std::string ToJson(const DoctorReport& report) {
   for (const ReportSection& section : report) {
     nlohmann::ordered_json& facts = json[section.name] = nlohmann::ordered_json::object();
     for (const Fact& fact : section.facts) {
-      nlohmann::ordered_json& entry = facts[fact.name] = {{"health", Name(fact.health)}, {"text", fact.text}};
+      nlohmann::ordered_json& entry =
+          facts[fact.name] = {{"health", Name(fact.health)}, {"text", fact.text}};
       if (!fact.value.is_null()) entry["value"] = fact.value;
       if (!fact.cure.empty()) entry["cure"] = fact.cure;
     }
@@ -63,10 +71,14 @@ std::string ToJson(const DoctorReport& report) {
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-std::string FormatBytes(double bytes) { return Scaled(bytes, 1024, {"B", "KiB", "MiB", "GiB", "TiB"}); }
+std::string FormatBytes(double bytes) {
+  return Scaled(bytes, 1024, {"B", "KiB", "MiB", "GiB", "TiB"});
+}
 std::string FormatFlops(double rate) {
   return Scaled(rate / 1e6, 1000, {"MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"});
 }
-std::string FormatBandwidth(double rate) { return Scaled(rate / 1e6, 1000, {"MB/s", "GB/s", "TB/s"}); }
+std::string FormatBandwidth(double rate) {
+  return Scaled(rate / 1e6, 1000, {"MB/s", "GB/s", "TB/s"});
+}
 
 }  // namespace shoal

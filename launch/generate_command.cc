@@ -39,13 +39,15 @@ absl::StatusOr<std::string> ReadPrompt(FileSystem& files, const Options& options
   for (char buffer[65536]; std::cin.read(buffer, sizeof buffer), std::cin.gcount() > 0;) {
     text.append(buffer, std::cin.gcount());
     if (static_cast<int64_t>(text.size()) > kMaxPromptBytes) {
-      return absl::InvalidArgumentError(absl::StrCat("the prompt on standard input is longer than ", kMaxPromptBytes, " bytes"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the prompt on standard input is longer than ", kMaxPromptBytes, " bytes"));
     }
   }
   return text;
 }
 
-// generation_config.json's wishes, then the command line's. What greedy decoding would ignore is refused.
+// generation_config.json's wishes, then the command line's. What greedy decoding would ignore is
+// refused.
 absl::StatusOr<SamplingOptions> ChooseSampling(const Options& options, const ModelConfig& config) {
   SHOAL_ASSIGN_OR_RETURN(SamplingOptions sampling, DefaultSampling(config));
   if (options.temperature) sampling.temperature = *options.temperature;
@@ -53,21 +55,27 @@ absl::StatusOr<SamplingOptions> ChooseSampling(const Options& options, const Mod
   if (options.top_p) sampling.top_p = *options.top_p;
   if (options.repetition_penalty) sampling.repetition_penalty = *options.repetition_penalty;
   sampling.seed = options.seed;
-  const char* ignored = options.top_k ? "--top-k" : options.top_p ? "--top-p" : options.num_samples > 1 ? "--num-samples" : nullptr;
+  const char* ignored = options.top_k             ? "--top-k"
+                        : options.top_p           ? "--top-p"
+                        : options.num_samples > 1 ? "--num-samples"
+                                                  : nullptr;
   if (sampling.temperature == 0 && ignored) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(ignored, " changes nothing under greedy decoding (temperature 0): give a --temperature above 0"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        ignored,
+        " changes nothing under greedy decoding (temperature 0): give a --temperature above 0"));
   }
   SHOAL_RETURN_IF_ERROR(CheckSamplingOptions(sampling));
   return sampling;
 }
 
-absl::StatusOr<std::vector<int64_t>> EncodePrompt(const Tokenizer& tokenizer, const ModelConfig& config,
+absl::StatusOr<std::vector<int64_t>> EncodePrompt(const Tokenizer& tokenizer,
+                                                  const ModelConfig& config,
                                                   const std::string& text) {
   SHOAL_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(text));
   if (!ids.empty()) return std::vector<int64_t>(ids.begin(), ids.end());
   if (config.bos_token_id) return std::vector<int64_t>{*config.bos_token_id};
-  return absl::InvalidArgumentError("the prompt is empty, and the model names no bos_token_id to begin with");
+  return absl::InvalidArgumentError(
+      "the prompt is empty, and the model names no bos_token_id to begin with");
 }
 
 // generation_config.json's max_new_tokens, or kDefaultMaxNewTokens.
@@ -75,7 +83,8 @@ int64_t MaxNewTokens(const Options& options, const ModelConfig& config) {
   if (options.max_new_tokens) return *options.max_new_tokens;
   if (config.generation_json && config.generation_json->is_object()) {
     const auto entry = config.generation_json->find("max_new_tokens");
-    if (entry != config.generation_json->end() && entry->is_number_unsigned() && entry->get<uint64_t>() > 0 &&
+    if (entry != config.generation_json->end() && entry->is_number_unsigned() &&
+        entry->get<uint64_t>() > 0 &&
         entry->get<uint64_t>() <= std::numeric_limits<int32_t>::max()) {
       return entry->get<int64_t>();
     }
@@ -85,17 +94,20 @@ int64_t MaxNewTokens(const Options& options, const ModelConfig& config) {
 
 void Print(absl::string_view text) { std::cout.write(text.data(), text.size()).flush(); }
 
-void PrintStatistics(const Options& options, const GenerationStatistics& statistics, int64_t samples) {
+void PrintStatistics(const Options& options, const GenerationStatistics& statistics,
+                     int64_t samples) {
   const int64_t decoded = statistics.new_tokens - samples;  // The prefill gives each sample's first
   std::string rate;
   if (decoded > 0) rate = absl::StrFormat("%.1f tokens/s", decoded / statistics.decode_seconds);
-  absl::FPrintF(stderr, "%d prompt tokens in %.3f s; %d new tokens%s%s; %s\n", statistics.prompt_tokens,
-                statistics.prefill_seconds, statistics.new_tokens, rate.empty() ? "" : ", then ", rate, options.dtype);
+  absl::FPrintF(stderr, "%d prompt tokens in %.3f s; %d new tokens%s%s; %s\n",
+                statistics.prompt_tokens, statistics.prefill_seconds, statistics.new_tokens,
+                rate.empty() ? "" : ", then ", rate, options.dtype);
 }
 
 absl::Status Generate(const Options& options) {
   if (options.prompt.has_value() == options.prompt_file.has_value()) {
-    return absl::InvalidArgumentError("give the prompt as --prompt TEXT or as --prompt-file FILE (- for standard input)");
+    return absl::InvalidArgumentError(
+        "give the prompt as --prompt TEXT or as --prompt-file FILE (- for standard input)");
   }
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
@@ -117,7 +129,8 @@ absl::Status Generate(const Options& options) {
   std::vector<GenerationRequest> requests(options.num_samples, request);
   streams.reserve(requests.size());
   for (size_t i = 0; i < requests.size(); ++i) {
-    streams.emplace_back(tokenizer, options.stop_strings, live ? Print : std::function<void(absl::string_view)>());
+    streams.emplace_back(tokenizer, options.stop_strings,
+                         live ? Print : std::function<void(absl::string_view)>());
     requests[i].stream = i;
     requests[i].on_token = [&stream = streams[i]](int64_t token) { return stream.Push(token); };
   }
@@ -143,30 +156,40 @@ absl::Status Generate(const Options& options) {
 
 void AddGenerateCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = line.Add(
-      "generate", "Continue a text with a model, printing it as it comes",
-      "shoal generate runs/quickstart/export --prompt \"And the king said unto\"\n"
-      "shoal generate FOLDER --prompt-file - --temperature 0.8 --top-p 0.95 --num-samples 4 < prompt.txt",
-      [options] { return Generate(*options); });
-  command->add_option("model", options->model, "A Hugging Face folder, or a run's folder (its export is taken)")
+  CLI::App* command =
+      line.Add("generate", "Continue a text with a model, printing it as it comes",
+               "shoal generate runs/quickstart/export --prompt \"And the king said unto\"\n"
+               "shoal generate FOLDER --prompt-file - --temperature 0.8 --top-p 0.95 --num-samples "
+               "4 < prompt.txt",
+               [options] { return Generate(*options); });
+  command
+      ->add_option("model", options->model,
+                   "A Hugging Face folder, or a run's folder (its export is taken)")
       ->required();
   command->add_option("--prompt", options->prompt, "The text to continue");
-  command->add_option("--prompt-file", options->prompt_file, "A file that holds it; - for standard input");
+  command->add_option("--prompt-file", options->prompt_file,
+                      "A file that holds it; - for standard input");
   command->add_option("--max-new-tokens", options->max_new_tokens,
                       "Tokens at most. Default: generation_config.json's, else 128");
-  command->add_option("--temperature", options->temperature,
-                      "0: the most likely token each time. Above: sample. Default: as generation_config.json asks "
-                      "(do_sample, temperature, top_k, top_p), else 0");
+  command->add_option(
+      "--temperature", options->temperature,
+      "0: the most likely token each time. Above: sample. Default: as generation_config.json asks "
+      "(do_sample, temperature, top_k, top_p), else 0");
   command->add_option("--top-k", options->top_k, "Sample among the k most likely tokens; 0: all");
-  command->add_option("--top-p", options->top_p, "Sample among the most likely tokens that hold this share");
-  command->add_option("--repetition-penalty", options->repetition_penalty, "Above 1: avoid tokens already there");
-  command->add_option("--stop", options->stop_strings, "End before this text; may be given several times")
+  command->add_option("--top-p", options->top_p,
+                      "Sample among the most likely tokens that hold this share");
+  command->add_option("--repetition-penalty", options->repetition_penalty,
+                      "Above 1: avoid tokens already there");
+  command
+      ->add_option("--stop", options->stop_strings,
+                   "End before this text; may be given several times")
       ->allow_extra_args(false);
   command->add_option("--seed", options->seed, "Of the samples")->capture_default_str();
   command->add_option("--num-samples", options->num_samples, "Continuations of the prompt")
       ->capture_default_str()
       ->check(CLI::Range(1, 100'000));
-  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")->capture_default_str();
+  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")
+      ->capture_default_str();
 }
 
 }  // namespace shoal

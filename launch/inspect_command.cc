@@ -21,7 +21,8 @@ absl::Status RunInspect(const Options& options) {
   SHOAL_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(files, options.path, options.verify));
   if (options.recipe) {
     if (!inspection.state) {
-      return absl::FailedPreconditionError(absl::StrCat(options.path, " is no checkpoint: it holds no recipe"));
+      return absl::FailedPreconditionError(
+          absl::StrCat(options.path, " is no checkpoint: it holds no recipe"));
     }
     std::fputs(inspection.state->recipe_yaml().c_str(), stdout);
   } else if (options.json) {
@@ -42,11 +43,16 @@ void AddInspectCommand(CommandLine& line) {
       "shoal inspect runs/quickstart/checkpoints/step-400 --verify\n"
       "shoal inspect model.safetensors --json",
       [options] { return RunInspect(*options); });
-  command->add_option("path", options->path, "A checkpoint, a run's folder, a safetensors file or a model's folder")
+  command
+      ->add_option("path", options->path,
+                   "A checkpoint, a run's folder, a safetensors file or a model's folder")
       ->required();
   auto* json = command->add_flag("--json", options->json, "Print one JSON object");
-  command->add_flag("--verify", options->verify, "Read every byte and compare it with its checksum");
-  command->add_flag("--recipe", options->recipe, "Print the recipe that the checkpoint was trained by, as YAML")
+  command->add_flag("--verify", options->verify,
+                    "Read every byte and compare it with its checksum");
+  command
+      ->add_flag("--recipe", options->recipe,
+                 "Print the recipe that the checkpoint was trained by, as YAML")
       ->excludes(json);
 }
 

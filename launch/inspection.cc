@@ -11,7 +11,8 @@
 namespace shoal {
 namespace {
 
-absl::StatusOr<Inspection> InspectCheckpoint(FileSystem& files, const std::string& path, bool verify) {
+absl::StatusOr<Inspection> InspectCheckpoint(FileSystem& files, const std::string& path,
+                                             bool verify) {
   SHOAL_ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(files, path));
   const VerifyLevel level = verify ? VerifyLevel::kChecksums : VerifyLevel::kSizes;
   SHOAL_RETURN_IF_ERROR(VerifyCheckpoint(files, path, level));
@@ -19,7 +20,8 @@ absl::StatusOr<Inspection> InspectCheckpoint(FileSystem& files, const std::strin
   inspection.kind = "checkpoint";
   inspection.path = path;
   inspection.state = manifest.state();
-  for (const Manifest::File& file : manifest.files()) inspection.files.push_back({file.name(), file.bytes()});
+  for (const Manifest::File& file : manifest.files())
+    inspection.files.push_back({file.name(), file.bytes()});
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
     InspectedTensor inspected;
     inspected.name = tensor.name();
@@ -28,9 +30,11 @@ absl::StatusOr<Inspection> InspectCheckpoint(FileSystem& files, const std::strin
     for (const Manifest::Chunk& chunk : tensor.chunks()) {
       inspected.numel = chunk.end();
       const std::string& file = manifest.files(chunk.file()).name();
-      if (inspected.files.empty() || inspected.files.back() != file) inspected.files.push_back(file);
+      if (inspected.files.empty() || inspected.files.back() != file)
+        inspected.files.push_back(file);
     }
-    inspected.bytes = inspected.numel * static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(tensor.dtype())));
+    inspected.bytes = inspected.numel *
+                      static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(tensor.dtype())));
     inspection.tensors.push_back(std::move(inspected));
   }
   if (verify) inspection.notes.push_back("every byte matches its checksum");
@@ -52,13 +56,16 @@ absl::Status AddSafetensors(FileSystem& files, const std::string& path, Inspecti
     tensor.files = {BaseName(path)};
     inspection->tensors.push_back(std::move(tensor));
   }
-  for (const auto& [key, value] : reader->header().metadata) inspection->facts.emplace_back(key, value);
+  for (const auto& [key, value] : reader->header().metadata)
+    inspection->facts.emplace_back(key, value);
   return absl::OkStatus();
 }
 
-constexpr char kNoChecksums[] = "safetensors files hold no checksums: their headers and sizes were checked";
+constexpr char kNoChecksums[] =
+    "safetensors files hold no checksums: their headers and sizes were checked";
 
-absl::StatusOr<Inspection> InspectSafetensors(FileSystem& files, const std::string& path, bool verify) {
+absl::StatusOr<Inspection> InspectSafetensors(FileSystem& files, const std::string& path,
+                                              bool verify) {
   Inspection inspection;
   inspection.kind = "safetensors";
   inspection.path = path;
@@ -71,12 +78,13 @@ absl::StatusOr<Inspection> InspectSafetensors(FileSystem& files, const std::stri
 absl::Status AddConfig(FileSystem& files, const std::string& path, Inspection* inspection) {
   SHOAL_ASSIGN_OR_RETURN(const Json config, ReadJsonFile(files, path));
   if (!config.is_object()) return absl::DataLossError(absl::StrCat(path, " is no JSON object"));
-  for (const char* key : {"model_type", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer",
-                          "num_attention_heads", "n_head", "num_key_value_heads", "tie_word_embeddings", "dtype",
-                          "torch_dtype"}) {
+  for (const char* key : {"model_type", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers",
+                          "n_layer", "num_attention_heads", "n_head", "num_key_value_heads",
+                          "tie_word_embeddings", "dtype", "torch_dtype"}) {
     const auto found = config.find(key);
     if (found != config.end() && found->is_primitive()) {
-      inspection->facts.emplace_back(key, found->is_string() ? found->get<std::string>() : found->dump());
+      inspection->facts.emplace_back(
+          key, found->is_string() ? found->get<std::string>() : found->dump());
     }
   }
   return absl::OkStatus();
@@ -88,7 +96,8 @@ absl::StatusOr<Inspection> InspectFolder(FileSystem& files, const std::string& p
   inspection.kind = "Hugging Face folder";
   inspection.path = path;
   for (const std::string& name : names) {
-    if (name == "config.json") SHOAL_RETURN_IF_ERROR(AddConfig(files, JoinPath(path, name), &inspection));
+    if (name == "config.json")
+      SHOAL_RETURN_IF_ERROR(AddConfig(files, JoinPath(path, name), &inspection));
   }
   std::vector<std::pair<std::string, std::string>> facts = std::move(inspection.facts);
   for (const std::string& name : names) {
@@ -96,7 +105,8 @@ absl::StatusOr<Inspection> InspectFolder(FileSystem& files, const std::string& p
       SHOAL_RETURN_IF_ERROR(AddSafetensors(files, JoinPath(path, name), &inspection));
     }
   }
-  inspection.facts = std::move(facts);  // The files' own metadata ("format": "pt") says nothing here
+  inspection.facts =
+      std::move(facts);  // The files' own metadata ("format": "pt") says nothing here
   if (verify) inspection.notes.push_back(kNoChecksums);
   return inspection;
 }
@@ -119,17 +129,19 @@ absl::StatusOr<Inspection> InspectSteps(FileSystem& files, const std::string& pa
   std::vector<std::string> notes;
   SHOAL_ASSIGN_OR_RETURN(const auto newest, FindNewestValid(files, path, &notes, level));
   if (!newest) {
-    return absl::DataLossError(absl::StrCat("none of the ", steps.size(), " checkpoints in ", path, " is whole: ",
-                                            notes.empty() ? "" : notes[0]));
+    return absl::DataLossError(absl::StrCat("none of the ", steps.size(), " checkpoints in ", path,
+                                            " is whole: ", notes.empty() ? "" : notes[0]));
   }
   for (const std::string& step : steps) {
     const std::string folder = JoinPath(path, step);
     if (verify && folder != *newest) {
       const absl::Status status = VerifyCheckpoint(files, folder, level);
-      notes.push_back(absl::StrCat(step, ": ", status.ok() ? "every byte matches its checksum" : status.message()));
+      notes.push_back(absl::StrCat(
+          step, ": ", status.ok() ? "every byte matches its checksum" : status.message()));
     }
   }
-  SHOAL_ASSIGN_OR_RETURN(Inspection inspection, InspectCheckpoint(files, *newest, /*verify=*/false));
+  SHOAL_ASSIGN_OR_RETURN(Inspection inspection,
+                         InspectCheckpoint(files, *newest, /*verify=*/false));
   inspection.checkpoints = steps;
   if (verify) notes.push_back(absl::StrCat(BaseName(*newest), ": every byte matches its checksum"));
   inspection.notes = std::move(notes);
@@ -161,8 +173,9 @@ absl::StatusOr<Inspection> Inspect(FileSystem& files, const std::string& path, b
     inspection = InspectSafetensors(files, path, verify);
   } else {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<std::string> names, files.List(path));
-    const bool has_weights = std::any_of(names.begin(), names.end(),
-                                         [](const std::string& name) { return absl::EndsWith(name, ".safetensors"); });
+    const bool has_weights = std::any_of(names.begin(), names.end(), [](const std::string& name) {
+      return absl::EndsWith(name, ".safetensors");
+    });
     std::vector<std::string> steps = StepNames(names);
     std::string step_folder = path;
     if (steps.empty() && Contains(names, "checkpoints")) {
@@ -177,8 +190,10 @@ absl::StatusOr<Inspection> Inspect(FileSystem& files, const std::string& path, b
     } else if (has_weights || Contains(names, "config.json")) {
       inspection = InspectFolder(files, path, names, verify);
     } else {
-      return absl::NotFoundError(absl::StrCat(path, " holds no checkpoint, no run with one, no safetensors file and "
-                                              "no config.json"));
+      return absl::NotFoundError(
+          absl::StrCat(path,
+                       " holds no checkpoint, no run with one, no safetensors file and "
+                       "no config.json"));
     }
   }
   if (!inspection.ok()) return inspection;

@@ -22,25 +22,34 @@ std::string Printable(const std::string& text) {
   return printable;
 }
 
-std::string ShapeText(const std::vector<int64_t>& shape) { return absl::StrCat("(", absl::StrJoin(shape, ", "), ")"); }
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("(", absl::StrJoin(shape, ", "), ")");
+}
 
 void AppendState(const TrainerState& state, std::string* text) {
-  absl::StrAppend(text, "  step ", state.step(), ", ", state.tokens(), " tokens, seed ", state.seed());
+  absl::StrAppend(text, "  step ", state.step(), ", ", state.tokens(), " tokens, seed ",
+                  state.seed());
   if (state.has_eval_loss()) absl::StrAppendFormat(text, ", held-out loss %.4f", state.eval_loss());
-  if (state.skipped_steps() > 0) absl::StrAppend(text, ", ", state.skipped_steps(), " steps skipped");
+  if (state.skipped_steps() > 0)
+    absl::StrAppend(text, ", ", state.skipped_steps(), " steps skipped");
   const TrainerState::Layout& layout = state.layout();
-  absl::StrAppend(text, "\n  written by ", layout.ranks(), " ranks, ZeRO stage ", layout.zero_stage());
-  const std::pair<const char*, int> axes[] = {{"shard", layout.shard()},       {"replicate", layout.replicate()},
-                                              {"tensor", layout.tensor()},     {"pipeline", layout.pipeline()},
-                                              {"context", layout.context()},   {"expert", layout.expert()}};
+  absl::StrAppend(text, "\n  written by ", layout.ranks(), " ranks, ZeRO stage ",
+                  layout.zero_stage());
+  const std::pair<const char*, int> axes[] = {
+      {"shard", layout.shard()},     {"replicate", layout.replicate()},
+      {"tensor", layout.tensor()},   {"pipeline", layout.pipeline()},
+      {"context", layout.context()}, {"expert", layout.expert()}};
   for (const auto& [name, size] : axes) {
     if (size > 1) absl::StrAppend(text, ", ", name, " ", size);
   }
-  absl::StrAppend(text, "\n  data: epoch ", state.data().epoch(), ", ", state.data().sequences(), " sequences read\n");
-  if (state.has_shoal_version()) absl::StrAppend(text, "  Shoal ", Printable(state.shoal_version()));
+  absl::StrAppend(text, "\n  data: epoch ", state.data().epoch(), ", ", state.data().sequences(),
+                  " sequences read\n");
+  if (state.has_shoal_version())
+    absl::StrAppend(text, "  Shoal ", Printable(state.shoal_version()));
   if (state.has_wall_time()) {
     const absl::Time time = absl::UnixEpoch() + absl::Seconds(state.wall_time());
-    absl::StrAppend(text, ", ", absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", time, absl::UTCTimeZone()), "\n");
+    absl::StrAppend(text, ", ",
+                    absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", time, absl::UTCTimeZone()), "\n");
   } else if (state.has_shoal_version()) {
     absl::StrAppend(text, "\n");
   }
@@ -53,11 +62,12 @@ void AppendTensors(const std::vector<InspectedTensor>& tensors, std::string* tex
     shape_width = std::max(shape_width, ShapeText(tensor.shape).size());
   }
   const int names = static_cast<int>(name_width), shapes = static_cast<int>(shape_width);
-  absl::StrAppendFormat(text, "\n  %-*s  %-7s  %-*s  %12s  %8s  files\n", names, "tensor", "dtype", shapes, "shape",
-                        "elements", "bytes");
+  absl::StrAppendFormat(text, "\n  %-*s  %-7s  %-*s  %12s  %8s  files\n", names, "tensor", "dtype",
+                        shapes, "shape", "elements", "bytes");
   for (const InspectedTensor& tensor : tensors) {
-    absl::StrAppendFormat(text, "  %-*s  %-7s  %-*s  %12d  %8s  %d\n", names, Printable(tensor.name), tensor.dtype,
-                          shapes, ShapeText(tensor.shape), tensor.numel, HumanBytes(static_cast<double>(tensor.bytes)),
+    absl::StrAppendFormat(text, "  %-*s  %-7s  %-*s  %12d  %8s  %d\n", names,
+                          Printable(tensor.name), tensor.dtype, shapes, ShapeText(tensor.shape),
+                          tensor.numel, HumanBytes(static_cast<double>(tensor.bytes)),
                           tensor.files.size());
   }
 }
@@ -73,8 +83,8 @@ void AppendGroups(const Inspection& inspection, std::string* text) {
   }
   if (groups.size() < 2) return;
   for (const auto& [name, sums] : groups) {
-    absl::StrAppend(text, "    ", name.empty() ? "others" : Printable(name), ": ", sums.first, " elements, ",
-                    HumanBytes(static_cast<double>(sums.second)), "\n");
+    absl::StrAppend(text, "    ", name.empty() ? "others" : Printable(name), ": ", sums.first,
+                    " elements, ", HumanBytes(static_cast<double>(sums.second)), "\n");
   }
 }
 
@@ -84,12 +94,19 @@ nlohmann::ordered_json StateJson(const TrainerState& state) {
       {"tokens", state.tokens()},
       {"seed", state.seed()},
       {"skipped_steps", state.skipped_steps()},
-      {"data", {{"epoch", state.data().epoch()}, {"sequences", state.data().sequences()},
-                {"fingerprint", state.data().fingerprint()}}},
-      {"layout", {{"ranks", state.layout().ranks()}, {"zero_stage", state.layout().zero_stage()},
-                  {"shard", state.layout().shard()}, {"replicate", state.layout().replicate()},
-                  {"tensor", state.layout().tensor()}, {"pipeline", state.layout().pipeline()},
-                  {"context", state.layout().context()}, {"expert", state.layout().expert()}}},
+      {"data",
+       {{"epoch", state.data().epoch()},
+        {"sequences", state.data().sequences()},
+        {"fingerprint", state.data().fingerprint()}}},
+      {"layout",
+       {{"ranks", state.layout().ranks()},
+        {"zero_stage", state.layout().zero_stage()},
+        {"shard", state.layout().shard()},
+        {"replicate", state.layout().replicate()},
+        {"tensor", state.layout().tensor()},
+        {"pipeline", state.layout().pipeline()},
+        {"context", state.layout().context()},
+        {"expert", state.layout().expert()}}},
       {"shoal_version", state.shoal_version()},
       {"wall_time", state.wall_time()},
       {"trained_seconds", state.trained_seconds()},
@@ -104,7 +121,8 @@ nlohmann::ordered_json StateJson(const TrainerState& state) {
 std::string InspectionText(const Inspection& inspection) {
   std::string text = absl::StrCat(inspection.kind, " ", inspection.path, "\n");
   if (!inspection.checkpoints.empty()) {
-    absl::StrAppend(&text, "  newest valid of: ", absl::StrJoin(inspection.checkpoints, ", "), "\n");
+    absl::StrAppend(&text, "  newest valid of: ", absl::StrJoin(inspection.checkpoints, ", "),
+                    "\n");
   }
   if (inspection.state) AppendState(*inspection.state, &text);
   for (const auto& [name, value] : inspection.facts) {
@@ -113,10 +131,11 @@ std::string InspectionText(const Inspection& inspection) {
   AppendTensors(inspection.tensors, &text);
   int64_t file_bytes = 0;
   for (const InspectedFile& file : inspection.files) file_bytes += file.bytes;
-  absl::StrAppend(&text, "\n  ", inspection.tensors.size(), " tensors, ", inspection.total_numel(), " elements, ",
-                  HumanBytes(static_cast<double>(inspection.total_bytes())), " (", inspection.total_bytes(),
-                  " bytes) in ", inspection.files.size(), inspection.files.size() == 1 ? " file of " : " files of ",
-                  file_bytes, " bytes\n");
+  absl::StrAppend(&text, "\n  ", inspection.tensors.size(), " tensors, ", inspection.total_numel(),
+                  " elements, ", HumanBytes(static_cast<double>(inspection.total_bytes())), " (",
+                  inspection.total_bytes(), " bytes) in ", inspection.files.size(),
+                  inspection.files.size() == 1 ? " file of " : " files of ", file_bytes,
+                  " bytes\n");
   AppendGroups(inspection, &text);
   for (const std::string& note : inspection.notes) absl::StrAppend(&text, "  ", note, "\n");
   return text;
@@ -131,14 +150,19 @@ std::string InspectionJson(const Inspection& inspection) {
   if (!inspection.checkpoints.empty()) json["checkpoints"] = inspection.checkpoints;
   json["tensors"] = nlohmann::ordered_json::array();
   for (const InspectedTensor& tensor : inspection.tensors) {
-    json["tensors"].push_back({{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", tensor.shape},
-                               {"elements", tensor.numel}, {"bytes", tensor.bytes}, {"files", tensor.files}});
+    json["tensors"].push_back({{"name", tensor.name},
+                               {"dtype", tensor.dtype},
+                               {"shape", tensor.shape},
+                               {"elements", tensor.numel},
+                               {"bytes", tensor.bytes},
+                               {"files", tensor.files}});
   }
   json["files"] = nlohmann::ordered_json::array();
   for (const InspectedFile& file : inspection.files) {
     json["files"].push_back({{"name", file.name}, {"bytes", file.bytes}});
   }
-  json["totals"] = {{"tensors", inspection.tensors.size()}, {"elements", inspection.total_numel()},
+  json["totals"] = {{"tensors", inspection.tensors.size()},
+                    {"elements", inspection.total_numel()},
                     {"bytes", inspection.total_bytes()}};
   json["notes"] = inspection.notes;
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);

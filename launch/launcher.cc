@@ -27,7 +27,8 @@ namespace {
 
 constexpr int kNotFound = 127;
 constexpr int kSignalled = 128;
-// mpirun is told of an interrupt by the terminal as well; it gets this long before we tell it again, harder.
+// mpirun is told of an interrupt by the terminal as well; it gets this long before we tell it
+// again, harder.
 constexpr int kPatienceMilliseconds = 1500;
 
 std::string FindInPath(const std::string& program) {
@@ -45,13 +46,15 @@ std::string ThisProgram() {
   return length > 0 ? std::string(path, length) : "";
 }
 
-std::vector<std::string> MpirunArguments(const std::string& mpirun, int argc, const char* const* argv,
-                                         int num_ranks) {
-  std::vector<std::string> arguments = {mpirun, "-np", absl::StrCat(num_ranks), "--bind-to", "none"};
+std::vector<std::string> MpirunArguments(const std::string& mpirun, int argc,
+                                         const char* const* argv, int num_ranks) {
+  std::vector<std::string> arguments = {mpirun, "-np", absl::StrCat(num_ranks), "--bind-to",
+                                        "none"};
   if (geteuid() == 0) arguments.push_back("--allow-run-as-root");
   if (num_ranks > sysconf(_SC_NPROCESSORS_ONLN)) arguments.push_back("--oversubscribe");
   // One host: no search for network hardware, and no copy mechanism that containers forbid.
-  for (const char* setting : {"pml ob1", "btl self,vader,tcp", "btl_vader_single_copy_mechanism none"}) {
+  for (const char* setting :
+       {"pml ob1", "btl self,vader,tcp", "btl_vader_single_copy_mechanism none"}) {
     const std::vector<std::string> pair = absl::StrSplit(setting, ' ');
     arguments.insert(arguments.end(), {"--mca", pair[0], pair[1]});
   }
@@ -127,9 +130,10 @@ void WriteAll(int fd, absl::string_view bytes) {
   }
 }
 
-// Waits for `child`, passing its output on and signals to it. Returns its wait status; `interrupted` is the
-// first signal that asked us to end, or 0.
-int Attend(pid_t child, int output_fd, SignalQueue& signals, LauncherOutput& output, int& interrupted) {
+// Waits for `child`, passing its output on and signals to it. Returns its wait status;
+// `interrupted` is the first signal that asked us to end, or 0.
+int Attend(pid_t child, int output_fd, SignalQueue& signals, LauncherOutput& output,
+           int& interrupted) {
   interrupted = 0;
   int next_signal = SIGTERM;
   int status = 0;
@@ -169,7 +173,8 @@ int ExitCode(int status, int interrupted, const LauncherOutput& output) {
   if (interrupted != 0) return kSignalled + interrupted;
   if (output.killed() && !output.rank_explained()) {
     const auto [rank, signal] = *output.killed();
-    std::fprintf(stderr, "shoal: rank %d was ended by signal %d (%s)%s\n", rank, signal, strsignal(signal),
+    std::fprintf(stderr, "shoal: rank %d was ended by signal %d (%s)%s\n", rank, signal,
+                 strsignal(signal),
                  signal == SIGKILL ? "; the system does that when memory runs out" : "");
     return kSignalled + signal;
   }
@@ -179,7 +184,8 @@ int ExitCode(int status, int interrupted, const LauncherOutput& output) {
     return kSignalled + signal;
   }
   const int code = WEXITSTATUS(status);
-  if (code != 0 && !output.rank_explained()) std::fprintf(stderr, "shoal: the ranks ended with exit code %d\n", code);
+  if (code != 0 && !output.rank_explained())
+    std::fprintf(stderr, "shoal: the ranks ended with exit code %d\n", code);
   return code;
 }
 
@@ -188,8 +194,9 @@ int ExitCode(int status, int interrupted, const LauncherOutput& output) {
 int LaunchRanks(int argc, const char* const* argv, int num_ranks) {
   const std::string mpirun = FindInPath("mpirun");
   if (mpirun.empty()) {
-    std::fprintf(stderr, "shoal: -n %d needs mpirun, which is not in PATH: install Open MPI (openmpi-bin)\n",
-                 num_ranks);
+    std::fprintf(
+        stderr, "shoal: -n %d needs mpirun, which is not in PATH: install Open MPI (openmpi-bin)\n",
+        num_ranks);
     return kNotFound;
   }
   int ends[2];
@@ -198,8 +205,8 @@ int LaunchRanks(int argc, const char* const* argv, int num_ranks) {
     return kNotFound;
   }
   SignalQueue signals;
-  const pid_t child = Start(MpirunArguments(mpirun, argc, argv, num_ranks), RankVariables(num_ranks), ends[1],
-                            signals.before());
+  const pid_t child = Start(MpirunArguments(mpirun, argc, argv, num_ranks),
+                            RankVariables(num_ranks), ends[1], signals.before());
   close(ends[1]);
   if (child < 0) {
     std::fprintf(stderr, "shoal: cannot start mpirun: %s\n", std::strerror(errno));

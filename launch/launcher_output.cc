@@ -18,8 +18,8 @@ bool IsFrame(absl::string_view line) {
   return line.size() >= 40 && line.find_first_not_of('-') == absl::string_view::npos;
 }
 
-// mpirun's lines outside reports: "[host:123] 1 more process has sent help message ..." and what it logs
-// when ranks end while it is still passing their words on.
+// mpirun's lines outside reports: "[host:123] 1 more process has sent help message ..." and what it
+// logs when ranks end while it is still passing their words on.
 bool IsNotice(absl::string_view line) {
   return line.front() == '[' && (absl::StrContains(line, "has sent help message") ||
                                  absl::StrContains(line, "orte_base_help_aggregate") ||
@@ -82,11 +82,13 @@ void LauncherOutput::EndReport() {
   if (found != std::string::npos &&
       std::sscanf(text.c_str() + found, "noticed that process rank %d", &killed.rank) == 1) {
     const size_t signal = text.find("on signal ", found);
-    if (signal != std::string::npos && std::sscanf(text.c_str() + signal, "on signal %d", &killed.signal) == 1) {
+    if (signal != std::string::npos &&
+        std::sscanf(text.c_str() + signal, "on signal %d", &killed.signal) == 1) {
       if (!killed_) killed_ = killed;
     }
   }
-  const bool about_ended_ranks = found != std::string::npos || absl::StrContains(text, "MPI_ABORT was invoked") ||
+  const bool about_ended_ranks = found != std::string::npos ||
+                                 absl::StrContains(text, "MPI_ABORT was invoked") ||
                                  absl::StrContains(text, "non-zero exit code") ||
                                  absl::StrContains(text, "exited with non-zero status");
   if (!about_ended_ranks) {

@@ -1,4 +1,5 @@
-// What mpirun writes to stderr: the ranks' own lines, and mpirun's reports framed by lines of dashes.
+// What mpirun writes to stderr: the ranks' own lines, and mpirun's reports framed by lines of
+// dashes.
 #pragma once
 
 #include <functional>
@@ -10,8 +11,8 @@
 
 namespace shoal {
 
-// Passes the ranks' output on as it comes, keeps back reports about ranks that ended (the launcher says that
-// in one line) and passes other reports on.
+// Passes the ranks' output on as it comes, keeps back reports about ranks that ended (the launcher
+// says that in one line) and passes other reports on.
 class LauncherOutput {
  public:
   struct Killed {
@@ -19,7 +20,8 @@ class LauncherOutput {
     int signal = 0;
   };
 
-  explicit LauncherOutput(std::function<void(absl::string_view)> write) : write_(std::move(write)) {}
+  explicit LauncherOutput(std::function<void(absl::string_view)> write)
+      : write_(std::move(write)) {}
 
   void Add(absl::string_view bytes);
   // At the end of the output: passes on what was held back for want of its end.
@@ -35,8 +37,8 @@ class LauncherOutput {
   void EndReport();
 
   std::function<void(absl::string_view)> write_;
-  std::string held_;      // The start of a line that may be mpirun's
-  bool inside_ = false;   // Of a line that has begun to pass
+  std::string held_;                 // The start of a line that may be mpirun's
+  bool inside_ = false;              // Of a line that has begun to pass
   std::vector<std::string> report_;  // Lines since the opening dashes; empty outside reports
   std::optional<Killed> killed_;
   bool rank_explained_ = false;

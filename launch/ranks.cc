@@ -59,12 +59,13 @@ absl::StatusOr<RankEnvironment> ReadRankEnvironment(const Variable& variable, in
     return absl::FailedPreconditionError(absl::StrCat(
         "Slurm started this process as rank ", *slurm_rank, " of ", *slurm_size,
         " (SLURM_PROCID, SLURM_NTASKS) but gave MPI no way to reach the others: start it with srun "
-        "--mpi=pmix, or with mpirun -np ", *slurm_size));
+        "--mpi=pmix, or with mpirun -np ",
+        *slurm_size));
   }
   if (found.started() && requested_ranks > 0 && requested_ranks != found.size) {
-    return absl::InvalidArgumentError(absl::StrCat("-n ", requested_ranks, ", but ", found.launcher, " started ",
-                                                   found.size, found.size == 1 ? " rank" : " ranks",
-                                                   ": leave -n out or make them equal"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("-n ", requested_ranks, ", but ", found.launcher, " started ", found.size,
+                     found.size == 1 ? " rank" : " ranks", ": leave -n out or make them equal"));
   }
   return found;
 }
@@ -76,7 +77,8 @@ bool MustLaunch(const RankEnvironment& environment, int requested_ranks) {
 int ThreadsPerRank(int ranks) {
   const int online = std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
   cpu_set_t allowed;
-  const int mine = sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : online;
+  const int mine =
+      sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : online;
   // Bound to some cores: all of those are this rank's.
   return mine < online ? std::max(1, std::min(mine, online / ranks)) : std::max(1, online / ranks);
 }
@@ -84,14 +86,15 @@ int ThreadsPerRank(int ranks) {
 absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(const RankEnvironment& environment,
                                                         const CommOptions& options) {
   if (environment.started()) prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (std::getenv("OMP_NUM_THREADS") == nullptr) at::set_num_threads(ThreadsPerRank(RanksOnHost(environment)));
+  if (std::getenv("OMP_NUM_THREADS") == nullptr)
+    at::set_num_threads(ThreadsPerRank(RanksOnHost(environment)));
   if (environment.size == 1) return MakeSingleRankCommunicator();
   auto runtime = MpiRuntime::Start();
   if (!runtime.ok()) return runtime.status();
   if ((*runtime)->size() != environment.size) {
     return absl::FailedPreconditionError(absl::StrCat(
-        environment.launcher, " started ", environment.size, " ranks, but MPI found ", (*runtime)->size(),
-        ": the launcher belongs to another MPI than ", (*runtime)->library(),
+        environment.launcher, " started ", environment.size, " ranks, but MPI found ",
+        (*runtime)->size(), ": the launcher belongs to another MPI than ", (*runtime)->library(),
         environment.launcher == "srun" ? "; try srun --mpi=pmix" : "; use that MPI's mpirun"));
   }
   return MakeMpiCommunicator(*std::move(runtime), options);
@@ -99,7 +102,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(const RankEnvironment& e
 
 void EndJobOnError(Communicator& comm, const absl::Status& status, int exit_code) {
   if (status.ok() || comm.size() == 1) return;
-  if (comm.rank() > 0) std::this_thread::sleep_for(kHoldBack + kHoldBackPerRank * std::min(comm.rank(), 10));
+  if (comm.rank() > 0)
+    std::this_thread::sleep_for(kHoldBack + kHoldBackPerRank * std::min(comm.rank(), 10));
   comm.Abort(exit_code, std::string(status.message()));
 }
 

@@ -53,22 +53,29 @@ class InputChecker {
       const std::string key = absl::StrCat(list, ".", i, ".path");
       const bool pattern = path.find_first_of("*?") != std::string::npos;
       if (pattern && CountMatches(path) == 0) Error(key, absl::StrCat("no file matches ", path));
-      if (!pattern && !Exists(path)) Error(key, absl::StrCat(path, " is not there, expected a file, a folder or a pattern"));
+      if (!pattern && !Exists(path))
+        Error(key, absl::StrCat(path, " is not there, expected a file, a folder or a pattern"));
     }
   }
 
   void Model() {
     const std::string& family = proto_.model().family_file();
-    if (!family.empty() && !Exists(family)) Error("model.family_file", absl::StrCat(family, " is not there"));
+    if (!family.empty() && !Exists(family))
+      Error("model.family_file", absl::StrCat(family, " is not there"));
     const std::string& folder = proto_.model().name_or_path();
     if (folder.empty()) return;
     if (!Exists(folder)) {
-      return Error("model.name_or_path", absl::StrCat(folder, " is not there, expected a Hugging Face folder on this machine"));
+      return Error(
+          "model.name_or_path",
+          absl::StrCat(folder, " is not there, expected a Hugging Face folder on this machine"));
     }
-    if (!Exists(fs::path(folder) / "config.json")) Error("model.name_or_path", absl::StrCat(folder, " holds no config.json"));
-    const bool weights = Exists(fs::path(folder) / "model.safetensors") || Exists(fs::path(folder) / "model.safetensors.index.json");
+    if (!Exists(fs::path(folder) / "config.json"))
+      Error("model.name_or_path", absl::StrCat(folder, " holds no config.json"));
+    const bool weights = Exists(fs::path(folder) / "model.safetensors") ||
+                         Exists(fs::path(folder) / "model.safetensors.index.json");
     if (proto_.model().init() == ModelSection::pretrained && !weights) {
-      Error("model.name_or_path", absl::StrCat(folder, " holds no model.safetensors or model.safetensors.index.json"));
+      Error("model.name_or_path",
+            absl::StrCat(folder, " holds no model.safetensors or model.safetensors.index.json"));
     }
   }
 
@@ -76,7 +83,11 @@ class InputChecker {
     const std::string& path = proto_.tokenizer().name_or_path();
     if (path.empty()) return;
     std::error_code ignored;
-    if (!Exists(path)) return Error("tokenizer.name_or_path", absl::StrCat(path, " is not there, expected a folder holding tokenizer.json, or the file"));
+    if (!Exists(path))
+      return Error(
+          "tokenizer.name_or_path",
+          absl::StrCat(path,
+                       " is not there, expected a folder holding tokenizer.json, or the file"));
     if (fs::is_directory(path, ignored) && !Exists(fs::path(path) / "tokenizer.json")) {
       Error("tokenizer.name_or_path", absl::StrCat(path, " holds no tokenizer.json"));
     }
@@ -86,8 +97,9 @@ class InputChecker {
     const std::string& resume = proto_.checkpoint().resume();
     if (resume == "auto" || resume == "never" || Exists(resume)) return;
     const std::string nearest = NearestName(resume, {"auto", "never"});
-    Error("checkpoint.resume", absl::StrCat(resume, " is not there, expected auto, never or the path of a checkpoint",
-                                            nearest.empty() ? "" : absl::StrCat(", did you mean ", nearest, "?")));
+    Error("checkpoint.resume",
+          absl::StrCat(resume, " is not there, expected auto, never or the path of a checkpoint",
+                       nearest.empty() ? "" : absl::StrCat(", did you mean ", nearest, "?")));
   }
 
   const LoadedRecipe& recipe_;
@@ -97,6 +109,8 @@ class InputChecker {
 
 }  // namespace
 
-std::vector<RecipeError> CheckRecipeInputs(const LoadedRecipe& recipe) { return InputChecker(recipe).Run(); }
+std::vector<RecipeError> CheckRecipeInputs(const LoadedRecipe& recipe) {
+  return InputChecker(recipe).Run();
+}
 
 }  // namespace shoal

@@ -7,9 +7,9 @@
 
 namespace shoal {
 
-// An error, at its key, for each path of the recipe with nothing behind it: data (patterns must match),
-// model and tokenizer folders, family file, checkpoint to resume from. Paths are relative to the working
-// folder. Only looks; opens nothing.
+// An error, at its key, for each path of the recipe with nothing behind it: data (patterns must
+// match), model and tokenizer folders, family file, checkpoint to resume from. Paths are relative
+// to the working folder. Only looks; opens nothing.
 std::vector<RecipeError> CheckRecipeInputs(const LoadedRecipe& recipe);
 
 }  // namespace shoal

@@ -28,11 +28,13 @@ absl::Status RunReport(const Options& options) {
 void AddReportCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
   CLI::App* command = line.Add(
-      "report", "Write one HTML page with the curves, final figures and recipes of one run or several",
+      "report",
+      "Write one HTML page with the curves, final figures and recipes of one run or several",
       "shoal report runs/quickstart\n"
       "shoal report runs/stage0 runs/stage3 --output compared.html",
       [options] { return RunReport(*options); });
-  command->add_option("runs", options->runs, "Folders of runs, each with a metrics.jsonl")->required();
+  command->add_option("runs", options->runs, "Folders of runs, each with a metrics.jsonl")
+      ->required();
   command->add_option("-o,--output", options->output, "The page to write")->capture_default_str();
 }
 

@@ -35,13 +35,15 @@ absl::StatusOr<LoadedRecipe> CheckedRecipe(const Options& options, int ranks) {
 }
 
 CommOptions CommOptionsOf(const Recipe& recipe) {
-  return {.transport = recipe.comm().transport() == CommSection::mpi ? CommTransport::kMpi : CommTransport::kAuto,
+  return {.transport = recipe.comm().transport() == CommSection::mpi ? CommTransport::kMpi
+                                                                     : CommTransport::kAuto,
           .deterministic = recipe.run().deterministic(),
           .timeout = absl::Seconds(recipe.comm().timeout_s())};
 }
 
 absl::Status RunOnThisRank(const LoadedRecipe& recipe, const RankEnvironment& environment) {
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> world, JoinRanks(environment, CommOptionsOf(recipe.proto)));
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> world,
+                         JoinRanks(environment, CommOptionsOf(recipe.proto)));
   const Logger log(world->rank(), world->size());
   for (const std::string& notice : recipe.notices) log.Info(notice);
   PosixFileSystem files;
@@ -67,7 +69,8 @@ void AddRunCommand(CommandLine& line, int argc, const char* const* argv) {
       "shoal run recipes/quickstart.yaml -n 4 training.max_steps=20 zero.stage=1\n"
       "mpirun -np 4 shoal run recipes/quickstart.yaml",
       [options, argc, argv]() -> absl::Status {
-        SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment, ReadRankEnvironment(std::getenv, options->ranks));
+        SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment,
+                               ReadRankEnvironment(std::getenv, options->ranks));
         const bool launch = MustLaunch(environment, options->ranks);
         SHOAL_ASSIGN_OR_RETURN(const LoadedRecipe recipe,
                                CheckedRecipe(*options, launch ? options->ranks : environment.size));
@@ -76,8 +79,10 @@ void AddRunCommand(CommandLine& line, int argc, const char* const* argv) {
       });
   command->add_option("recipe", options->recipe, "The recipe (YAML)")->required();
   command->add_option("overrides", options->overrides, "key.sub=value, over the recipe's own");
-  command->add_option("-n,--ranks", options->ranks,
-                      "Ranks to start on this host (default: 1, or the ranks that mpirun or srun started)")
+  command
+      ->add_option(
+          "-n,--ranks", options->ranks,
+          "Ranks to start on this host (default: 1, or the ranks that mpirun or srun started)")
       ->check(CLI::PositiveNumber);
 }
 

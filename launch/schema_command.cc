@@ -33,13 +33,17 @@ absl::Status PrintSchema(const Options& options) {
 
 void AddSchemaCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = line.Add("schema", "Print what a recipe may say: keys, types, defaults, ranges",
-                               "shoal schema optimizer\n"
-                               "shoal schema --json > recipe.schema.json   # for an editor's completion",
-                               [options] { return PrintSchema(*options); });
-  CLI::Option* key = command->add_option("key", options->key, "A key or section, such as zero.stage; default: all");
+  CLI::App* command =
+      line.Add("schema", "Print what a recipe may say: keys, types, defaults, ranges",
+               "shoal schema optimizer\n"
+               "shoal schema --json > recipe.schema.json   # for an editor's completion",
+               [options] { return PrintSchema(*options); });
+  CLI::Option* key = command->add_option("key", options->key,
+                                         "A key or section, such as zero.stage; default: all");
   CLI::Option* json = command->add_flag("--json", options->json, "As a JSON Schema");
-  command->add_flag("--markdown", options->markdown, "As the page docs/recipe-reference.md")->excludes(json)->excludes(key);
+  command->add_flag("--markdown", options->markdown, "As the page docs/recipe-reference.md")
+      ->excludes(json)
+      ->excludes(key);
   json->excludes(key);
 }
 

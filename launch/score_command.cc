@@ -20,21 +20,26 @@ struct Options {
   std::string dtype = "float32";
 };
 
-// {"input_ids": [[...], ...]}; other keys (an attention_mask, say) are refused, since they would change
-// what is meant.
-absl::StatusOr<std::vector<std::vector<int64_t>>> ReadRows(FileSystem& files, const std::string& path) {
+// {"input_ids": [[...], ...]}; other keys (an attention_mask, say) are refused, since they would
+// change what is meant.
+absl::StatusOr<std::vector<std::vector<int64_t>>> ReadRows(FileSystem& files,
+                                                           const std::string& path) {
   SHOAL_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(files, path, kMaxTokensBytes));
-  if (!json.is_object() || json.size() != 1 || !json.contains("input_ids") || !json["input_ids"].is_array()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": must be {\"input_ids\": [[1, 2, ...], ...]} and no more"));
+  if (!json.is_object() || json.size() != 1 || !json.contains("input_ids") ||
+      !json["input_ids"].is_array()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": must be {\"input_ids\": [[1, 2, ...], ...]} and no more"));
   }
   std::vector<std::vector<int64_t>> rows;
   for (const Json& row : json["input_ids"]) {
     const std::string where = absl::StrCat(path, ": input_ids[", rows.size(), "]");
-    if (!row.is_array()) return absl::InvalidArgumentError(absl::StrCat(where, " is not a list of token ids"));
+    if (!row.is_array())
+      return absl::InvalidArgumentError(absl::StrCat(where, " is not a list of token ids"));
     std::vector<int64_t>& ids = rows.emplace_back();
     for (const Json& id : row) {
       if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX)) {
-        return absl::InvalidArgumentError(absl::StrCat(where, "[", ids.size(), "] is ", id.dump(), ", not a token id"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(where, "[", ids.size(), "] is ", id.dump(), ", not a token id"));
       }
       ids.push_back(id.get<int64_t>());
     }
@@ -46,7 +51,8 @@ absl::Status Score(const Options& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
   SHOAL_ASSIGN_OR_RETURN(const auto rows, ReadRows(files, options.file));
-  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded, LoadModelForInference(files, options.model, dtype));
+  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
+                         LoadModelForInference(files, options.model, dtype));
   const auto logprobs = ScoreTokens(loaded.model, loaded.weights, rows);
   if (!logprobs.ok()) return Annotate(logprobs.status(), options.file);
 
@@ -57,8 +63,9 @@ absl::Status Score(const Options& options) {
     for (size_t j = 0; j < (*logprobs)[i].size(); ++j) {
       const double value = (*logprobs)[i][j];
       if (!std::isfinite(value)) {
-        return absl::InternalError(absl::StrCat("the log-probability of token ", j + 1, " of row ", i, " is ", value,
-                                                ": the weights are damaged or overflow in ", options.dtype));
+        return absl::InternalError(
+            absl::StrCat("the log-probability of token ", j + 1, " of row ", i, " is ", value,
+                         ": the weights are damaged or overflow in ", options.dtype));
       }
       absl::StrAppendFormat(&text, "%s%.*g", j ? ", " : "", digits, value);
     }
@@ -75,18 +82,23 @@ absl::Status Score(const Options& options) {
 
 void AddScoreCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = line.Add(
-      "score",
-      "Print {\"logprobs\": [[...], ...]}: the log-probability of each token of each row after the first, given "
-      "those before it",
-      "echo '{\"input_ids\": [[5, 17, 2], [5, 17]]}' > tokens.json\n"
-      "shoal score runs/quickstart/export --file tokens.json",
-      [options] { return Score(*options); });
-  command->add_option("model", options->model, "A Hugging Face folder, or a run's folder (its export is taken)")
+  CLI::App* command = line.Add("score",
+                               "Print {\"logprobs\": [[...], ...]}: the log-probability of each "
+                               "token of each row after the first, given "
+                               "those before it",
+                               "echo '{\"input_ids\": [[5, 17, 2], [5, 17]]}' > tokens.json\n"
+                               "shoal score runs/quickstart/export --file tokens.json",
+                               [options] { return Score(*options); });
+  command
+      ->add_option("model", options->model,
+                   "A Hugging Face folder, or a run's folder (its export is taken)")
       ->required();
-  command->add_option("--file", options->file, "A JSON file {\"input_ids\": [[...], ...]}; rows of any lengths")
+  command
+      ->add_option("--file", options->file,
+                   "A JSON file {\"input_ids\": [[...], ...]}; rows of any lengths")
       ->required();
-  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")->capture_default_str();
+  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")
+      ->capture_default_str();
 }
 
 }  // namespace shoal

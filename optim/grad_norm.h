@@ -8,13 +8,14 @@
 
 namespace shoal {
 
-// L2 norm over all trainable weights of all ranks, in float64; the same bits on every rank and at every
-// ZeRO stage: squares are added shard by shard, and shards in rank order. Inf or NaN if any gradient is.
-// Tied weights count once, padding is zero. Collective over `comm` (unless every rank holds all gradients).
+// L2 norm over all trainable weights of all ranks, in float64; the same bits on every rank and at
+// every ZeRO stage: squares are added shard by shard, and shards in rank order. Inf or NaN if any
+// gradient is. Tied weights count once, padding is zero. Collective over `comm` (unless every rank
+// holds all gradients).
 double GlobalGradNorm(const std::vector<OptimizerSlice>& slices, Communicator& comm);
 
-// The factor that brings a gradient of norm `norm` down to `max_norm`: max_norm / (norm + 1e-6), at most 1,
-// as torch.nn.utils.clip_grad_norm_ has it. max_norm 0: never clips.
+// The factor that brings a gradient of norm `norm` down to `max_norm`: max_norm / (norm + 1e-6), at
+// most 1, as torch.nn.utils.clip_grad_norm_ has it. max_norm 0: never clips.
 double ClipScale(double norm, double max_norm);
 
 }  // namespace shoal

@@ -1,5 +1,5 @@
-// Stochastic gradient descent with momentum, as torch.optim.SGD defines it (Sutskever et al., ICML 2013,
-// with the learning rate outside the momentum).
+// Stochastic gradient descent with momentum, as torch.optim.SGD defines it (Sutskever et al., ICML
+// 2013, with the learning rate outside the momentum).
 #pragma once
 
 #include "optim/update_rule.h"

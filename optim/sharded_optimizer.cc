@@ -40,11 +40,12 @@ ShardedOptimizer::ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedPara
     }
     for (const Range& range : DecayRanges(slice, options.decay_all)) {
       const auto cut = [&](const Tensor& t) { return t.narrow(0, range.begin, range.count); };
-      UpdateOperands segment{.weights = cut(slice.weights),
-                             .gradients = cut(slice.gradients),
-                             .states = {},
-                             .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
-                             .decay = range.decay};
+      UpdateOperands segment{
+          .weights = cut(slice.weights),
+          .gradients = cut(slice.gradients),
+          .states = {},
+          .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
+          .decay = range.decay};
       for (const Tensor& state : owned.states) segment.states.push_back(cut(state));
       owned.segments.push_back(std::move(segment));
     }
@@ -62,7 +63,8 @@ void ShardedOptimizer::Step(const UpdateOptions& options) {
 
 std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) const {
   std::vector<NamedPiece> pieces;
-  const auto add = [&](const std::string& prefix, const FlatLayout& layout, int64_t flat_begin, const Tensor& data) {
+  const auto add = [&](const std::string& prefix, const FlatLayout& layout, int64_t flat_begin,
+                       const Tensor& data) {
     for (const auto& part : layout.Slices(flat_begin, flat_begin + data.numel())) {
       const ParameterSpec& spec = layout.specs()[part.parameter];
       pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
@@ -77,7 +79,8 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) 
     // Stage 0 owns everything on every rank; each rank saves its shard of it.
     const int64_t shard_begin = unit->shard_begin();
     const auto select = [&](const Tensor& owned) {
-      return saving ? owned.narrow(0, shard_begin - unit->owned_begin(), layout.shard_numel()) : owned;
+      return saving ? owned.narrow(0, shard_begin - unit->owned_begin(), layout.shard_numel())
+                    : owned;
     };
     const int64_t begin = saving ? shard_begin : unit->owned_begin();
     add("weights", layout, begin, select(unit->owned_weights()));
@@ -90,8 +93,12 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) 
   return pieces;
 }
 
-std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToSave() const { return Pieces(true); }
-std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToLoad() const { return Pieces(false); }
+std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToSave() const {
+  return Pieces(true);
+}
+std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToLoad() const {
+  return Pieces(false);
+}
 
 int64_t ShardedOptimizer::state_bytes() const {
   int64_t total = 0;

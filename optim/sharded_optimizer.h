@@ -1,5 +1,5 @@
-// The one optimizer that every loop steps through: an update rule applied to the elements that this rank
-// owns under the ZeRO stage (all of them at stage 0, a shard above).
+// The one optimizer that every loop steps through: an update rule applied to the elements that this
+// rank owns under the ZeRO stage (all of them at stage 0, a shard above).
 #pragma once
 
 #include <memory>
@@ -13,18 +13,22 @@ namespace shoal {
 
 class ShardedOptimizer {
  public:
-  // `parameters` must outlive the optimizer. decay_all: weight decay on every weight, whatever its spec says.
+  // `parameters` must outlive the optimizer. decay_all: weight decay on every weight, whatever its
+  // spec says.
   struct Options {
     bool decay_all = false;
   };
-  ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedParameters& parameters, const Options& options);
+  ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedParameters& parameters,
+                   const Options& options);
 
-  // Updates the owned weights from their gradients and publishes them to the other ranks. Collective.
+  // Updates the owned weights from their gradients and publishes them to the other ranks.
+  // Collective.
   void Step(const UpdateOptions& options);
 
   // A piece of one weight's state that this rank saves; pieces of all ranks tile every weight once.
   struct NamedPiece {
-    std::string name;  // "adam_m/model.norm.weight"; "weights/..." for the master weights, frozen ones too
+    std::string
+        name;  // "adam_m/model.norm.weight"; "weights/..." for the master weights, frozen ones too
     const ParameterSpec* spec;
     int64_t begin;  // Flattened elements [begin, begin + data.numel())
     Tensor data;    // A view of the live state

@@ -1,4 +1,5 @@
-// An optimizer's arithmetic, apart from where its operands are sharded: AdamW in adamw.h, SGD in sgd.h.
+// An optimizer's arithmetic, apart from where its operands are sharded: AdamW in adamw.h, SGD in
+// sgd.h.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,8 @@ class UpdateRule {
   virtual ~UpdateRule() = default;
   // Names of the numbers kept per weight, as in checkpoints: {"adam_m", "adam_v"}.
   virtual std::span<const std::string> state_names() const = 0;
-  // In place. Element i of the result depends on element i of the operands alone, which is what lets ZeRO
-  // cut them anywhere.
+  // In place. Element i of the result depends on element i of the operands alone, which is what
+  // lets ZeRO cut them anywhere.
   virtual void Update(UpdateOperands& operands, const UpdateOptions& options) const = 0;
 };
 

@@ -25,7 +25,8 @@ std::string MeshShape::Equation() const {
 absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshShape& shape) {
   if (shape.num_ranks() != world.size()) {
     return absl::InvalidArgumentError(absl::StrCat("the mesh needs ", shape.num_ranks(), " ranks (",
-                                                   shape.Equation(), "), the job has ", world.size()));
+                                                   shape.Equation(), "), the job has ",
+                                                   world.size()));
   }
   if (shape.num_ranks() != shape.shard) {
     return absl::UnimplementedError(

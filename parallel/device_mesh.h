@@ -1,5 +1,5 @@
-// Who is who: the ranks of a job arranged along named axes. The only place that knows; everything else
-// is handed the communicator of the axis that it works along.
+// Who is who: the ranks of a job arranged along named axes. The only place that knows; everything
+// else is handed the communicator of the axis that it works along.
 #pragma once
 
 #include <memory>
@@ -25,14 +25,15 @@ struct MeshShape {
 
 class DeviceMesh {
  public:
-  // Collective over `world`, which must outlive the mesh. Axes other than shard must be 1: the loader
-  // refuses recipes that ask for more.
+  // Collective over `world`, which must outlive the mesh. Axes other than shard must be 1: the
+  // loader refuses recipes that ask for more.
   static absl::StatusOr<DeviceMesh> Create(Communicator& world, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }
   // The ranks over which ZeRO shards and gradients are summed.
   Communicator& shard() const { return *shard_; }
-  // All ranks, for counts, norms and agreement: its few bytes do not mix with the counted training traffic.
+  // All ranks, for counts, norms and agreement: its few bytes do not mix with the counted training
+  // traffic.
   Communicator& control() const { return *control_; }
   // Ranks that read different data, and this rank's place among them.
   int data_parallel_size() const { return shape_.replicate * shape_.shard; }

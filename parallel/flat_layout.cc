@@ -16,13 +16,15 @@ std::vector<FlatLayout::Slice> FlatLayout::Slices(int64_t begin, int64_t end) co
     const int64_t from = std::max(begin, offsets_[i]);
     const int64_t to = std::min(end, offsets_[i + 1]);
     if (to <= from) continue;
-    slices.push_back({.parameter = i, .first = from - offsets_[i], .count = to - from, .offset = from});
+    slices.push_back(
+        {.parameter = i, .first = from - offsets_[i], .count = to - from, .offset = from});
   }
   return slices;
 }
 
 Tensor FlatLayout::View(const Tensor& flat, int parameter) const {
-  return flat.narrow(0, offsets_[parameter], specs_[parameter].numel()).view(specs_[parameter].shape);
+  return flat.narrow(0, offsets_[parameter], specs_[parameter].numel())
+      .view(specs_[parameter].shape);
 }
 
 }  // namespace shoal

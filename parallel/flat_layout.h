@@ -9,10 +9,10 @@
 
 namespace shoal {
 
-// Parameters end to end in declaration order, no gaps (so that a block's q, k and v matrices are one
-// matrix), then padding to a multiple of the number of shards. Shard r is [r * shard_numel(),
-// (r + 1) * shard_numel()): every rank's is of one size, at most num_shards - 1 elements of a unit are
-// padding.
+// Parameters end to end in declaration order, no gaps (so that a block's q, k and v matrices are
+// one matrix), then padding to a multiple of the number of shards. Shard r is [r * shard_numel(),
+// (r + 1) * shard_numel()): every rank's is of one size, at most num_shards - 1 elements of a unit
+// are padding.
 class FlatLayout {
  public:
   FlatLayout(std::vector<ParameterSpec> specs, int num_shards);
@@ -24,7 +24,8 @@ class FlatLayout {
   int64_t shard_numel() const { return shard_numel_; }
   int num_shards() const { return num_shards_; }
 
-  // A part of one parameter: its elements [first, first + count), which are flat elements from `offset`.
+  // A part of one parameter: its elements [first, first + count), which are flat elements from
+  // `offset`.
   struct Slice {
     int parameter;
     int64_t first;

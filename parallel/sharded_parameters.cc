@@ -39,7 +39,8 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
       int& unit = unit_of[spec.trainable];
       if (unit < 0) {
         unit = static_cast<int>(plans.size());
-        plans.push_back({.specs = {}, .trainable = spec.trainable, .first_block = b, .last_block = b});
+        plans.push_back(
+            {.specs = {}, .trainable = spec.trainable, .first_block = b, .last_block = b});
       }
       places[b].push_back({unit, static_cast<int>(plans[unit].specs.size())});
       plans[unit].specs.push_back(spec);
@@ -50,7 +51,8 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
       const auto& tie = blocks[b].ties[i];
       if (!tie) continue;
       const Place owner = places[tie->block][tie->parameter];
-      SHOAL_CHECK(owner.unit >= 0) << "a weight is tied to a tied weight: " << blocks[b].specs[i].name;
+      SHOAL_CHECK(owner.unit >= 0)
+          << "a weight is tied to a tied weight: " << blocks[b].specs[i].name;
       places[b][i] = owner;
       plans[owner.unit].first_block = std::min(plans[owner.unit].first_block, b);
       plans[owner.unit].last_block = std::max(plans[owner.unit].last_block, b);
@@ -61,8 +63,8 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
 
 }  // namespace
 
-ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks, const ZeroOptions& options,
-                                     Communicator& comm)
+ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
+                                     const ZeroOptions& options, Communicator& comm)
     : options_(options) {
   std::vector<std::vector<Place>> places;
   const std::vector<UnitPlan> plans = PlanUnits(blocks, places);
@@ -81,7 +83,8 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
     if (plan.first_block != plan.last_block) {
       arenas = MakeArenas(FlatLayout(plan.specs, comm.size()).padded_numel(), plan.trainable, comm);
     }
-    units_.push_back(std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, comm, arenas));
+    units_.push_back(
+        std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, comm, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
   }
   for (const std::vector<Place>& block : places) {
@@ -96,7 +99,8 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
   }
 }
 
-ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable, Communicator& comm) {
+ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable,
+                                                  Communicator& comm) {
   ShardedUnit::Arenas arenas;
   if (options_.stage == 3) {
     arenas.gathered = at::empty({numel}, options_.compute_dtype);

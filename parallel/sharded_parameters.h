@@ -4,7 +4,8 @@
 //   for each micro-batch i:
 //     for b = 0 .. B-1:   weights = parameters.BeginForward(b);  forward
 //     for b = B-1 .. 0:   parameters.BeginBackward(b, i);  backward;  parameters.EndBackward(b, i)
-//   gradients of optimizer_slices() are now the sums over ranks;  update them;  parameters.PublishWeights()
+//   gradients of optimizer_slices() are now the sums over ranks;  update them;
+//   parameters.PublishWeights()
 #pragma once
 
 #include <memory>
@@ -31,10 +32,12 @@ struct BlockParameters {
 class ShardedParameters {
  public:
   // Collective over `comm`, which must outlive this. Weights start as zeros.
-  ShardedParameters(const std::vector<BlockParameters>& blocks, const ZeroOptions& options, Communicator& comm);
+  ShardedParameters(const std::vector<BlockParameters>& blocks, const ZeroOptions& options,
+                    Communicator& comm);
 
-  // The block's weights, in the order of its specs, until another block's pass begins. Collective, as are
-  // the calls below. Under stage 3 each unit is gathered once a forward and once a backward pass.
+  // The block's weights, in the order of its specs, until another block's pass begins. Collective,
+  // as are the calls below. Under stage 3 each unit is gathered once a forward and once a backward
+  // pass.
   std::span<const Parameter> BeginForward(int block);
   void BeginBackward(int block, int micro_batch);
   void EndBackward(int block, int micro_batch);

@@ -17,9 +17,12 @@ Tensor ZeroedRegistered(Communicator& comm, int64_t numel, at::ScalarType dtype)
 
 }  // namespace
 
-ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable, const ZeroOptions& options,
-                         Communicator& comm, const Arenas& arenas)
-    : layout_(std::move(specs), comm.size()), trainable_(trainable), options_(options), comm_(comm) {
+ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
+                         const ZeroOptions& options, Communicator& comm, const Arenas& arenas)
+    : layout_(std::move(specs), comm.size()),
+      trainable_(trainable),
+      options_(options),
+      comm_(comm) {
   const int64_t padded = layout_.padded_numel();
   const int64_t shard = layout_.shard_numel();
   if (options_.stage == 3) {
@@ -36,8 +39,9 @@ ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable, const
     if (options_.has_master_copy()) {
       owned_weights_ = at::zeros({owned_weights_.numel()}, options_.master_dtype());
     }
-    gradients_full_ = options_.stage >= 2 ? arenas.gradients.narrow(0, 0, padded)
-                                          : ZeroedRegistered(comm_, padded, options_.gradient_dtype);
+    gradients_full_ = options_.stage >= 2
+                          ? arenas.gradients.narrow(0, 0, padded)
+                          : ZeroedRegistered(comm_, padded, options_.gradient_dtype);
     gradients_shard_ =
         gradients_sharded() ? at::zeros({shard}, options_.gradient_dtype) : Shard(gradients_full_);
   }
@@ -81,7 +85,8 @@ void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
     comm_.ReduceScatter(reduced, gradients_full_);
     gradients_shard_.add_(reduced);
   }
-  if (place.last_micro_batch && options_.stage == 0) comm_.AllGather(gradients_full_, gradients_shard_);
+  if (place.last_micro_batch && options_.stage == 0)
+    comm_.AllGather(gradients_full_, gradients_shard_);
 }
 
 void ShardedUnit::PublishWeights() {

@@ -1,20 +1,21 @@
-// One flat unit of weights under a ZeRO stage (Rajbhandari et al. 2020): its buffers, and the collectives
-// that move them. A block's trainable weights are one unit, its frozen ones another.
+// One flat unit of weights under a ZeRO stage (Rajbhandari et al. 2020): its buffers, and the
+// collectives that move them. A block's trainable weights are one unit, its frozen ones another.
 //
 // [Note: one result for every stage]
-// Every stage reduces gradients over the same equal shards, in rank order, and the optimizer's arithmetic
-// is element by element, so stages 0 to 3 compute the same bits; they differ in what is held and sent:
+// Every stage reduces gradients over the same equal shards, in rank order, and the optimizer's
+// arithmetic is element by element, so stages 0 to 3 compute the same bits; they differ in what is
+// held and sent:
 //
-//   stage  weights  gradients  optimizer  sent a step (elements, N ranks, P padded elements, one micro-batch)
-//   0      P        P          P          all-reduce of gradients              2 P (N-1)/N
-//   1      P        P          P/N        reduce-scatter, all-gather weights   2 P (N-1)/N
+//   stage  weights  gradients  optimizer  sent a step (elements, N ranks, P padded elements, one
+//   micro-batch) 0      P        P          P          all-reduce of gradients              2 P
+//   (N-1)/N 1      P        P          P/N        reduce-scatter, all-gather weights   2 P (N-1)/N
 //   2      P        P/N        P/N        the same                             2 P (N-1)/N
 //   3      P/N      P/N        P/N        two gathers and a reduce-scatter     3 P (N-1)/N
 //
-// With m micro-batches a step, stages 2 and 3 reduce after each one ((m + 1) P (N-1)/N and 3 m P (N-1)/N);
-// stages 0 and 1 add up locally and reduce once. That changes the order of additions, so under
-// `reduce_every_micro_batch` (run.deterministic) stages 0 and 1 reduce after each one too, at (m + 1)
-// P (N-1)/N and one more shard of gradients.
+// With m micro-batches a step, stages 2 and 3 reduce after each one ((m + 1) P (N-1)/N and 3 m P
+// (N-1)/N); stages 0 and 1 add up locally and reduce once. That changes the order of additions, so
+// under `reduce_every_micro_batch` (run.deterministic) stages 0 and 1 reduce after each one too, at
+// (m + 1) P (N-1)/N and one more shard of gradients.
 #pragma once
 
 #include <memory>
@@ -34,7 +35,9 @@ struct ZeroOptions {
   bool reduce_every_micro_batch = false;       // In stages 0 and 1 too; see the note above
 
   // Weights as the optimizer sees them: float32 unless the model computes in float64.
-  at::ScalarType master_dtype() const { return compute_dtype == at::kDouble ? at::kDouble : at::kFloat; }
+  at::ScalarType master_dtype() const {
+    return compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
+  }
   bool has_master_copy() const { return compute_dtype != master_dtype(); }
   bool reduces_each_micro_batch() const {
     return stage >= 2 || (reduce_every_micro_batch && micro_batches > 1);
@@ -44,11 +47,12 @@ struct ZeroOptions {
 // The elements of a unit that this rank's optimizer updates, as equally long flat tensors.
 struct OptimizerSlice {
   const FlatLayout* layout;
-  int64_t begin;         // First flat element
-  Tensor weights;        // (n) master dtype
-  Tensor gradients;      // (n) gradient dtype
-  Tensor compute_copy;   // (n) compute dtype, or undefined if weights are the compute weights themselves
-  int64_t shard_numel;   // n is this, or (stage 0) layout->padded_numel()
+  int64_t begin;        // First flat element
+  Tensor weights;       // (n) master dtype
+  Tensor gradients;     // (n) gradient dtype
+  Tensor compute_copy;  // (n) compute dtype, or undefined if weights are the compute weights
+                        // themselves
+  int64_t shard_numel;  // n is this, or (stage 0) layout->padded_numel()
 };
 
 // Bytes that a rank holds, by what they are for.
@@ -91,9 +95,9 @@ class ShardedUnit {
 
   // Trainable units: what the optimizer updates.
   OptimizerSlice optimizer_slice() const;
-  // The weights that this rank keeps in master precision (frozen units: compute dtype): flat elements
-  // [owned_begin(), owned_begin() + size), its shard or (stage 0) all. Whoever writes them calls
-  // SyncFromMaster() afterwards, which is collective.
+  // The weights that this rank keeps in master precision (frozen units: compute dtype): flat
+  // elements [owned_begin(), owned_begin() + size), its shard or (stage 0) all. Whoever writes them
+  // calls SyncFromMaster() afterwards, which is collective.
   const Tensor& owned_weights() const { return owned_weights_; }
   int64_t owned_begin() const { return owned_begin_; }
   int64_t shard_begin() const { return layout_.shard_numel() * comm_.rank(); }
@@ -110,12 +114,14 @@ class ShardedUnit {
   ZeroOptions options_;
   Communicator& comm_;
 
-  Tensor weights_full_;     // (P) compute dtype; stage 3: the arena
-  Tensor weights_shard_;    // (P/N) compute dtype; below stage 3 a view of weights_full_
-  Tensor owned_weights_;    // (P) at stage 0, else (P/N); master dtype. Without a master copy a view of the above
+  Tensor weights_full_;   // (P) compute dtype; stage 3: the arena
+  Tensor weights_shard_;  // (P/N) compute dtype; below stage 3 a view of weights_full_
+  Tensor owned_weights_;  // (P) at stage 0, else (P/N); master dtype. Without a master copy a view
+                          // of the above
   int64_t owned_begin_;
-  Tensor gradients_full_;   // (P) gradient dtype; stages 2 and 3: the arena
-  Tensor gradients_shard_;  // (P/N) sum of reduced gradients; undefined or a view of gradients_full_
+  Tensor gradients_full_;  // (P) gradient dtype; stages 2 and 3: the arena
+  Tensor
+      gradients_shard_;  // (P/N) sum of reduced gradients; undefined or a view of gradients_full_
   std::vector<Parameter> parameters_;
 };
 

@@ -25,7 +25,8 @@ void BlockRunner::Backward(int block, int micro_batch, BlockPass pass, Tensor& g
   const bool is_head = pass.out.loss.defined();
   const Tensor& root = is_head ? pass.out.loss : pass.out.hidden_BTC;
   if (root.requires_grad()) {
-    torch::autograd::backward({root}, is_head ? std::vector<Tensor>{} : std::vector<Tensor>{grad_hidden_BTC});
+    torch::autograd::backward(
+        {root}, is_head ? std::vector<Tensor>{} : std::vector<Tensor>{grad_hidden_BTC});
   }
   grad_hidden_BTC = pass.in.hidden_BTC.defined() ? pass.in.hidden_BTC.grad() : Tensor();
   parameters_.EndBackward(block, micro_batch);

@@ -1,6 +1,6 @@
-// Runs a model's blocks forward and backward over sharded weights. Each block is differentiated on its
-// own, from the output it left to the input it took, so its weights need to be gathered, and its graph to
-// live, just then.
+// Runs a model's blocks forward and backward over sharded weights. Each block is differentiated on
+// its own, from the output it left to the input it took, so its weights need to be gathered, and
+// its graph to live, just then.
 #pragma once
 
 #include <span>
@@ -15,11 +15,12 @@ namespace shoal {
 class BlockRunner {
  public:
   // Both must outlive the runner.
-  BlockRunner(const Model& model, ShardedParameters& parameters) : model_(model), parameters_(parameters) {}
+  BlockRunner(const Model& model, ShardedParameters& parameters)
+      : model_(model), parameters_(parameters) {}
 
-  // Forward and backward of every micro-batch (there are options().micro_batches of them). Leaves the
-  // reduced gradients in the optimizer's slices. Returns this rank's sum of target losses / denominator.
-  // Collective.
+  // Forward and backward of every micro-batch (there are options().micro_batches of them). Leaves
+  // the reduced gradients in the optimizer's slices. Returns this rank's sum of target losses /
+  // denominator. Collective.
   double ForwardBackward(std::span<const Batch> micro_batches, double denominator);
 
   // Loss as above, without gradients. Collective.
@@ -27,7 +28,7 @@ class BlockRunner {
 
  private:
   struct BlockPass {
-    Activations in;   // Its hidden_BTC is a leaf of the block's own graph
+    Activations in;  // Its hidden_BTC is a leaf of the block's own graph
     Activations out;
   };
 

@@ -13,9 +13,12 @@ namespace shoal {
 
 at::ScalarType ComputeDtype(const Recipe& recipe) {
   switch (recipe.model().dtype()) {
-    case float32: return at::kFloat;
-    case bfloat16: return at::kBFloat16;
-    case float64: return at::kDouble;
+    case float32:
+      return at::kFloat;
+    case bfloat16:
+      return at::kBFloat16;
+    case float64:
+      return at::kDouble;
   }
   return at::kFloat;
 }
@@ -39,14 +42,19 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch) {
     case ZeroSection::auto_dtype:
       options.gradient_dtype = adds_up ? options.master_dtype() : options.compute_dtype;
       break;
-    case ZeroSection::gradient_float32: options.gradient_dtype = options.master_dtype(); break;
-    case ZeroSection::gradient_bfloat16: options.gradient_dtype = at::kBFloat16; break;
+    case ZeroSection::gradient_float32:
+      options.gradient_dtype = options.master_dtype();
+      break;
+    case ZeroSection::gradient_bfloat16:
+      options.gradient_dtype = at::kBFloat16;
+      break;
   }
   return options;
 }
 
 LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps) {
-  static constexpr LrSchedule::Type kTypes[] = {LrSchedule::Type::kConstant, LrSchedule::Type::kLinear,
+  static constexpr LrSchedule::Type kTypes[] = {LrSchedule::Type::kConstant,
+                                                LrSchedule::Type::kLinear,
                                                 LrSchedule::Type::kCosine, LrSchedule::Type::kWsd};
   const SchedulerSection& scheduler = recipe.scheduler();
   return {.type = kTypes[scheduler.type()],
@@ -75,7 +83,8 @@ int64_t NumSteps(const TrainingSection& training, const StepBudget& budget) {
       training.has_max_tokens()
           ? static_cast<double>(training.max_tokens()) / static_cast<double>(budget.seq_length)
           : training.num_train_epochs() * static_cast<double>(budget.sequences_per_epoch);
-  return std::max<int64_t>(1, std::llround(std::ceil(sequences / static_cast<double>(budget.sequences_per_step))));
+  return std::max<int64_t>(
+      1, std::llround(std::ceil(sequences / static_cast<double>(budget.sequences_per_step))));
 }
 
 namespace {
@@ -87,45 +96,54 @@ absl::StatusOr<Json> JsonOf(const google::protobuf::Struct& config) {
   return Json::parse(text);
 }
 
-absl::Status CheckFits(const LoadedRecipe& recipe, const ModelConfig& config, int64_t tokenizer_vocab_size) {
+absl::Status CheckFits(const LoadedRecipe& recipe, const ModelConfig& config,
+                       int64_t tokenizer_vocab_size) {
   const std::string vocab_key =
       recipe.IsSet("model.config.vocab_size") ? "model.config.vocab_size" : "model.name_or_path";
   if (config.vocab_size < tokenizer_vocab_size) {
-    return recipe.ErrorAt(vocab_key, absl::StrCat("the model has ", config.vocab_size, " rows, the tokenizer ",
-                                                  tokenizer_vocab_size, " ids: raise vocab_size"));
+    return recipe.ErrorAt(vocab_key,
+                          absl::StrCat("the model has ", config.vocab_size, " rows, the tokenizer ",
+                                       tokenizer_vocab_size, " ids: raise vocab_size"));
   }
   if (recipe.proto.data().seq_length() > config.max_positions) {
     return recipe.ErrorAt("data.seq_length",
                           absl::StrCat("got ", recipe.proto.data().seq_length(), ", the model has ",
-                                       config.max_positions, " positions: shorten it or raise max_position_embeddings"));
+                                       config.max_positions,
+                                       " positions: shorten it or raise max_position_embeddings"));
   }
   if (config.training_dropout > 0) {
-    return recipe.ErrorAt("model.config", absl::StrCat("the model asks for dropout ", config.training_dropout, " (",
-                                                       config.training_dropout_keys,
-                                                       "), which this version does not train with: set the keys to 0"));
+    return recipe.ErrorAt(
+        "model.config",
+        absl::StrCat("the model asks for dropout ", config.training_dropout, " (",
+                     config.training_dropout_keys,
+                     "), which this version does not train with: set the keys to 0"));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files, int64_t tokenizer_vocab_size) {
+absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files,
+                                          int64_t tokenizer_vocab_size) {
   const ModelSection& model = recipe.proto.model();
   SHOAL_ASSIGN_OR_RETURN(Json overrides, JsonOf(model.config()));
   std::vector<ConfigIssue> issues;
   const ConfigOptions options{.family_file = model.family_file(), .issues = &issues};
   absl::StatusOr<ModelConfig> config;
   if (model.has_name_or_path()) {
-    config = LoadModelConfig(files, model.name_or_path(), overrides.empty() ? Json(nullptr) : overrides, options);
+    config = LoadModelConfig(files, model.name_or_path(),
+                             overrides.empty() ? Json(nullptr) : overrides, options);
   } else {
-    if (!overrides.contains("vocab_size") && tokenizer_vocab_size > 0) overrides["vocab_size"] = tokenizer_vocab_size;
+    if (!overrides.contains("vocab_size") && tokenizer_vocab_size > 0)
+      overrides["vocab_size"] = tokenizer_vocab_size;
     config = ModelConfigFromJson(overrides, options);
   }
   if (!config.ok()) {
     if (issues.empty()) return config.status();
     std::vector<RecipeError> errors;
     for (const ConfigIssue& issue : issues) {
-      const std::string key = issue.key.empty() ? "model.config" : absl::StrCat("model.config.", issue.key);
+      const std::string key =
+          issue.key.empty() ? "model.config" : absl::StrCat("model.config.", issue.key);
       errors.push_back({.origin = recipe.OriginOf(key), .key = key, .message = issue.message});
     }
     return RecipeErrorsToStatus(std::move(errors));

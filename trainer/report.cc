@@ -29,12 +29,14 @@ namespace {
 constexpr int64_t kMaxPoints = 2000;  // of a curve: more than a screen has columns
 
 std::string Escaped(absl::string_view text) {
-  return absl::StrReplaceAll(text, {{"&", "&amp;"}, {"<", "&lt;"}, {">", "&gt;"}, {"\"", "&quot;"}, {"'", "&#39;"}});
+  return absl::StrReplaceAll(
+      text, {{"&", "&amp;"}, {"<", "&lt;"}, {">", "&gt;"}, {"\"", "&quot;"}, {"'", "&#39;"}});
 }
 
 // JSON that can stand inside a <script> element: no character of markup is left in it.
 std::string ScriptSafe(const nlohmann::json& json) {
-  const std::string text = json.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
+  const std::string text =
+      json.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
   return absl::StrReplaceAll(text, {{"&", "\\u0026"}, {"<", "\\u003c"}, {">", "\\u003e"}});
 }
 
@@ -45,7 +47,8 @@ nlohmann::json CurvesJson(const std::vector<ReportRun>& runs) {
     for (const auto& [name, curve] : run.curves) {
       const Curve thinned = Thinned(curve, kMaxPoints);
       nlohmann::json values = nlohmann::json::array();
-      for (const auto& value : thinned.values) values.push_back(value ? nlohmann::json(*value) : nlohmann::json());
+      for (const auto& value : thinned.values)
+        values.push_back(value ? nlohmann::json(*value) : nlohmann::json());
       curves[name] = {{"steps", thinned.steps}, {"values", std::move(values)}};
     }
     all.push_back({{"name", run.name}, {"curves", std::move(curves)}});
@@ -59,8 +62,8 @@ class Table {
   explicit Table(const std::vector<ReportRun>& runs) {
     html_ = "<div class=\"scroll\"><table><thead><tr><th></th>";
     for (size_t i = 0; i < runs.size(); ++i) {
-      absl::StrAppend(&html_, "<th scope=\"col\"><i class=\"swatch\" data-run=\"", i, "\"></i>", Escaped(runs[i].name),
-                      "</th>");
+      absl::StrAppend(&html_, "<th scope=\"col\"><i class=\"swatch\" data-run=\"", i, "\"></i>",
+                      Escaped(runs[i].name), "</th>");
     }
     html_ += "</tr></thead><tbody>";
   }
@@ -132,12 +135,15 @@ std::string FinalFigures(const std::vector<ReportRun>& runs) {
       table.AddRow(label, cells);
     }
   };
-  const auto number = [](const Value& value, const auto& format) { return value ? format(*value) : std::string("–"); };
+  const auto number = [](const Value& value, const auto& format) {
+    return value ? format(*value) : std::string("–");
+  };
   const auto decimals = [](double v) { return absl::StrFormat("%.4f", v); };
   const auto count = [](double v) { return absl::StrFormat("%.0f", v); };
   row("Last step", [&](const ReportRun& run) { return absl::StrCat(run.last_step); });
   row("Loss, last", [&](const ReportRun& run) { return number(Last(run, "loss"), decimals); });
-  row("Held-out loss, last", [&](const ReportRun& run) { return number(Last(run, "eval_loss"), decimals); });
+  row("Held-out loss, last",
+      [&](const ReportRun& run) { return number(Last(run, "eval_loss"), decimals); });
   row("Held-out loss, best", [&](const ReportRun& run) { return BestText(run, "eval_loss"); });
   row("Tokens", [&](const ReportRun& run) { return number(Last(run, "tokens"), count); });
   row("Tokens/s, median of the later half",
@@ -147,7 +153,8 @@ std::string FinalFigures(const std::vector<ReportRun>& runs) {
       [&](const ReportRun& run) { return number(Largest(run, "peak_rss_bytes"), HumanBytes); });
   row("Sent per rank and step",
       [&](const ReportRun& run) { return number(Median(run, "bytes_sent"), HumanBytes); });
-  row("Logged steps that were not finite", [&](const ReportRun& run) { return absl::StrCat(run.non_finite_steps); });
+  row("Logged steps that were not finite",
+      [&](const ReportRun& run) { return absl::StrCat(run.non_finite_steps); });
   return table.Html();
 }
 
@@ -155,7 +162,9 @@ std::string FinalFigures(const std::vector<ReportRun>& runs) {
 struct RecipeRow {
   std::string key;
   std::vector<std::string> values;
-  bool Differs() const { return std::adjacent_find(values.begin(), values.end(), std::not_equal_to<>()) != values.end(); }
+  bool Differs() const {
+    return std::adjacent_find(values.begin(), values.end(), std::not_equal_to<>()) != values.end();
+  }
 };
 
 std::vector<RecipeRow> RecipeRows(const std::vector<ReportRun>& runs) {
@@ -164,7 +173,8 @@ std::vector<RecipeRow> RecipeRows(const std::vector<ReportRun>& runs) {
   for (size_t i = 0; i < runs.size(); ++i) {
     for (const auto& [key, value] : runs[i].recipe) {
       const auto [entry, is_new] = row_of.emplace(key, rows.size());
-      if (is_new) rows.push_back({.key = key, .values = std::vector<std::string>(runs.size(), "–")});
+      if (is_new)
+        rows.push_back({.key = key, .values = std::vector<std::string>(runs.size(), "–")});
       rows[entry->second].values[i] = value;
     }
   }
@@ -185,8 +195,9 @@ std::string RecipeTables(const std::vector<ReportRun>& runs) {
     html = absl::StrCat("<h2>Differences between the recipes</h2>",
                         differences > 0 ? differing.Html() : "<p>The recipes are equal.</p>");
   }
-  return absl::StrCat(html, "<details><summary>", runs.size() > 1 ? "What is equal in the recipes" : "The recipe",
-                      "</summary>", equal.Html(), "</details>");
+  return absl::StrCat(html, "<details><summary>",
+                      runs.size() > 1 ? "What is equal in the recipes" : "The recipe", "</summary>",
+                      equal.Html(), "</details>");
 }
 
 std::string Title(const std::vector<ReportRun>& runs) {
@@ -196,16 +207,18 @@ std::string Title(const std::vector<ReportRun>& runs) {
 
 }  // namespace
 
-absl::StatusOr<std::string> ReportPage(FileSystem& files, const std::vector<std::string>& run_directories) {
+absl::StatusOr<std::string> ReportPage(FileSystem& files,
+                                       const std::vector<std::string>& run_directories) {
   SHOAL_ASSIGN_OR_RETURN(const std::vector<ReportRun> runs, ReadReportRuns(files, run_directories));
   // One pass: what is put in is not looked at again, so that a run called "{{data}}" stays that.
-  return absl::StrReplaceAll(absl::string_view(embedded::report_html, embedded::report_html_size),
-                             {{"{{title}}", Escaped(Title(runs))},
-                              {"{{style}}", absl::string_view(embedded::report_css, embedded::report_css_size)},
-                              {"{{script}}", absl::string_view(embedded::report_js, embedded::report_js_size)},
-                              {"{{data}}", ScriptSafe(CurvesJson(runs))},
-                              {"{{figures}}", FinalFigures(runs)},
-                              {"{{recipes}}", RecipeTables(runs)}});
+  return absl::StrReplaceAll(
+      absl::string_view(embedded::report_html, embedded::report_html_size),
+      {{"{{title}}", Escaped(Title(runs))},
+       {"{{style}}", absl::string_view(embedded::report_css, embedded::report_css_size)},
+       {"{{script}}", absl::string_view(embedded::report_js, embedded::report_js_size)},
+       {"{{data}}", ScriptSafe(CurvesJson(runs))},
+       {"{{figures}}", FinalFigures(runs)},
+       {"{{recipes}}", RecipeTables(runs)}});
 }
 
 absl::Status WriteReport(FileSystem& files, const std::vector<std::string>& run_directories,

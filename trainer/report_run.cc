@@ -19,10 +19,12 @@ constexpr char kRecipeName[] = "recipe.resolved.yaml";
 
 // Adds the row's values to the run's curves.
 absl::Status AddRow(absl::string_view line, ReportRun* run) {
-  const auto row = nlohmann::json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+  const auto row =
+      nlohmann::json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
   if (!row.is_object()) return absl::DataLossError("no JSON object");
   const auto step = row.find("step");
-  if (step == row.end() || !step->is_number_integer()) return absl::DataLossError("no row: it has no step");
+  if (step == row.end() || !step->is_number_integer())
+    return absl::DataLossError("no row: it has no step");
   const int64_t previous_step = run->last_step;
   run->last_step = std::max(run->last_step, step->get<int64_t>());
   bool non_finite = false;
@@ -36,7 +38,8 @@ absl::Status AddRow(absl::string_view line, ReportRun* run) {
   if (non_finite) ++run->non_finite_steps;
   const auto seconds = row.find("step_seconds");
   if (seconds != row.end() && seconds->is_number()) {
-    run->trained_seconds += seconds->get<double>() * static_cast<double>(run->last_step - previous_step);
+    run->trained_seconds +=
+        seconds->get<double>() * static_cast<double>(run->last_step - previous_step);
   }
   return absl::OkStatus();
 }
@@ -45,7 +48,8 @@ absl::Status ReadMetrics(FileSystem& files, const std::string& directory, Report
   const std::string path = JoinPath(directory, kMetricsName);
   auto content = ReadFile(files, path, kMaxMetricsBytes);
   if (absl::IsNotFound(content.status())) {
-    return absl::NotFoundError(absl::StrCat(directory, " is no run's folder: it has no ", kMetricsName));
+    return absl::NotFoundError(
+        absl::StrCat(directory, " is no run's folder: it has no ", kMetricsName));
   }
   SHOAL_RETURN_IF_ERROR(content.status());
   content->erase(content->rfind('\n') + 1);  // all of it if no line is whole
@@ -64,7 +68,8 @@ void Flatten(const YamlNode& node, const std::string& key, ReportRun* run) {
       Flatten(entry.value, key.empty() ? entry.key : absl::StrCat(key, ".", entry.key), run);
     }
   } else if (node.IsList()) {
-    for (size_t i = 0; i < node.items.size(); ++i) Flatten(node.items[i], absl::StrCat(key, ".", i), run);
+    for (size_t i = 0; i < node.items.size(); ++i)
+      Flatten(node.items[i], absl::StrCat(key, ".", i), run);
   } else {
     run->recipe.emplace_back(key, node.IsNull() ? "null" : node.text);
   }
@@ -89,7 +94,8 @@ absl::Status ReadRecipe(FileSystem& files, const std::string& directory, ReportR
 // The last `parts` names of a path.
 std::string Tail(const std::string& path, size_t parts) {
   std::vector<std::string> names = absl::StrSplit(path, '/', absl::SkipEmpty());
-  if (names.size() > parts) names.erase(names.begin(), names.end() - static_cast<std::ptrdiff_t>(parts));
+  if (names.size() > parts)
+    names.erase(names.begin(), names.end() - static_cast<std::ptrdiff_t>(parts));
   return absl::StrJoin(names, "/");
 }
 
@@ -105,9 +111,10 @@ void NameRuns(const std::vector<std::string>& paths, std::vector<ReportRun>* run
 
 }  // namespace
 
-absl::StatusOr<std::vector<ReportRun>> ReadReportRuns(FileSystem& files,
-                                                      const std::vector<std::string>& run_directories) {
-  if (run_directories.empty()) return absl::InvalidArgumentError("a report needs at least one run's folder");
+absl::StatusOr<std::vector<ReportRun>> ReadReportRuns(
+    FileSystem& files, const std::vector<std::string>& run_directories) {
+  if (run_directories.empty())
+    return absl::InvalidArgumentError("a report needs at least one run's folder");
   std::vector<ReportRun> runs(run_directories.size());
   for (size_t i = 0; i < runs.size(); ++i) {
     SHOAL_RETURN_IF_ERROR(ReadMetrics(files, run_directories[i], &runs[i]));

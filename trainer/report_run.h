@@ -28,11 +28,11 @@ struct ReportRun {
   std::vector<std::pair<std::string, std::string>> recipe;
 };
 
-absl::StatusOr<std::vector<ReportRun>> ReadReportRuns(FileSystem& files,
-                                                      const std::vector<std::string>& run_directories);
+absl::StatusOr<std::vector<ReportRun>> ReadReportRuns(
+    FileSystem& files, const std::vector<std::string>& run_directories);
 
-// At most about `limit` points: of each stretch of steps the lowest, the highest and what was not finite stay,
-// so that no spike is lost.
+// At most about `limit` points: of each stretch of steps the lowest, the highest and what was not
+// finite stay, so that no spike is lost.
 Curve Thinned(const Curve& curve, int64_t limit);
 
 }  // namespace shoal

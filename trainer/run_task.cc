@@ -24,7 +24,8 @@ RunPaths::RunPaths(const std::string& output_dir)
 namespace {
 
 // What follows training: the Hugging Face folder, text from it, the report.
-absl::Status Finish(const LoadedRecipe& recipe, Communicator& world, const TaskEnvironment& environment) {
+absl::Status Finish(const LoadedRecipe& recipe, Communicator& world,
+                    const TaskEnvironment& environment) {
   const RunPaths paths(recipe.proto.run().output_dir());
   if (recipe.proto.checkpoint().export_hf() == CheckpointSection::final) {
     SHOAL_RETURN_IF_ERROR(
@@ -39,7 +40,8 @@ absl::Status Finish(const LoadedRecipe& recipe, Communicator& world, const TaskE
   absl::Status finished = absl::OkStatus();
   if (world.rank() == 0) {
     finished = Guarded([&]() -> absl::Status {
-      SHOAL_RETURN_IF_ERROR(PrintSamples(recipe.proto.sample(), recipe.proto.run().seed(), environment.files, paths));
+      SHOAL_RETURN_IF_ERROR(
+          PrintSamples(recipe.proto.sample(), recipe.proto.run().seed(), environment.files, paths));
       return WriteReport(environment.files, {paths.root}, paths.report);
     });
     environment.log.Info(absl::StrCat("report    ", paths.report));
@@ -50,10 +52,13 @@ absl::Status Finish(const LoadedRecipe& recipe, Communicator& world, const TaskE
   return Agree(world, finished);
 }
 
-absl::Status Run(const LoadedRecipe& recipe, Communicator& world, const TaskEnvironment& environment) {
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run, TrainingRun::Build(recipe, world, environment));
+absl::Status Run(const LoadedRecipe& recipe, Communicator& world,
+                 const TaskEnvironment& environment) {
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run,
+                         TrainingRun::Build(recipe, world, environment));
   if (run->complete()) {
-    environment.log.Info(absl::StrCat("complete  step ", run->num_steps(), " is trained and saved"));
+    environment.log.Info(
+        absl::StrCat("complete  step ", run->num_steps(), " is trained and saved"));
   } else {
     SHOAL_RETURN_IF_ERROR(run->Train());
   }
@@ -62,7 +67,8 @@ absl::Status Run(const LoadedRecipe& recipe, Communicator& world, const TaskEnvi
 
 }  // namespace
 
-absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world, const TaskEnvironment& environment) {
+absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world,
+                     const TaskEnvironment& environment) {
   try {
     return Run(recipe, world, environment);
   } catch (const CommError& error) {
@@ -71,7 +77,8 @@ absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world, const Task
     return absl::InternalError(error.what_without_backtrace());
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(
-        "out of memory: lower training.per_device_train_batch_size, raise zero.stage or use more ranks");
+        "out of memory: lower training.per_device_train_batch_size, raise zero.stage or use more "
+        "ranks");
   } catch (const std::exception& error) {
     return absl::InternalError(error.what());
   }

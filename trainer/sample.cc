@@ -10,10 +10,12 @@
 
 namespace shoal {
 
-absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSystem& files, const RunPaths& paths) {
+absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSystem& files,
+                          const RunPaths& paths) {
   if (section.prompts().empty()) return absl::OkStatus();
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(paths.exported));
-  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded, LoadModelForInference(files, paths.exported, at::kFloat));
+  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
+                         LoadModelForInference(files, paths.exported, at::kFloat));
   std::vector<GenerationRequest> requests;
   std::vector<TextStream> streams;
   streams.reserve(section.prompts_size());
@@ -35,7 +37,8 @@ absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSyste
   std::string text;
   for (size_t i = 0; i < streams.size(); ++i) {
     streams[i].Finish();
-    absl::StrAppend(&text, "--- sample ", i + 1, "\n", section.prompts(static_cast<int>(i)), streams[i].text(), "\n");
+    absl::StrAppend(&text, "--- sample ", i + 1, "\n", section.prompts(static_cast<int>(i)),
+                    streams[i].text(), "\n");
   }
   std::fputs(text.c_str(), stdout);
   std::fflush(stdout);

@@ -8,8 +8,10 @@
 
 namespace shoal {
 
-// Continues each of the section's prompts with the exported model, prints the texts to stdout and writes them
-// to paths.samples. Nothing to do without prompts. The model is read whole, on this rank alone.
-absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSystem& files, const RunPaths& paths);
+// Continues each of the section's prompts with the exported model, prints the texts to stdout and
+// writes them to paths.samples. Nothing to do without prompts. The model is read whole, on this
+// rank alone.
+absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSystem& files,
+                          const RunPaths& paths);
 
 }  // namespace shoal

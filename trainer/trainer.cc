@@ -21,8 +21,10 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   Communicator& control = parts_.mesh.control();
   const int64_t bytes_before = parts_.mesh.shard().counters().bytes_sent;
 
-  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches, parts_.batches.MicroBatches(progress_.step));
-  StepMetrics metrics{.step = progress_.step + 1, .learning_rate = options_.learning_rate.At(progress_.step)};
+  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches,
+                         parts_.batches.MicroBatches(progress_.step));
+  StepMetrics metrics{.step = progress_.step + 1,
+                      .learning_rate = options_.learning_rate.At(progress_.step)};
   int64_t targets = 0;
   for (const Batch& batch : micro_batches) {
     targets += batch.num_targets;
@@ -31,7 +33,8 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   targets = SumOverRanks(control, targets);
   metrics.tokens = SumOverRanks(control, metrics.tokens);
 
-  const double local_loss = parts_.runner.ForwardBackward(micro_batches, std::max<int64_t>(1, targets));
+  const double local_loss =
+      parts_.runner.ForwardBackward(micro_batches, std::max<int64_t>(1, targets));
   metrics.loss = SumOverRanks(control, local_loss);
   metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), control);
 
@@ -52,10 +55,11 @@ absl::Status Trainer::CountSkipped(const StepMetrics& metrics) {
   progress_.skipped_in_a_row = metrics.skipped ? progress_.skipped_in_a_row + 1 : 0;
   const int64_t limit = options_.stop_on_non_finite ? 1 : options_.max_skipped_steps;
   if (progress_.skipped_in_a_row < limit) return absl::OkStatus();
-  return absl::AbortedError(absl::StrCat(
-      "step ", metrics.step, ": loss ", metrics.loss, ", gradient norm ", metrics.grad_norm, " (",
-      progress_.skipped_in_a_row, " non-finite in a row). Weights are as they were before. Lower "
-      "optimizer.learning_rate, or raise training.max_skipped_steps."));
+  return absl::AbortedError(
+      absl::StrCat("step ", metrics.step, ": loss ", metrics.loss, ", gradient norm ",
+                   metrics.grad_norm, " (", progress_.skipped_in_a_row,
+                   " non-finite in a row). Weights are as they were before. Lower "
+                   "optimizer.learning_rate, or raise training.max_skipped_steps."));
 }
 
 absl::Status Trainer::Run() {

@@ -16,11 +16,11 @@ namespace shoal {
 
 // What a step did. Equal on every rank, but for `seconds`.
 struct StepMetrics {
-  int64_t step = 0;  // From 1
-  double loss = 0;   // Mean over the global batch's targets, before the update
+  int64_t step = 0;      // From 1
+  double loss = 0;       // Mean over the global batch's targets, before the update
   double grad_norm = 0;  // Before clipping
   double learning_rate = 0;
-  int64_t tokens = 0;  // Read by this step, over all ranks
+  int64_t tokens = 0;      // Read by this step, over all ranks
   int64_t bytes_sent = 0;  // By this rank's shard communicator
   double seconds = 0;
   bool skipped = false;  // Loss or gradients were not finite: weights and states are as before

@@ -16,7 +16,9 @@ namespace {
 class LoaderBatches final : public BatchSource {
  public:
   explicit LoaderBatches(const DataLoader& loader) : loader_(loader) {}
-  absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override { return loader_.MicroBatches(step); }
+  absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override {
+    return loader_.MicroBatches(step);
+  }
 
  private:
   const DataLoader& loader_;
@@ -32,11 +34,15 @@ bool Reports(const LoggingSection& logging, LoggingSection::Sink sink) {
 
 }  // namespace
 
-TrainingRun::TrainingRun(const LoadedRecipe& recipe, const TaskEnvironment& environment, DeviceMesh mesh)
-    : recipe_(recipe), environment_(environment), paths_(recipe.proto.run().output_dir()), mesh_(std::move(mesh)) {}
+TrainingRun::TrainingRun(const LoadedRecipe& recipe, const TaskEnvironment& environment,
+                         DeviceMesh mesh)
+    : recipe_(recipe),
+      environment_(environment),
+      paths_(recipe.proto.run().output_dir()),
+      mesh_(std::move(mesh)) {}
 
-absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(const LoadedRecipe& recipe, Communicator& world,
-                                                                const TaskEnvironment& environment) {
+absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
+    const LoadedRecipe& recipe, Communicator& world, const TaskEnvironment& environment) {
   SHOAL_ASSIGN_OR_RETURN(const MeshPlan plan, PlanMesh(recipe, world.size()));
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(world, ShapeOf(plan)));
   auto run = std::unique_ptr<TrainingRun>(new TrainingRun(recipe, environment, std::move(mesh)));
@@ -53,15 +59,17 @@ absl::Status TrainingRun::Prepare() {
   Communicator& control = mesh_.control();
   absl::Status prepared = absl::OkStatus();
   if (control.rank() == 0) {
-    prepared = PrepareData({.data = recipe_.proto.data(),
-                            .tokenizer = recipe_.proto.tokenizer(),
-                            .model_path = recipe_.proto.model().name_or_path(),
-                            .output_dir = paths_.root,
-                            .num_threads = environment_.preparation_threads,
-                            .progress = [this](const std::string& line) { environment_.log.Info(line); }})
-                   .status();
+    prepared =
+        PrepareData({.data = recipe_.proto.data(),
+                     .tokenizer = recipe_.proto.tokenizer(),
+                     .model_path = recipe_.proto.model().name_or_path(),
+                     .output_dir = paths_.root,
+                     .num_threads = environment_.preparation_threads,
+                     .progress = [this](const std::string& line) { environment_.log.Info(line); }})
+            .status();
     if (prepared.ok()) {
-      prepared = WriteFileAtomically(environment_.files, paths_.resolved_recipe, recipe_.ResolvedYaml());
+      prepared =
+          WriteFileAtomically(environment_.files, paths_.resolved_recipe, recipe_.ResolvedYaml());
     }
   }
   SHOAL_RETURN_IF_ERROR(Agree(control, prepared));
@@ -71,15 +79,17 @@ absl::Status TrainingRun::Prepare() {
 
 absl::Status TrainingRun::BuildModelAndLoader() {
   const Recipe& recipe = recipe_.proto;
-  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfigOf(recipe_, environment_.files, prepared_.vocab_size));
+  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
+                         ModelConfigOf(recipe_, environment_.files, prepared_.vocab_size));
   SHOAL_ASSIGN_OR_RETURN(model_, BuildModel(config));
-  SHOAL_ASSIGN_OR_RETURN(DataLoader loader, DataLoader::Create({.prepared = prepared_,
-                                                                .data = recipe.data(),
-                                                                .seed = recipe.run().seed(),
-                                                                .rows = static_cast<int>(batch_.per_device),
-                                                                .micro_batches = static_cast<int>(batch_.accumulation),
-                                                                .rank = mesh_.data_parallel_rank(),
-                                                                .num_ranks = mesh_.data_parallel_size()}));
+  SHOAL_ASSIGN_OR_RETURN(DataLoader loader,
+                         DataLoader::Create({.prepared = prepared_,
+                                             .data = recipe.data(),
+                                             .seed = recipe.run().seed(),
+                                             .rows = static_cast<int>(batch_.per_device),
+                                             .micro_batches = static_cast<int>(batch_.accumulation),
+                                             .rank = mesh_.data_parallel_rank(),
+                                             .num_ranks = mesh_.data_parallel_size()}));
   loader_ = std::make_unique<DataLoader>(std::move(loader));
   num_steps_ = NumSteps(recipe.training(), {.sequences_per_epoch = loader_->num_sequences(),
                                             .sequences_per_step = batch_.global,
@@ -88,13 +98,17 @@ absl::Status TrainingRun::BuildModelAndLoader() {
 }
 
 absl::Status TrainingRun::BuildStates() {
-  std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(), recipe_.proto.model().freeze().end());
+  std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(),
+                                  recipe_.proto.model().freeze().end());
   absl::StatusOr<std::vector<BlockParameters>> blocks = DescribeParameters(model_, freeze);
   if (!blocks.ok()) return recipe_.ErrorAt("model.freeze", blocks.status().message());
-  parameters_ = std::make_unique<ShardedParameters>(*blocks, ZeroOptionsOf(recipe_.proto, batch_), mesh_.shard());
-  if (parameters_->num_trainable() == 0) return recipe_.ErrorAt("model.freeze", "every weight is frozen");
-  optimizer_ = std::make_unique<ShardedOptimizer>(UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
-                                                  ShardedOptimizer::Options{.decay_all = recipe_.proto.optimizer().decay_all()});
+  parameters_ = std::make_unique<ShardedParameters>(*blocks, ZeroOptionsOf(recipe_.proto, batch_),
+                                                    mesh_.shard());
+  if (parameters_->num_trainable() == 0)
+    return recipe_.ErrorAt("model.freeze", "every weight is frozen");
+  optimizer_ = std::make_unique<ShardedOptimizer>(
+      UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
+      ShardedOptimizer::Options{.decay_all = recipe_.proto.optimizer().decay_all()});
   return absl::OkStatus();
 }
 
@@ -106,36 +120,40 @@ void TrainingRun::Describe() const {
                            model_.config.json.value("model_type", "?"), total * 1e-6,
                            parameters_->num_trainable() * 1e-6,
                            Dtype_Name(recipe_.proto.model().dtype())));
-  log.Info(absl::StrFormat("mesh      %s, ZeRO stage %d", mesh_.shape().Equation(), recipe_.proto.zero().stage()));
+  log.Info(absl::StrFormat("mesh      %s, ZeRO stage %d", mesh_.shape().Equation(),
+                           recipe_.proto.zero().stage()));
   log.Info(absl::StrFormat("batch     %s, %d tokens a step", batch_.equation,
                            batch_.global * recipe_.proto.data().seq_length()));
-  log.Info(absl::StrFormat("data      %d sequences an epoch, %d steps are %.2f epochs", loader_->num_sequences(),
-                           num_steps_, loader_->EpochAt(num_steps_)));
-  log.Info(absl::StrFormat("held/rank weights %s, gradients %s, master weights %s, optimizer %s, gathered units %s",
-                           HumanBytes(held.weights), HumanBytes(held.gradients), HumanBytes(held.master_weights),
-                           HumanBytes(optimizer_->state_bytes()), HumanBytes(held.gathered)));
+  log.Info(absl::StrFormat("data      %d sequences an epoch, %d steps are %.2f epochs",
+                           loader_->num_sequences(), num_steps_, loader_->EpochAt(num_steps_)));
+  log.Info(absl::StrFormat(
+      "held/rank weights %s, gradients %s, master weights %s, optimizer %s, gathered units %s",
+      HumanBytes(held.weights), HumanBytes(held.gradients), HumanBytes(held.master_weights),
+      HumanBytes(optimizer_->state_bytes()), HumanBytes(held.gathered)));
 }
 
 absl::StatusOr<std::string> TrainingRun::CheckpointToResume() {
   const std::string& resume = recipe_.proto.checkpoint().resume();
   if (resume != "auto" && resume != "never") return resume;
   std::vector<std::string> skipped;
-  SHOAL_ASSIGN_OR_RETURN(const std::optional<std::string> newest,
-                         FindNewestValid(environment_.files, mesh_.control(), paths_.checkpoints, &skipped));
+  SHOAL_ASSIGN_OR_RETURN(
+      const std::optional<std::string> newest,
+      FindNewestValid(environment_.files, mesh_.control(), paths_.checkpoints, &skipped));
   for (const std::string& line : skipped) {
     if (mesh_.control().rank() == 0) environment_.log.Warning(line);
   }
   if (newest && resume == "never") {
     return recipe_.ErrorAt("checkpoint.resume",
-                           absl::StrCat("never, but ", *newest, " is there: choose another run.output_dir or remove it"));
+                           absl::StrCat("never, but ", *newest,
+                                        " is there: choose another run.output_dir or remove it"));
   }
   return newest.value_or("");
 }
 
 std::string TrainingRun::DataFingerprint() const {
-  return absl::StrFormat("%d documents, %d tokens, vocabulary %d, seq_length %d, seed %d", prepared_.train_documents,
-                         prepared_.train_tokens, prepared_.vocab_size, recipe_.proto.data().seq_length(),
-                         recipe_.proto.run().seed());
+  return absl::StrFormat("%d documents, %d tokens, vocabulary %d, seq_length %d, seed %d",
+                         prepared_.train_documents, prepared_.train_tokens, prepared_.vocab_size,
+                         recipe_.proto.data().seq_length(), recipe_.proto.run().seed());
 }
 
 absl::Status TrainingRun::Resume(const std::string& checkpoint) {
@@ -143,22 +161,26 @@ absl::Status TrainingRun::Resume(const std::string& checkpoint) {
                                                   ToStatePieces(optimizer_->PiecesToLoad())));
   if (resumed_->data().fingerprint() != DataFingerprint()) {
     return recipe_.ErrorAt("checkpoint.resume",
-                           absl::StrCat(checkpoint, " was trained on other data (", resumed_->data().fingerprint(),
-                                        ") than the recipe's (", DataFingerprint(), "): choose another run.output_dir"));
+                           absl::StrCat(checkpoint, " was trained on other data (",
+                                        resumed_->data().fingerprint(), ") than the recipe's (",
+                                        DataFingerprint(), "): choose another run.output_dir"));
   }
   if (resumed_->data().sequences() != resumed_->step() * batch_.global) {
     return recipe_.ErrorAt(
-        "training", absl::StrFormat("%s is at sequence %d after %d steps, and steps of %d sequences do not lead there: "
-                                    "set global_batch_size: %d",
-                                    checkpoint, resumed_->data().sequences(), resumed_->step(), batch_.global,
-                                    resumed_->data().sequences() / std::max<int64_t>(1, resumed_->step())));
+        "training",
+        absl::StrFormat(
+            "%s is at sequence %d after %d steps, and steps of %d sequences do not lead there: "
+            "set global_batch_size: %d",
+            checkpoint, resumed_->data().sequences(), resumed_->step(), batch_.global,
+            resumed_->data().sequences() / std::max<int64_t>(1, resumed_->step())));
   }
   parameters_->SyncFromMaster();
   progress_ = {.step = resumed_->step(),
                .updates = resumed_->step() - resumed_->skipped_steps(),
                .tokens = resumed_->tokens(),
                .skipped_in_a_row = resumed_->skipped_in_a_row()};
-  environment_.log.Info(absl::StrFormat("resumed   %s, written by %d ranks", checkpoint, resumed_->layout().ranks()));
+  environment_.log.Info(
+      absl::StrFormat("resumed   %s, written by %d ranks", checkpoint, resumed_->layout().ranks()));
   return absl::OkStatus();
 }
 
@@ -169,8 +191,9 @@ absl::Status TrainingRun::FillStates() {
     InitializeWeights(recipe_.proto.run().seed(), *optimizer_, *parameters_);
     return absl::OkStatus();
   }
-  SHOAL_ASSIGN_OR_RETURN(const WeightReader reader,
-                         WeightReader::Open(environment_.files, recipe_.proto.model().name_or_path(), model_));
+  SHOAL_ASSIGN_OR_RETURN(
+      const WeightReader reader,
+      WeightReader::Open(environment_.files, recipe_.proto.model().name_or_path(), model_));
   return ReadWeights(reader, *optimizer_, *parameters_);
 }
 
@@ -179,25 +202,30 @@ absl::StatusOr<std::unique_ptr<LogHook>> TrainingRun::MakeLogHook() {
   std::vector<std::unique_ptr<MetricsSink>> sinks;
   absl::Status opened = absl::OkStatus();
   const auto add = [&](absl::StatusOr<std::unique_ptr<MetricsSink>> sink) {
-    if (!sink.ok()) opened = sink.status();
-    else sinks.push_back(std::move(*sink));
+    if (!sink.ok())
+      opened = sink.status();
+    else
+      sinks.push_back(std::move(*sink));
   };
   if (mesh_.control().rank() == 0) {
     if (Reports(logging, LoggingSection::jsonl_file)) {
       add(OpenJsonlSink(environment_.files, paths_.metrics, progress_.step));
     }
     if (Reports(logging, LoggingSection::tensorboard)) {
-      add(OpenTensorboardSink(environment_.files, paths_.tensorboard, progress_.step, recipe_.ResolvedYaml()));
+      add(OpenTensorboardSink(environment_.files, paths_.tensorboard, progress_.step,
+                              recipe_.ResolvedYaml()));
     }
     if (Reports(logging, LoggingSection::console)) {
-      add(MakeConsoleSink(stdout, {.max_steps = num_steps_, .rewrite_line = environment_.rewrite_line}));
+      add(MakeConsoleSink(stdout,
+                          {.max_steps = num_steps_, .rewrite_line = environment_.rewrite_line}));
     }
   }
   SHOAL_RETURN_IF_ERROR(Agree(mesh_.control(), opened));
   // A backward pass costs twice a forward one.
   return std::make_unique<LogHook>(
       LogHook::Options{.every_steps = logging.steps(),
-                       .train_flops_per_token = 3 * model_.ForwardFlopsPerToken(recipe_.proto.data().seq_length()),
+                       .train_flops_per_token =
+                           3 * model_.ForwardFlopsPerToken(recipe_.proto.data().seq_length()),
                        .compute_dtype = ComputeDtype(recipe_.proto),
                        .threads_per_rank = environment_.threads_per_rank},
       mesh_, std::move(sinks));
@@ -237,7 +265,8 @@ absl::Status TrainingRun::Train() {
 
   SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<LogHook> log, MakeLogHook());
   LogHook& rows = *log;
-  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> held_out, loader_->EvalBatches(recipe.eval().max_batches()));
+  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> held_out,
+                         loader_->EvalBatches(recipe.eval().max_batches()));
   auto eval = std::make_unique<EvalHook>(EvalHook::Options{.every_steps = recipe.eval().steps()},
                                          std::move(held_out), mesh_, runner, rows);
   if (resumed_ && resumed_->has_eval_loss()) eval->set_loss(resumed_->eval_loss());

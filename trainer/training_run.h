@@ -17,7 +17,8 @@ namespace shoal {
 class TrainingRun {
  public:
   // All borrowed outlive the run. Collective, as are the calls below.
-  static absl::StatusOr<std::unique_ptr<TrainingRun>> Build(const LoadedRecipe& recipe, Communicator& world,
+  static absl::StatusOr<std::unique_ptr<TrainingRun>> Build(const LoadedRecipe& recipe,
+                                                            Communicator& world,
                                                             const TaskEnvironment& environment);
 
   // Trains from where the weights are to the last step; the end is evaluated and saved.
@@ -30,16 +31,16 @@ class TrainingRun {
  private:
   TrainingRun(const LoadedRecipe& recipe, const TaskEnvironment& environment, DeviceMesh mesh);
 
-  absl::Status Prepare();         // Data and tokenizer, by rank 0
+  absl::Status Prepare();  // Data and tokenizer, by rank 0
   absl::Status BuildModelAndLoader();
-  absl::Status BuildStates();     // Sharded weights, optimizer
-  absl::Status FillStates();      // From a checkpoint, a folder, or the seed
+  absl::Status BuildStates();  // Sharded weights, optimizer
+  absl::Status FillStates();   // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);
   absl::StatusOr<std::string> CheckpointToResume();  // "" for none
   absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook();
   TrainerState ConstantState() const;
   std::string DataFingerprint() const;
-  void Describe() const;          // The run in a few lines
+  void Describe() const;  // The run in a few lines
 
   const LoadedRecipe& recipe_;
   const TaskEnvironment& environment_;

@@ -13,7 +13,8 @@ absl::StatusOr<std::regex> CompilePattern(const std::string& pattern) {
   try {
     return std::regex(pattern, std::regex::ECMAScript | std::regex::optimize);
   } catch (const std::regex_error& error) {
-    return absl::InvalidArgumentError(absl::StrCat("not a regular expression: \"", pattern, "\" (", error.what(), ")"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("not a regular expression: \"", pattern, "\" (", error.what(), ")"));
   }
 }
 
@@ -28,9 +29,9 @@ absl::Status Freeze(const std::string& pattern, std::vector<BlockParameters>& bl
     }
   }
   if (matched) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("\"", pattern, "\" matches no weight; the first are \"",
-                                                 blocks.front().specs.front().name, "\" and \"",
-                                                 blocks.back().specs.front().name, "\""));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "\"", pattern, "\" matches no weight; the first are \"", blocks.front().specs.front().name,
+      "\" and \"", blocks.back().specs.front().name, "\""));
 }
 
 // The weights that this rank owns, not the optimizer's states.
@@ -44,15 +45,15 @@ std::vector<ShardedOptimizer::NamedPiece> OwnedWeights(const ShardedOptimizer& o
 
 }  // namespace
 
-absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(const Model& model,
-                                                                const std::vector<std::string>& freeze) {
+absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(
+    const Model& model, const std::vector<std::string>& freeze) {
   std::vector<BlockParameters> blocks;
   for (const auto& block : model.blocks) {
     BlockParameters description;
     description.specs.assign(block->parameters().begin(), block->parameters().end());
     for (const std::optional<TiedTo>& tie : block->ties()) {
-      description.ties.push_back(tie ? std::optional<BlockParameters::Tie>({tie->block, tie->parameter})
-                                     : std::nullopt);
+      description.ties.push_back(
+          tie ? std::optional<BlockParameters::Tie>({tie->block, tie->parameter}) : std::nullopt);
     }
     blocks.push_back(std::move(description));
   }
@@ -61,11 +62,13 @@ absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(const Model& mod
 }
 
 void InitializeWeights(uint64_t seed, ShardedOptimizer& optimizer, ShardedParameters& parameters) {
-  for (auto& piece : OwnedWeights(optimizer)) InitializeSlice(*piece.spec, seed, piece.begin, piece.data);
+  for (auto& piece : OwnedWeights(optimizer))
+    InitializeSlice(*piece.spec, seed, piece.begin, piece.data);
   parameters.SyncFromMaster();
 }
 
-absl::Status ReadWeights(const WeightReader& reader, ShardedOptimizer& optimizer, ShardedParameters& parameters) {
+absl::Status ReadWeights(const WeightReader& reader, ShardedOptimizer& optimizer,
+                         ShardedParameters& parameters) {
   for (auto& piece : OwnedWeights(optimizer)) {
     SHOAL_RETURN_IF_ERROR(reader.Read(*piece.spec, piece.begin, piece.data));
   }

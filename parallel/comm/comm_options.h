@@ -18,8 +18,8 @@ struct CommOptions {
   bool deterministic = true;
   // A collective that takes longer throws CommError naming the ranks that did not come.
   absl::Duration timeout = absl::Minutes(5);
-  // MPI's own collectives work through larger tensors in chunks of so many bytes a rank; their temporary
-  // memory is a few times this.
+  // MPI's own collectives work through larger tensors in chunks of so many bytes a rank; their
+  // temporary memory is a few times this.
   int64_t chunk_bytes = int64_t{32} << 20;
 };
 

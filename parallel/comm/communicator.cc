@@ -29,7 +29,8 @@ std::vector<std::string> AllGatherStrings(Communicator& comm, const std::string&
   comm.AllGather(all, ToBytes(mine, longest));
   std::vector<std::string> strings;
   const char* text = static_cast<const char*>(all.const_data_ptr());
-  for (int rank = 0; rank < size; ++rank) strings.emplace_back(text + rank * longest, length_of[rank]);
+  for (int rank = 0; rank < size; ++rank)
+    strings.emplace_back(text + rank * longest, length_of[rank]);
   return strings;
 }
 

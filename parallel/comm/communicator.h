@@ -1,18 +1,20 @@
 // Collectives over a fixed group of ranks.
 //
-// Every call is collective unless it says otherwise: every rank of the group makes the same calls in the
-// same order with the same sizes and dtypes. Tensors are contiguous. Reductions take float32, float64,
-// bfloat16 (summed in float32, rounded once) and int64; any dtype can be moved. A call returns when its
-// result may be read and its inputs may be overwritten. A communicator is used by one thread at a time.
+// Every call is collective unless it says otherwise: every rank of the group makes the same calls
+// in the same order with the same sizes and dtypes. Tensors are contiguous. Reductions take
+// float32, float64, bfloat16 (summed in float32, rounded once) and int64; any dtype can be moved. A
+// call returns when its result may be read and its inputs may be overwritten. A communicator is
+// used by one thread at a time.
 //
-// Reductions add the ranks' values in rank order (((r0 + r1) + r2) + ...), so AllReduce, ReduceScatter and
-// a later AllGather give the same bits however the data is cut; see [Note: rank-ordered sums] in
-// host_reduce.h. `CommOptions::deterministic = false` lets a backend use its library's reduction where
-// that is faster.
+// Reductions add the ranks' values in rank order (((r0 + r1) + r2) + ...), so AllReduce,
+// ReduceScatter and a later AllGather give the same bits however the data is cut; see [Note:
+// rank-ordered sums] in host_reduce.h. `CommOptions::deterministic = false` lets a backend use its
+// library's reduction where that is faster.
 //
-// Autograd calls collectives from where no Status can return, so failures throw CommError; a task's Run
-// turns it into a Status. After a throw the communicator is unusable. Errors on every rank: calls that
-// differ between ranks (both are named), a rank that failed, a rank that does not come within the timeout.
+// Autograd calls collectives from where no Status can return, so failures throw CommError; a task's
+// Run turns it into a Status. After a throw the communicator is unusable. Errors on every rank:
+// calls that differ between ranks (both are named), a rank that failed, a rank that does not come
+// within the timeout.
 #pragma once
 
 #include <cstdint>
@@ -32,12 +34,12 @@ class CommError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// What this rank has sent, by the algorithm-independent count that papers use (Rajbhandari et al. 2020,
-// section 7): for n ranks and tensors of M bytes in total, all-gather and reduce-scatter send
+// What this rank has sent, by the algorithm-independent count that papers use (Rajbhandari et al.
+// 2020, section 7): for n ranks and tensors of M bytes in total, all-gather and reduce-scatter send
 // M (n-1)/n, all-reduce 2 M (n-1)/n, broadcast M from its root, all-to-all M (n-1)/n, send M.
-// Integer arithmetic: M (n-1)/n is exact when n divides M; an all-reduce of M bytes not divisible by n
-// counts 2 * (M - M/n) with truncating division. Every collective, Send, Recv and Barrier is one call;
-// Split and AllocateRegistered are none.
+// Integer arithmetic: M (n-1)/n is exact when n divides M; an all-reduce of M bytes not divisible
+// by n counts 2 * (M - M/n) with truncating division. Every collective, Send, Recv and Barrier is
+// one call; Split and AllocateRegistered are none.
 struct CommCounters {
   int64_t bytes_sent = 0;
   int64_t calls = 0;
@@ -55,8 +57,10 @@ class Communicator {
   virtual void AllReduce(at::Tensor& tensor, ReduceOp op = ReduceOp::kSum) = 0;
   // out: (size * n), in: (n). In place iff in is out.narrow(0, rank * n, n).
   virtual void AllGather(at::Tensor& out, const at::Tensor& in) = 0;
-  // out: (n), in: (size * n); out = reduced in.narrow(0, rank * n, n). In place iff out is that slice.
-  virtual void ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op = ReduceOp::kSum) = 0;
+  // out: (n), in: (size * n); out = reduced in.narrow(0, rank * n, n). In place iff out is that
+  // slice.
+  virtual void ReduceScatter(at::Tensor& out, const at::Tensor& in,
+                             ReduceOp op = ReduceOp::kSum) = 0;
   // tensor: (n), root's value on every rank.
   virtual void Broadcast(at::Tensor& tensor, int root) = 0;
   // out, in: (size * n); slice j of in goes to slice rank of j's out. Not in place.
@@ -66,17 +70,17 @@ class Communicator {
   virtual void Recv(at::Tensor& tensor, int source) = 0;
   virtual void Barrier() = 0;
 
-  // A new communicator of the ranks with the same colour, ordered by (key, rank). Colour < 0: none, and
-  // nullptr comes back.
+  // A new communicator of the ranks with the same colour, ordered by (key, rank). Colour < 0: none,
+  // and nullptr comes back.
   virtual std::unique_ptr<Communicator> Split(int color, int key) = 0;
 
-  // Uninitialised (numel) memory that this communicator's collectives, and those of its kin by Split, move
-  // without an extra copy (shared memory on one host). Other memory works too, more slowly. Not collective;
-  // freed with its last tensor, which may outlive the communicator.
+  // Uninitialised (numel) memory that this communicator's collectives, and those of its kin by
+  // Split, move without an extra copy (shared memory on one host). Other memory works too, more
+  // slowly. Not collective; freed with its last tensor, which may outlive the communicator.
   virtual at::Tensor AllocateRegistered(int64_t numel, at::ScalarType dtype) = 0;
 
-  // Ends every rank of the job with `exit_code`, from any thread, at once, after printing "shoal: rank R:
-  // reason" to stderr (nothing if `reason` is empty). Not collective.
+  // Ends every rank of the job with `exit_code`, from any thread, at once, after printing "shoal:
+  // rank R: reason" to stderr (nothing if `reason` is empty). Not collective.
   [[noreturn]] virtual void Abort(int exit_code, const std::string& reason) = 0;
 
   const CommCounters& counters() const { return counters_; }

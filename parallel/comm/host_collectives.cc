@@ -27,12 +27,16 @@ struct HostCommunicator::Call {
   bool met = false;
   bool any_direct = false;
   bool any_staged = false;
-  std::vector<const std::byte*> direct;  // Every rank's source in this address space; nullptr: staged or none
+  std::vector<const std::byte*>
+      direct;  // Every rank's source in this address space; nullptr: staged or none
 };
 
-HostCommunicator::HostCommunicator(std::shared_ptr<HostBackend> backend, std::shared_ptr<std::byte> region,
-                                   int size, int rank, const CommOptions& options)
-    : backend_(std::move(backend)), options_(options), group_(std::move(region), size, rank, options.timeout) {}
+HostCommunicator::HostCommunicator(std::shared_ptr<HostBackend> backend,
+                                   std::shared_ptr<std::byte> region, int size, int rank,
+                                   const CommOptions& options)
+    : backend_(std::move(backend)),
+      options_(options),
+      group_(std::move(region), size, rank, options.timeout) {}
 
 HostCommunicator::Call HostCommunicator::Begin(Signature signature, const void* source,
                                                int64_t source_bytes) {
@@ -77,8 +81,8 @@ void HostCommunicator::Meet(Call& call) {
   }
 }
 
-void HostCommunicator::Stage(const Call& call, CutBy cut, std::span<const Window> windows, int64_t offset,
-                             int64_t chunk) {
+void HostCommunicator::Stage(const Call& call, CutBy cut, std::span<const Window> windows,
+                             int64_t offset, int64_t chunk) {
   std::byte* staging = group_.staging(rank(), half_);
   auto copy = [&](const Window& window, std::byte* to) {
     const int64_t bytes = std::min(chunk, window.bytes - offset);
@@ -90,12 +94,14 @@ void HostCommunicator::Stage(const Call& call, CutBy cut, std::span<const Window
   }
 }
 
-void HostCommunicator::Pull(Call& call, CutBy cut, std::span<const Window> windows, const Consume& consume) {
+void HostCommunicator::Pull(Call& call, CutBy cut, std::span<const Window> windows,
+                            const Consume& consume) {
   int64_t longest = 0;
   for (const Window& window : windows) longest = std::max(longest, window.bytes);
   const bool by_reader = cut == CutBy::kReader;
-  const int64_t staged_chunk =
-      by_reader ? HostGroup::kStagingBytes / size() / kCacheLine * kCacheLine : HostGroup::kStagingBytes;
+  const int64_t staged_chunk = by_reader
+                                   ? HostGroup::kStagingBytes / size() / kCacheLine * kCacheLine
+                                   : HostGroup::kStagingBytes;
   std::vector<const std::byte*> sources(size());
   int64_t offset = 0;
   do {
@@ -141,9 +147,10 @@ void HostCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
   std::byte* data = Bytes(tensor);
   if (bytes <= kSmallBytes) {
     const std::vector<Window> whole(size(), Window{0, bytes});
-    Pull(call, CutBy::kSource, whole, [&](int64_t, int64_t, std::span<const std::byte* const> sources) {
-      ReduceInOrder(op, signature.dtype, sources, data, tensor.numel());
-    });
+    Pull(call, CutBy::kSource, whole,
+         [&](int64_t, int64_t, std::span<const std::byte* const> sources) {
+           ReduceInOrder(op, signature.dtype, sources, data, tensor.numel());
+         });
     return End(call);
   }
   const int64_t lines = (bytes + kCacheLine - 1) / kCacheLine;
@@ -177,7 +184,8 @@ void HostCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, Redu
   const int64_t element = in.element_size();
   const int64_t slice_bytes = out.nbytes();
   std::vector<Window> slices(size());
-  for (int64_t slice = 0; slice < size(); ++slice) slices[slice] = {slice * slice_bytes, slice_bytes};
+  for (int64_t slice = 0; slice < size(); ++slice)
+    slices[slice] = {slice * slice_bytes, slice_bytes};
   Pull(call, CutBy::kReader, slices,
        [&](int64_t offset, int64_t chunk, std::span<const std::byte* const> sources) {
          ReduceInOrder(op, signature.dtype, sources, result + offset, chunk / element);
@@ -227,7 +235,8 @@ void HostCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
   }
   const int64_t slice_bytes = in.nbytes() / size();
   std::vector<Window> slices(size());
-  for (int64_t slice = 0; slice < size(); ++slice) slices[slice] = {slice * slice_bytes, slice_bytes};
+  for (int64_t slice = 0; slice < size(); ++slice)
+    slices[slice] = {slice * slice_bytes, slice_bytes};
   Pull(call, CutBy::kReader, slices,
        [&](int64_t offset, int64_t chunk, std::span<const std::byte* const> sources) {
          if (chunk == 0) return;
@@ -242,7 +251,8 @@ void HostCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
 void HostCommunicator::Send(const at::Tensor& tensor, int destination) {
   CheckPointToPoint("Send", tensor, destination, size(), rank());
   Count(tensor.nbytes());
-  group_.Send(Bytes(tensor), tensor.nbytes(), static_cast<int32_t>(tensor.scalar_type()), destination);
+  group_.Send(Bytes(tensor), tensor.nbytes(), static_cast<int32_t>(tensor.scalar_type()),
+              destination);
 }
 
 void HostCommunicator::Recv(at::Tensor& tensor, int source) {
@@ -267,7 +277,8 @@ std::vector<T> HostCommunicator::Exchange(const T& mine) {
   if (size() == 1) return all;
   const std::vector<Window> windows(size(), Window{0, sizeof(T)});
   std::vector<std::byte*> destinations(size());
-  for (int peer = 0; peer < size(); ++peer) destinations[peer] = reinterpret_cast<std::byte*>(&all[peer]);
+  for (int peer = 0; peer < size(); ++peer)
+    destinations[peer] = reinterpret_cast<std::byte*>(&all[peer]);
   Gather(call, windows, destinations);
   return all;
 }
@@ -290,16 +301,20 @@ std::unique_ptr<Communicator> HostCommunicator::Split(int color, int key) {
   try {
     if (leads) created = backend_->CreateRegion(new_size);
     const std::vector<Location> locations = Exchange(created.second);
-    if (leads) region = std::move(created.first);
-    else if (new_size > 0) region = backend_->OpenRegion(locations[members[0]], new_size);
+    if (leads)
+      region = std::move(created.first);
+    else if (new_size > 0)
+      region = backend_->OpenRegion(locations[members[0]], new_size);
     Exchange(0);  // All have opened what their leader holds
   } catch (const CommError& error) {
     group_.Break(error.what());
     throw;
   }
   if (new_size == 0) return nullptr;
-  const int new_rank = static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
-  return std::make_unique<HostCommunicator>(backend_, std::move(region), new_size, new_rank, options_);
+  const int new_rank =
+      static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
+  return std::make_unique<HostCommunicator>(backend_, std::move(region), new_size, new_rank,
+                                            options_);
 }
 
 at::Tensor HostCommunicator::AllocateRegistered(int64_t numel, at::ScalarType dtype) {

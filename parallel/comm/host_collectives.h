@@ -1,15 +1,16 @@
 // The collectives of ranks that share a host: each rank reads its peers' memory itself.
 //
-// [Note: pulling] A call has one source buffer a rank. It is announced in a slot; after a barrier every
-// rank knows where its peers' buffers are and pulls what it needs, without anyone's help:
+// [Note: pulling] A call has one source buffer a rank. It is announced in a slot; after a barrier
+// every rank knows where its peers' buffers are and pulls what it needs, without anyone's help:
 //   ReduceScatter  rank r adds slice r of all sources, in rank order
 //   AllGather      every rank copies all sources
 //   AllReduce      ReduceScatter within the tensor, then AllGather of the slices: the same bits
 //   Broadcast      every rank copies the root's source
 //   AllToAll       rank r copies slice r of all sources
-// A source that peers cannot address (ordinary memory of a process) is copied by its owner, chunk by chunk,
-// through a staging buffer; two halves alternate, so one barrier a chunk is enough. Sources up to
-// kSmallBytes always go this way: one barrier instead of two, since nobody reads the caller's tensor.
+// A source that peers cannot address (ordinary memory of a process) is copied by its owner, chunk
+// by chunk, through a staging buffer; two halves alternate, so one barrier a chunk is enough.
+// Sources up to kSmallBytes always go this way: one barrier instead of two, since nobody reads the
+// caller's tensor.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@
 
 namespace shoal {
 
-// What tells rank threads from processes: how memory becomes visible to peers, and how a job ends. One per
-// rank, shared by the communicators split from its first.
+// What tells rank threads from processes: how memory becomes visible to peers, and how a job ends.
+// One per rank, shared by the communicators split from its first.
 class HostBackend {
  public:
   virtual ~HostBackend() = default;
@@ -39,8 +40,8 @@ class HostBackend {
   virtual const std::byte* Resolve(const Location& location) = 0;
   virtual at::Tensor Allocate(int64_t numel, at::ScalarType dtype) = 0;
 
-  // A zero-filled region for a HostGroup of `size` ranks and where the others find it; and the others'
-  // way to it. The creator holds the region until all have opened it.
+  // A zero-filled region for a HostGroup of `size` ranks and where the others find it; and the
+  // others' way to it. The creator holds the region until all have opened it.
   virtual std::pair<std::shared_ptr<std::byte>, Location> CreateRegion(int size) = 0;
   virtual std::shared_ptr<std::byte> OpenRegion(const Location& location, int size) = 0;
 
@@ -51,8 +52,8 @@ class HostBackend {
 // Used by one thread at a time, Abort by any.
 class HostCommunicator final : public Communicator {
  public:
-  HostCommunicator(std::shared_ptr<HostBackend> backend, std::shared_ptr<std::byte> region, int size,
-                   int rank, const CommOptions& options);
+  HostCommunicator(std::shared_ptr<HostBackend> backend, std::shared_ptr<std::byte> region,
+                   int size, int rank, const CommOptions& options);
 
   int rank() const override { return group_.rank(); }
   int size() const override { return group_.size(); }
@@ -81,8 +82,8 @@ class HostCommunicator final : public Communicator {
     kReader,  // Reader j pulls windows[j] of every source
     kSource,  // Every reader pulls windows[s] of source s
   };
-  // Receives one chunk: its offset in the windows, its greatest length, and where each source's part of
-  // it stands.
+  // Receives one chunk: its offset in the windows, its greatest length, and where each source's
+  // part of it stands.
   using Consume =
       std::function<void(int64_t offset, int64_t bytes, std::span<const std::byte* const> sources)>;
 
@@ -90,14 +91,17 @@ class HostCommunicator final : public Communicator {
   Call Begin(Signature signature, const void* source, int64_t source_bytes);
   // After the first barrier: compares the calls and finds the peers' sources.
   void Meet(Call& call);
-  // Calls `consume` for one chunk after the other, each between barriers. May be repeated in one call.
+  // Calls `consume` for one chunk after the other, each between barriers. May be repeated in one
+  // call.
   void Pull(Call& call, CutBy cut, std::span<const Window> windows, const Consume& consume);
-  void Stage(const Call& call, CutBy cut, std::span<const Window> windows, int64_t offset, int64_t chunk);
+  void Stage(const Call& call, CutBy cut, std::span<const Window> windows, int64_t offset,
+             int64_t chunk);
   // Returns when peers have read this rank's source.
   void End(const Call& call);
 
   // Pulls whole windows of every source to destinations[source].
-  void Gather(Call& call, std::span<const Window> windows, std::span<std::byte* const> destinations);
+  void Gather(Call& call, std::span<const Window> windows,
+              std::span<std::byte* const> destinations);
   // `mine` of every rank, in rank order.
   template <typename T>
   std::vector<T> Exchange(const T& mine);

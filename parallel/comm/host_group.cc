@@ -48,7 +48,8 @@ void FutexWake(std::atomic<uint32_t>& word) {
 
 }  // namespace
 
-static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free,
+static_assert(std::atomic<uint32_t>::is_always_lock_free &&
+                  std::atomic<uint64_t>::is_always_lock_free,
               "processes share these");
 
 struct alignas(64) HostGroup::Header {
@@ -107,7 +108,8 @@ Slot& HostGroup::slot(int parity, int rank) {
 }
 
 HostGroup::Channel& HostGroup::channel(int source, int destination) {
-  return reinterpret_cast<Channel*>(region_.get() + Layout(size_).channels)[source * size_ + destination];
+  return reinterpret_cast<Channel*>(region_.get() +
+                                    Layout(size_).channels)[source * size_ + destination];
 }
 
 std::byte* HostGroup::staging(int rank, int half) {
@@ -117,7 +119,8 @@ std::byte* HostGroup::staging(int rank, int half) {
 std::byte* HostGroup::piece(int source, int destination, uint64_t index) {
   const int64_t channel_index = source * size_ + destination;
   return region_.get() + Layout(size_).pieces +
-         (channel_index * kChannelPieces + static_cast<int64_t>(index % kChannelPieces)) * kPieceBytes;
+         (channel_index * kChannelPieces + static_cast<int64_t>(index % kChannelPieces)) *
+             kPieceBytes;
 }
 
 void HostGroup::Ring(int rank) {
@@ -130,7 +133,8 @@ bool HostGroup::Wait(const std::function<bool()>& ready) {
   if (ready()) return true;
   Doorbell& bell = doorbell(rank_);
   const int64_t start = Now();
-  const int64_t limit = timeout_ == absl::InfiniteDuration() ? INT64_MAX : absl::ToInt64Nanoseconds(timeout_);
+  const int64_t limit =
+      timeout_ == absl::InfiniteDuration() ? INT64_MAX : absl::ToInt64Nanoseconds(timeout_);
   for (int64_t waited = 0; waited < spin_nanoseconds_; waited = Now() - start) {
     for (int i = 0; i < 32; ++i) {
       if (ready()) return true;
@@ -163,8 +167,9 @@ void HostGroup::Barrier(const Signature& what) {
     return;
   }
   if (Wait([&] { return head.generation.load() != generation; })) return;
-  Fail(absl::StrCat(Describe(what), ": rank ", rank_, " waited ", absl::FormatDuration(timeout_), " for ",
-                    AbsentRanks(arrivals_), "; if they are only slow, raise comm.timeout_s"));
+  Fail(absl::StrCat(Describe(what), ": rank ", rank_, " waited ", absl::FormatDuration(timeout_),
+                    " for ", AbsentRanks(arrivals_),
+                    "; if they are only slow, raise comm.timeout_s"));
 }
 
 std::string HostGroup::AbsentRanks(uint64_t arrivals) {
@@ -207,9 +212,10 @@ void HostGroup::Recv(std::byte* data, int64_t bytes, int32_t tag, int source) {
     }
     const Channel::Piece& sent = line.pieces[index % kChannelPieces];
     if (sent.message_bytes != bytes || sent.tag != tag) {
-      Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", sent.message_bytes, " bytes of ",
-                        c10::toString(static_cast<at::ScalarType>(sent.tag)), "; rank ", rank_,
-                        " receives ", bytes, " bytes of ", c10::toString(static_cast<at::ScalarType>(tag))));
+      Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", sent.message_bytes,
+                        " bytes of ", c10::toString(static_cast<at::ScalarType>(sent.tag)),
+                        "; rank ", rank_, " receives ", bytes, " bytes of ",
+                        c10::toString(static_cast<at::ScalarType>(tag))));
     }
     const int64_t part = std::min(kPieceBytes, bytes - done);
     if (part > 0) std::memcpy(data + done, piece(source, rank_, index), part);

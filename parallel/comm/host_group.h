@@ -1,11 +1,11 @@
-// Where the ranks of one host meet: a region of memory that all of them see (one allocation for rank
-// threads, a shared mapping for processes), with a barrier, a slot per rank to announce its call, staging
-// buffers and point-to-point channels. Waiting spins shortly and then sleeps in the kernel (futex), so
-// more ranks than cores stay quick.
+// Where the ranks of one host meet: a region of memory that all of them see (one allocation for
+// rank threads, a shared mapping for processes), with a barrier, a slot per rank to announce its
+// call, staging buffers and point-to-point channels. Waiting spins shortly and then sleeps in the
+// kernel (futex), so more ranks than cores stay quick.
 //
-// A wait ends in one of three ways: what it waits for happens; the group is broken (a rank failed, and
-// said why); or the timeout passes, which breaks the group for everyone, naming the ranks that did not
-// come. The last two throw CommError.
+// A wait ends in one of three ways: what it waits for happens; the group is broken (a rank failed,
+// and said why); or the timeout passes, which breaks the group for everyone, naming the ranks that
+// did not come. The last two throw CommError.
 #pragma once
 
 #include <atomic>
@@ -60,17 +60,18 @@ class HostGroup {
   // Waits for all ranks. `what` names the call in errors.
   void Barrier(const Signature& what);
 
-  // `parity` is that of the call's sequence number: a rank is at most one call ahead of its peers' reads.
+  // `parity` is that of the call's sequence number: a rank is at most one call ahead of its peers'
+  // reads.
   Slot& slot(int parity, int rank);
   std::byte* staging(int rank, int half);
 
-  // Moves `bytes` to or from a peer, matched in order; `tag` (a dtype) must agree. Send returns once the
-  // bytes are copied out, which a few pieces are without the peer's doing.
+  // Moves `bytes` to or from a peer, matched in order; `tag` (a dtype) must agree. Send returns
+  // once the bytes are copied out, which a few pieces are without the peer's doing.
   void Send(const std::byte* data, int64_t bytes, int32_t tag, int destination);
   void Recv(std::byte* data, int64_t bytes, int32_t tag, int source);
 
-  // Makes every present and later wait of every rank throw `reason`, unless it was broken before. Any
-  // thread.
+  // Makes every present and later wait of every rank throw `reason`, unless it was broken before.
+  // Any thread.
   void Break(const std::string& reason);
   bool broken() const;
 

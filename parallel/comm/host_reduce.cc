@@ -57,8 +57,10 @@ struct Min {
 };
 
 // Not under the address sanitizer: the clones are chosen before it is set up.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define SHOAL_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define SHOAL_VECTOR_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SHOAL_VECTOR_CLONES
 #endif
@@ -67,11 +69,12 @@ struct Min {
 template <typename Op, typename Acc, typename Out, typename A, typename B>
 SHOAL_VECTOR_CLONES void Combine(Out* out, const A* a, const B* b, int64_t numel) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < numel; ++i) out[i] = Narrow<Out>(Op()(Acc(Widen(a[i])), Acc(Widen(b[i]))));
+  for (int64_t i = 0; i < numel; ++i)
+    out[i] = Narrow<Out>(Op()(Acc(Widen(a[i])), Acc(Widen(b[i]))));
 }
 
-// The last pass reads the last source and writes `out`, so `out` may be any source: earlier passes only
-// write `partial`.
+// The last pass reads the last source and writes `out`, so `out` may be any source: earlier passes
+// only write `partial`.
 template <typename Op, typename T, typename Acc>
 void ReduceTyped(std::span<const std::byte* const> sources, std::byte* out_bytes, int64_t numel) {
   const size_t count = sources.size();
@@ -95,11 +98,15 @@ void ReduceTyped(std::span<const std::byte* const> sources, std::byte* out_bytes
 }
 
 template <typename T, typename Acc>
-void ReduceDtype(ReduceOp op, std::span<const std::byte* const> sources, std::byte* out, int64_t numel) {
+void ReduceDtype(ReduceOp op, std::span<const std::byte* const> sources, std::byte* out,
+                 int64_t numel) {
   switch (op) {
-    case ReduceOp::kSum: return ReduceTyped<Sum, T, Acc>(sources, out, numel);
-    case ReduceOp::kMax: return ReduceTyped<Max, T, Acc>(sources, out, numel);
-    case ReduceOp::kMin: return ReduceTyped<Min, T, Acc>(sources, out, numel);
+    case ReduceOp::kSum:
+      return ReduceTyped<Sum, T, Acc>(sources, out, numel);
+    case ReduceOp::kMax:
+      return ReduceTyped<Max, T, Acc>(sources, out, numel);
+    case ReduceOp::kMin:
+      return ReduceTyped<Min, T, Acc>(sources, out, numel);
   }
 }
 
@@ -108,11 +115,16 @@ void ReduceDtype(ReduceOp op, std::span<const std::byte* const> sources, std::by
 void ReduceInOrder(ReduceOp op, at::ScalarType dtype, std::span<const std::byte* const> sources,
                    std::byte* out, int64_t numel) {
   switch (dtype) {
-    case c10::kFloat: return ReduceDtype<float, float>(op, sources, out, numel);
-    case c10::kDouble: return ReduceDtype<double, double>(op, sources, out, numel);
-    case c10::kBFloat16: return ReduceDtype<Bf16, float>(op, sources, out, numel);
-    case c10::kLong: return ReduceDtype<int64_t, int64_t>(op, sources, out, numel);
-    default: throw CommError("ReduceInOrder: dtype cannot be reduced");
+    case c10::kFloat:
+      return ReduceDtype<float, float>(op, sources, out, numel);
+    case c10::kDouble:
+      return ReduceDtype<double, double>(op, sources, out, numel);
+    case c10::kBFloat16:
+      return ReduceDtype<Bf16, float>(op, sources, out, numel);
+    case c10::kLong:
+      return ReduceDtype<int64_t, int64_t>(op, sources, out, numel);
+    default:
+      throw CommError("ReduceInOrder: dtype cannot be reduced");
   }
 }
 

@@ -24,8 +24,10 @@ namespace {
 
 // Anonymous memory: zero-filled, and touched page by page only where it is used.
 std::shared_ptr<std::byte> MapRegion(int64_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw CommError(absl::StrCat("cannot map ", bytes, " bytes for rank threads"));
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED)
+    throw CommError(absl::StrCat("cannot map ", bytes, " bytes for rank threads"));
   return {static_cast<std::byte*>(memory), [bytes](std::byte* begin) { munmap(begin, bytes); }};
 }
 
@@ -40,7 +42,9 @@ class LocalBackend final : public HostBackend {
   const std::byte* Resolve(const Location& location) override {
     return reinterpret_cast<const std::byte*>(static_cast<intptr_t>(location.offset));
   }
-  at::Tensor Allocate(int64_t numel, at::ScalarType dtype) override { return at::empty({numel}, dtype); }
+  at::Tensor Allocate(int64_t numel, at::ScalarType dtype) override {
+    return at::empty({numel}, dtype);
+  }
 
   std::pair<std::shared_ptr<std::byte>, Location> CreateRegion(int size) override {
     std::shared_ptr<std::byte> region = MapRegion(HostGroup::RegionBytes(size));
@@ -109,7 +113,8 @@ absl::Status RunRanks(int num_ranks, std::function<absl::Status(Communicator&)> 
     if (results[rank].ok()) return;
     std::lock_guard lock(mutex);
     if (!first_failure.empty()) return;
-    first_failure = absl::StrCat("rank ", rank, " failed: ", results[rank].message().substr(0, 1500));
+    first_failure =
+        absl::StrCat("rank ", rank, " failed: ", results[rank].message().substr(0, 1500));
     backend->BreakAll(first_failure);
   };
   std::vector<std::thread> threads;
@@ -126,7 +131,8 @@ absl::Status RunRanks(int num_ranks, std::function<absl::Status(Communicator&)> 
 std::unique_ptr<Communicator> MakeSingleRankCommunicator() {
   auto backend = std::make_shared<LocalBackend>();
   auto region = backend->CreateRegion(1).first;
-  return std::make_unique<HostCommunicator>(std::move(backend), std::move(region), 1, 0, CommOptions{});
+  return std::make_unique<HostCommunicator>(std::move(backend), std::move(region), 1, 0,
+                                            CommOptions{});
 }
 
 }  // namespace shoal

@@ -90,8 +90,9 @@ std::vector<int> MpiCommunicator::WaitAll(std::vector<MPI_Request>& requests) {
   const absl::Time deadline = absl::Now() + options_.timeout;
   for (int64_t polls = 0;; ++polls) {
     int done = 0;
-    Check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
-          "MPI_Testall");
+    Check(
+        MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
+        "MPI_Testall");
     if (done) return {};
     if (polls < 200) continue;
     sched_yield();
@@ -114,11 +115,13 @@ void MpiCommunicator::Meet(Signature signature) {
   std::vector<MPI_Request> requests(2 * size_, MPI_REQUEST_NULL);
   for (int peer = 0; peer < size_; ++peer) {
     if (peer == rank_) continue;
-    MPI_Irecv(&signatures[peer], sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_, &requests[peer]);
+    MPI_Irecv(&signatures[peer], sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_,
+              &requests[peer]);
   }
   for (int peer = 0; peer < size_; ++peer) {
     if (peer == rank_) continue;
-    MPI_Isend(&signature, sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_, &requests[size_ + peer]);
+    MPI_Isend(&signature, sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_,
+              &requests[size_ + peer]);
   }
   const std::vector<int> open = WaitAll(requests);
   if (!open.empty()) {
@@ -127,8 +130,9 @@ void MpiCommunicator::Meet(Signature signature) {
       const int peer = place % size_;
       if (absent.empty() || absent.back() != peer) absent.push_back(peer);
     }
-    Fail(absl::StrCat(Describe(signature), ": rank ", rank_, " waited ", absl::FormatDuration(options_.timeout),
-                      " for ", absent.size() == 1 ? "rank " : "ranks ", absl::StrJoin(absent, ", "),
+    Fail(absl::StrCat(Describe(signature), ": rank ", rank_, " waited ",
+                      absl::FormatDuration(options_.timeout), " for ",
+                      absent.size() == 1 ? "rank " : "ranks ", absl::StrJoin(absent, ", "),
                       "; if they are only slow, raise comm.timeout_s"));
   }
   try {
@@ -140,15 +144,16 @@ void MpiCommunicator::Meet(Signature signature) {
 
 void MpiCommunicator::ForChunks(int64_t numel, int64_t element, int64_t copies,
                                 const std::function<void(int64_t begin, int count)>& body) {
-  const int64_t chunk =
-      std::clamp<int64_t>(options_.chunk_bytes / (element * copies), 1, (int64_t{1} << 30) / element);
+  const int64_t chunk = std::clamp<int64_t>(options_.chunk_bytes / (element * copies), 1,
+                                            (int64_t{1} << 30) / element);
   for (int64_t begin = 0; begin < numel; begin += chunk) {
     body(begin, static_cast<int>(std::min(chunk, numel - begin)));
   }
 }
 
 bool MpiCommunicator::UsesPieces(const Signature& signature) const {
-  return options_.deterministic || signature.op != ReduceOp::kSum || signature.dtype == at::kBFloat16;
+  return options_.deterministic || signature.op != ReduceOp::kSum ||
+         signature.dtype == at::kBFloat16;
 }
 
 void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
@@ -160,7 +165,8 @@ void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
   std::byte* data = Bytes(tensor);
   ForChunks(tensor.numel(), element, 1, [&](int64_t begin, int count) {
     if (UsesPieces(signature)) return AllReducePieces(data + begin * element, count, signature);
-    Check(MPI_Allreduce(MPI_IN_PLACE, data + begin * element, count, TypeOf(signature.dtype), MPI_SUM, comm_),
+    Check(MPI_Allreduce(MPI_IN_PLACE, data + begin * element, count, TypeOf(signature.dtype),
+                        MPI_SUM, comm_),
           "MPI_Allreduce");
   });
 }
@@ -172,10 +178,12 @@ void MpiCommunicator::AllReducePieces(std::byte* data, int count, const Signatur
   std::vector<std::byte> padded(int64_t{piece_bytes} * size_);
   std::vector<std::byte> pieces(padded.size());
   std::memcpy(padded.data(), data, count * element);
-  Check(MPI_Alltoall(padded.data(), piece_bytes, MPI_BYTE, pieces.data(), piece_bytes, MPI_BYTE, comm_),
+  Check(MPI_Alltoall(padded.data(), piece_bytes, MPI_BYTE, pieces.data(), piece_bytes, MPI_BYTE,
+                     comm_),
         "MPI_Alltoall");
   ReduceInOrder(signature.op, signature.dtype, Rows(pieces, size_), pieces.data(), piece);
-  Check(MPI_Allgather(pieces.data(), piece_bytes, MPI_BYTE, padded.data(), piece_bytes, MPI_BYTE, comm_),
+  Check(MPI_Allgather(pieces.data(), piece_bytes, MPI_BYTE, padded.data(), piece_bytes, MPI_BYTE,
+                      comm_),
         "MPI_Allgather");
   std::memcpy(data, padded.data(), count * element);
 }
@@ -193,15 +201,16 @@ void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, Reduc
     std::vector<std::byte> pieces(bytes * size_);
     if (!UsesPieces(signature)) {
       for (int slice = 0; slice < size_; ++slice) {
-        std::memcpy(pieces.data() + slice * bytes, source + slice * slice_bytes + begin * element, bytes);
+        std::memcpy(pieces.data() + slice * bytes, source + slice * slice_bytes + begin * element,
+                    bytes);
       }
       return Check(MPI_Reduce_scatter_block(pieces.data(), result + begin * element, count,
                                             TypeOf(signature.dtype), MPI_SUM, comm_),
                    "MPI_Reduce_scatter_block");
     }
     const StridedBytes slices(static_cast<int>(bytes), slice_bytes);
-    Check(MPI_Alltoall(source + begin * element, 1, slices.get(), pieces.data(), static_cast<int>(bytes),
-                       MPI_BYTE, comm_),
+    Check(MPI_Alltoall(source + begin * element, 1, slices.get(), pieces.data(),
+                       static_cast<int>(bytes), MPI_BYTE, comm_),
           "MPI_Alltoall");
     ReduceInOrder(op, signature.dtype, Rows(pieces, size_), result + begin * element, count);
   });
@@ -216,7 +225,8 @@ void MpiCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
   ForChunks(slice_bytes, 1, 1, [&](int64_t begin, int count) {
     const StridedBytes slices(count, slice_bytes);
     const void* source = in_place ? MPI_IN_PLACE : Bytes(in) + begin;
-    Check(MPI_Allgather(source, count, MPI_BYTE, Bytes(out) + begin, 1, slices.get(), comm_), "MPI_Allgather");
+    Check(MPI_Allgather(source, count, MPI_BYTE, Bytes(out) + begin, 1, slices.get(), comm_),
+          "MPI_Allgather");
   });
 }
 
@@ -236,7 +246,8 @@ void MpiCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
   const int64_t slice_bytes = in.nbytes() / size_;
   ForChunks(slice_bytes, 1, size_, [&](int64_t begin, int count) {
     const StridedBytes slices(count, slice_bytes);
-    Check(MPI_Alltoall(Bytes(in) + begin, 1, slices.get(), Bytes(out) + begin, 1, slices.get(), comm_),
+    Check(MPI_Alltoall(Bytes(in) + begin, 1, slices.get(), Bytes(out) + begin, 1, slices.get(),
+                       comm_),
           "MPI_Alltoall");
   });
 }
@@ -251,11 +262,13 @@ void MpiCommunicator::Send(const at::Tensor& tensor, int destination) {
   MPI_Isend(&header, sizeof(header), MPI_BYTE, destination, kHeaderTag, comm_, &requests[0]);
   ForChunks(header.bytes, 1, 1, [&](int64_t begin, int count) {
     requests.emplace_back();
-    MPI_Isend(Bytes(tensor) + begin, count, MPI_BYTE, destination, kDataTag, comm_, &requests.back());
+    MPI_Isend(Bytes(tensor) + begin, count, MPI_BYTE, destination, kDataTag, comm_,
+              &requests.back());
   });
   if (WaitAll(requests).empty()) return;
   Fail(absl::StrCat("Send of ", header.bytes, " bytes: rank ", rank_, " waited ",
-                    absl::FormatDuration(options_.timeout), " for rank ", destination, " to receive"));
+                    absl::FormatDuration(options_.timeout), " for rank ", destination,
+                    " to receive"));
 }
 
 void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
@@ -263,16 +276,17 @@ void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
   if (!broken_.empty()) throw CommError(broken_);
   Count(0);
   const int64_t bytes = tensor.nbytes();
-  const std::string late = absl::StrCat("Recv of ", bytes, " bytes: rank ", rank_, " waited ",
-                                        absl::FormatDuration(options_.timeout), " for rank ", source, " to send");
+  const std::string late =
+      absl::StrCat("Recv of ", bytes, " bytes: rank ", rank_, " waited ",
+                   absl::FormatDuration(options_.timeout), " for rank ", source, " to send");
   MessageHeader header{};
   std::vector<MPI_Request> requests(1);
   MPI_Irecv(&header, sizeof(header), MPI_BYTE, source, kHeaderTag, comm_, &requests[0]);
   if (!WaitAll(requests).empty()) Fail(late);
   if (header.bytes != bytes || header.dtype != static_cast<int32_t>(tensor.scalar_type())) {
     Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", header.bytes, " bytes of ",
-                      c10::toString(static_cast<at::ScalarType>(header.dtype)), "; rank ", rank_, " receives ",
-                      bytes, " bytes of ", c10::toString(tensor.scalar_type())));
+                      c10::toString(static_cast<at::ScalarType>(header.dtype)), "; rank ", rank_,
+                      " receives ", bytes, " bytes of ", c10::toString(tensor.scalar_type())));
   }
   requests.clear();
   ForChunks(bytes, 1, 1, [&](int64_t begin, int count) {
@@ -299,6 +313,8 @@ at::Tensor MpiCommunicator::AllocateRegistered(int64_t numel, at::ScalarType dty
   return at::empty({numel}, dtype);
 }
 
-void MpiCommunicator::Abort(int exit_code, const std::string& reason) { runtime_->Abort(exit_code, reason); }
+void MpiCommunicator::Abort(int exit_code, const std::string& reason) {
+  runtime_->Abort(exit_code, reason);
+}
 
 }  // namespace shoal

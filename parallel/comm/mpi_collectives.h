@@ -1,9 +1,9 @@
 // A Communicator of MPI's own collectives. Included by mpi_*.cc only.
 //
-// Before a call's data moves, ranks send each other its signature, point to point: so a call that differs
-// between ranks, or a rank that does not come, is an error that names the rank, on every rank that waits.
-// Deterministic reductions, all of bfloat16, and all minima and maxima exchange pieces (MPI_Alltoall) and
-// add them in rank order; others use MPI's reductions.
+// Before a call's data moves, ranks send each other its signature, point to point: so a call that
+// differs between ranks, or a rank that does not come, is an error that names the rank, on every
+// rank that waits. Deterministic reductions, all of bfloat16, and all minima and maxima exchange
+// pieces (MPI_Alltoall) and add them in rank order; others use MPI's reductions.
 #pragma once
 
 #define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links

@@ -41,14 +41,14 @@ std::unique_ptr<Communicator> TryShared(const std::shared_ptr<MpiRuntime>& runti
   int opened = region != nullptr;
   MPI_Allreduce(MPI_IN_PLACE, &opened, 1, MPI_INT, MPI_LAND, MPI_COMM_WORLD);
   if (!opened) return nullptr;
-  return std::make_unique<HostCommunicator>(std::move(backend), std::move(region), size, runtime->rank(),
-                                            options);
+  return std::make_unique<HostCommunicator>(std::move(backend), std::move(region), size,
+                                            runtime->rank(), options);
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(std::shared_ptr<MpiRuntime> runtime,
-                                                                  const CommOptions& options) {
+absl::StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(
+    std::shared_ptr<MpiRuntime> runtime, const CommOptions& options) {
   if (options.transport == CommTransport::kAuto && OnOneHost(*runtime)) {
     if (std::unique_ptr<Communicator> shared = TryShared(runtime, options)) return shared;
   }

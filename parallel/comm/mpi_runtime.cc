@@ -20,7 +20,9 @@ namespace {
 
 class HostComm {
  public:
-  HostComm() { MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_); }
+  HostComm() {
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &comm_);
+  }
   ~HostComm() { MPI_Comm_free(&comm_); }
   HostComm(const HostComm&) = delete;
   HostComm& operator=(const HostComm&) = delete;
@@ -43,17 +45,20 @@ class HostComm {
 
 }  // namespace
 
-// [Note: Open MPI's segments] Open MPI's shared-memory transport leaves its files in /dev/shm when mpirun is
-// killed. Once the ranks of a host have all mapped them, their names serve nobody, so we take them away; since
-// MPI_Finalize complains of a name that is gone, it finds empty files in their place.
+// [Note: Open MPI's segments] Open MPI's shared-memory transport leaves its files in /dev/shm when
+// mpirun is killed. Once the ranks of a host have all mapped them, their names serve nobody, so we
+// take them away; since MPI_Finalize complains of a name that is gone, it finds empty files in
+// their place.
 std::vector<std::string> MpiRuntime::UnlinkSegments() {
   HostComm().MeetAll();
   std::vector<std::string> taken;
   std::ifstream maps("/proc/self/maps");
   for (std::string line; std::getline(maps, line);) {
     const size_t path = line.find('/');
-    if (path == std::string::npos || line.find("/vader_segment.", path) == std::string::npos) continue;
-    if (unlink(line.c_str() + path) == 0) taken.push_back(line.substr(path));  // Fails where a peer was first
+    if (path == std::string::npos || line.find("/vader_segment.", path) == std::string::npos)
+      continue;
+    if (unlink(line.c_str() + path) == 0)
+      taken.push_back(line.substr(path));  // Fails where a peer was first
   }
   return taken;
 }
@@ -82,7 +87,8 @@ absl::StatusOr<std::shared_ptr<MpiRuntime>> MpiRuntime::Start() {
 }
 
 MpiRuntime::~MpiRuntime() {
-  for (const std::string& path : unlinked_) close(open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  for (const std::string& path : unlinked_)
+    close(open(path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
   HostComm().MeetAll();
   MPI_Finalize();
 }

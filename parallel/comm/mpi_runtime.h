@@ -1,4 +1,5 @@
-// MPI, started once a process and ended with the last object that uses it. No MPI name leaves mpi_*.cc.
+// MPI, started once a process and ended with the last object that uses it. No MPI name leaves
+// mpi_*.cc.
 #pragma once
 
 #include <memory>
@@ -21,7 +22,8 @@ class MpiRuntime {
   // "Open MPI v4.1.4"
   std::string library() const;
 
-  // Prints "shoal: rank R: reason" (nothing if empty) and ends all ranks with `exit_code`. Any thread.
+  // Prints "shoal: rank R: reason" (nothing if empty) and ends all ranks with `exit_code`. Any
+  // thread.
   [[noreturn]] void Abort(int exit_code, const std::string& reason);
 
  private:

@@ -37,8 +37,8 @@ std::string FirstDifference(const at::Tensor& got, const at::Tensor& want) {
                       want[place].item<double>());
 }
 
-// One collective on fixed buffers: `run` may be called again and again; `result` and `want` hold for the
-// first call.
+// One collective on fixed buffers: `run` may be called again and again; `result` and `want` hold
+// for the first call.
 struct Trial {
   std::string name;
   std::function<void()> run;
@@ -62,8 +62,8 @@ class Trials {
     const int64_t slice = numel / comm_.size();
     at::Tensor in = Registered(Pattern(numel, comm_.rank(), dtype));
     at::Tensor out = Registered(at::full({slice}, -1, dtype));
-    return {Name("ReduceScatter", dtype), [=, this]() mutable { comm_.ReduceScatter(out, in); }, out,
-            PatternSum(numel, comm_.size(), dtype).narrow(0, comm_.rank() * slice, slice),
+    return {Name("ReduceScatter", dtype), [=, this]() mutable { comm_.ReduceScatter(out, in); },
+            out, PatternSum(numel, comm_.size(), dtype).narrow(0, comm_.rank() * slice, slice),
             static_cast<int64_t>(in.nbytes())};
   }
   Trial AllGather(at::ScalarType dtype) {
@@ -92,8 +92,8 @@ class Trials {
       want.narrow(0, peer * slice, slice)
           .copy_(Pattern(numel, peer, at::kFloat).narrow(0, comm_.rank() * slice, slice));
     }
-    return {Name("AllToAll", at::kFloat), [=, this]() mutable { comm_.AllToAll(out, in); }, out, want,
-            static_cast<int64_t>(in.nbytes())};
+    return {Name("AllToAll", at::kFloat), [=, this]() mutable { comm_.AllToAll(out, in); }, out,
+            want, static_cast<int64_t>(in.nbytes())};
   }
   // Even ranks send to the next one; the last of an odd number rests.
   Trial SendRecv() {
@@ -106,7 +106,8 @@ class Trials {
       if (receives) comm_.Recv(x, rank - 1);
       if (sends) comm_.Send(x, rank + 1);
     };
-    return {Name("Send and Recv", at::kFloat), run, x, Pattern(numel, receives ? rank - 1 : rank, at::kFloat),
+    return {Name("Send and Recv", at::kFloat), run, x,
+            Pattern(numel, receives ? rank - 1 : rank, at::kFloat),
             static_cast<int64_t>(x.nbytes())};
   }
 
@@ -120,7 +121,9 @@ class Trials {
     return memory.copy_(values);
   }
   static std::string Name(const char* call, at::ScalarType dtype) {
-    const char* names = dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kDouble ? "float64" : "float32";
+    const char* names = dtype == at::kBFloat16 ? "bfloat16"
+                        : dtype == at::kDouble ? "float64"
+                                               : "float32";
     return absl::StrCat(call, "(", names, ")");
   }
 

@@ -39,7 +39,8 @@ struct SegmentHeader {
 // A mapped memfd: created by its owner, opened by peers.
 class ShmBackend::Segment {
  public:
-  Segment(int64_t data_bytes, uint64_t id) : bytes_(kHeaderBytes + data_bytes), id_(id), owner_(true) {
+  Segment(int64_t data_bytes, uint64_t id)
+      : bytes_(kHeaderBytes + data_bytes), id_(id), owner_(true) {
     fd_ = memfd_create("shoal", MFD_CLOEXEC);
     if (fd_ < 0) Fail("cannot create a segment");
     if (ftruncate(fd_, bytes_) != 0) {
@@ -80,12 +81,17 @@ class ShmBackend::Segment {
   int64_t data_bytes() const { return bytes_ - kHeaderBytes; }
   bool freed() { return header().freed.load() != 0; }
   Location At(int64_t offset) const {
-    return {.segment = id_, .offset = offset, .segment_bytes = bytes_, .owner_pid = getpid(), .owner_fd = fd_};
+    return {.segment = id_,
+            .offset = offset,
+            .segment_bytes = bytes_,
+            .owner_pid = getpid(),
+            .owner_fd = fd_};
   }
 
  private:
   void Map() {
-    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
+    void* memory =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
     if (memory == MAP_FAILED) {
       const int error = errno;
       close(fd_);
@@ -116,12 +122,14 @@ struct ShmBackend::Owned {
   }
 };
 
-ShmBackend::ShmBackend(AbortFunction abort) : abort_(std::move(abort)), owned_(std::make_shared<Owned>()) {}
+ShmBackend::ShmBackend(AbortFunction abort)
+    : abort_(std::move(abort)), owned_(std::make_shared<Owned>()) {}
 ShmBackend::~ShmBackend() = default;
 
 at::Tensor ShmBackend::Allocate(int64_t numel, at::ScalarType dtype) {
   if (numel == 0) return at::empty({0}, dtype);
-  std::shared_ptr<Segment> segment = owned_->Create(numel * static_cast<int64_t>(c10::elementSize(dtype)));
+  std::shared_ptr<Segment> segment =
+      owned_->Create(numel * static_cast<int64_t>(c10::elementSize(dtype)));
   std::byte* data = segment->data();
   {
     std::lock_guard lock(owned_->mutex);
@@ -167,7 +175,8 @@ std::pair<std::shared_ptr<std::byte>, Location> ShmBackend::CreateRegion(int siz
 
 std::shared_ptr<std::byte> ShmBackend::OpenRegion(const Location& location, int size) {
   auto segment = std::make_shared<Segment>(location);
-  if (segment->data_bytes() < HostGroup::RegionBytes(size)) throw CommError("shared memory: region too small");
+  if (segment->data_bytes() < HostGroup::RegionBytes(size))
+    throw CommError("shared memory: region too small");
   return std::shared_ptr<std::byte>(segment, segment->data());
 }
 

@@ -1,10 +1,11 @@
 // Processes of one host that read each other's memory.
 //
-// [Note: nameless segments] Registered memory and the groups' regions are memfd segments: they have no name,
-// so there is nothing to leave behind in /dev/shm, however a rank dies, and the (often small) size of
-// /dev/shm does not bound them. A peer opens a segment through its owner's /proc/PID/fd, which asks for the
-// same user and the same PID namespace, maps it the first time it is announced, and keeps the mapping. The
-// owner frees alone: it marks the segment's header, and peers drop their mapping when they come across it.
+// [Note: nameless segments] Registered memory and the groups' regions are memfd segments: they have
+// no name, so there is nothing to leave behind in /dev/shm, however a rank dies, and the (often
+// small) size of /dev/shm does not bound them. A peer opens a segment through its owner's
+// /proc/PID/fd, which asks for the same user and the same PID namespace, maps it the first time it
+// is announced, and keeps the mapping. The owner frees alone: it marks the segment's header, and
+// peers drop their mapping when they come across it.
 #pragma once
 
 #include <functional>

@@ -9,36 +9,54 @@ namespace {
 
 const char* Name(CollectiveKind kind) {
   switch (kind) {
-    case CollectiveKind::kBarrier: return "Barrier";
-    case CollectiveKind::kAllReduce: return "AllReduce";
-    case CollectiveKind::kAllGather: return "AllGather";
-    case CollectiveKind::kReduceScatter: return "ReduceScatter";
-    case CollectiveKind::kBroadcast: return "Broadcast";
-    case CollectiveKind::kAllToAll: return "AllToAll";
-    case CollectiveKind::kSplit: return "Split";
+    case CollectiveKind::kBarrier:
+      return "Barrier";
+    case CollectiveKind::kAllReduce:
+      return "AllReduce";
+    case CollectiveKind::kAllGather:
+      return "AllGather";
+    case CollectiveKind::kReduceScatter:
+      return "ReduceScatter";
+    case CollectiveKind::kBroadcast:
+      return "Broadcast";
+    case CollectiveKind::kAllToAll:
+      return "AllToAll";
+    case CollectiveKind::kSplit:
+      return "Split";
   }
   return "unknown";
 }
 
 const char* Name(ReduceOp op) {
   switch (op) {
-    case ReduceOp::kSum: return "sum";
-    case ReduceOp::kMax: return "max";
-    case ReduceOp::kMin: return "min";
+    case ReduceOp::kSum:
+      return "sum";
+    case ReduceOp::kMax:
+      return "max";
+    case ReduceOp::kMin:
+      return "min";
   }
   return "unknown";
 }
 
 const char* Name(at::ScalarType dtype) {
   switch (dtype) {
-    case at::kFloat: return "float32";
-    case at::kDouble: return "float64";
-    case at::kBFloat16: return "bfloat16";
-    case at::kHalf: return "float16";
-    case at::kLong: return "int64";
-    case at::kInt: return "int32";
-    case at::kByte: return "uint8";
-    default: return c10::toString(dtype);
+    case at::kFloat:
+      return "float32";
+    case at::kDouble:
+      return "float64";
+    case at::kBFloat16:
+      return "bfloat16";
+    case at::kHalf:
+      return "float16";
+    case at::kLong:
+      return "int64";
+    case at::kInt:
+      return "int32";
+    case at::kByte:
+      return "uint8";
+    default:
+      return c10::toString(dtype);
   }
 }
 
@@ -49,14 +67,17 @@ const char* Name(at::ScalarType dtype) {
 void CheckMovable(const char* call, const at::Tensor& tensor) {
   if (!tensor.defined()) Refuse(call, "tensor is undefined");
   if (!tensor.device().is_cpu()) {
-    Refuse(call, absl::StrCat("tensor is on ", tensor.device().str(), "; this backend moves host memory"));
+    Refuse(call, absl::StrCat("tensor is on ", tensor.device().str(),
+                              "; this backend moves host memory"));
   }
   if (!tensor.is_contiguous()) Refuse(call, "tensor is not contiguous; pass a contiguous one");
 }
 
 void CheckReducible(const char* call, at::ScalarType dtype) {
-  if (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kLong) return;
-  Refuse(call, absl::StrCat("cannot reduce ", Name(dtype), "; use float32, float64, bfloat16 or int64"));
+  if (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kLong)
+    return;
+  Refuse(call,
+         absl::StrCat("cannot reduce ", Name(dtype), "; use float32, float64, bfloat16 or int64"));
 }
 
 void CheckPair(const char* call, const at::Tensor& out, int64_t out_numel, const at::Tensor& in,
@@ -64,15 +85,18 @@ void CheckPair(const char* call, const at::Tensor& out, int64_t out_numel, const
   CheckMovable(call, out);
   CheckMovable(call, in);
   if (out.scalar_type() != in.scalar_type()) {
-    Refuse(call, absl::StrCat("out is ", Name(out.scalar_type()), ", in is ", Name(in.scalar_type())));
+    Refuse(call,
+           absl::StrCat("out is ", Name(out.scalar_type()), ", in is ", Name(in.scalar_type())));
   }
   if (out.numel() != out_numel || in.numel() != in_numel) {
-    Refuse(call, absl::StrCat("out has ", out.numel(), " elements and in has ", in.numel(), ", expected ",
-                              out_numel, " and ", in_numel));
+    Refuse(call, absl::StrCat("out has ", out.numel(), " elements and in has ", in.numel(),
+                              ", expected ", out_numel, " and ", in_numel));
   }
 }
 
-const char* Begin(const at::Tensor& tensor) { return static_cast<const char*>(tensor.const_data_ptr()); }
+const char* Begin(const at::Tensor& tensor) {
+  return static_cast<const char*>(tensor.const_data_ptr());
+}
 
 bool Overlap(const at::Tensor& a, const at::Tensor& b) {
   if (a.numel() == 0 || b.numel() == 0) return false;
@@ -95,7 +119,8 @@ void CheckRoot(const char* call, const char* what, int root, int size) {
 
 std::string Describe(const Signature& s) {
   std::string text = absl::StrCat(Name(s.kind), "(");
-  const bool reduces = s.kind == CollectiveKind::kAllReduce || s.kind == CollectiveKind::kReduceScatter;
+  const bool reduces =
+      s.kind == CollectiveKind::kAllReduce || s.kind == CollectiveKind::kReduceScatter;
   if (reduces) absl::StrAppend(&text, Name(s.op), ", ");
   if (s.kind != CollectiveKind::kBarrier && s.kind != CollectiveKind::kSplit) {
     absl::StrAppend(&text, Name(s.dtype), ", ", s.numel, " elements");
@@ -107,15 +132,18 @@ std::string Describe(const Signature& s) {
 void CheckSameSignature(std::span<const Signature> ranks) {
   for (size_t rank = 1; rank < ranks.size(); ++rank) {
     if (ranks[rank] == ranks[0]) continue;
-    throw CommError(absl::StrCat("ranks disagree: rank 0 calls ", Describe(ranks[0]), "; rank ", rank,
-                                 " calls ", Describe(ranks[rank])));
+    throw CommError(absl::StrCat("ranks disagree: rank 0 calls ", Describe(ranks[0]), "; rank ",
+                                 rank, " calls ", Describe(ranks[rank])));
   }
 }
 
 Signature CheckAllReduce(const at::Tensor& tensor, ReduceOp op) {
   CheckMovable("AllReduce", tensor);
   CheckReducible("AllReduce", tensor.scalar_type());
-  return {.kind = CollectiveKind::kAllReduce, .op = op, .dtype = tensor.scalar_type(), .numel = tensor.numel()};
+  return {.kind = CollectiveKind::kAllReduce,
+          .op = op,
+          .dtype = tensor.scalar_type(),
+          .numel = tensor.numel()};
 }
 
 Signature CheckAllGather(const at::Tensor& out, const at::Tensor& in, int size, int rank) {
@@ -124,12 +152,15 @@ Signature CheckAllGather(const at::Tensor& out, const at::Tensor& in, int size, 
   return {.kind = CollectiveKind::kAllGather, .dtype = in.scalar_type(), .numel = in.numel()};
 }
 
-Signature CheckReduceScatter(const at::Tensor& out, const at::Tensor& in, ReduceOp op, int size, int rank) {
+Signature CheckReduceScatter(const at::Tensor& out, const at::Tensor& in, ReduceOp op, int size,
+                             int rank) {
   CheckPair("ReduceScatter", out, out.numel(), in, size * out.numel());
   CheckReducible("ReduceScatter", in.scalar_type());
   CheckInPlace("ReduceScatter", in, out, rank);
-  return {
-      .kind = CollectiveKind::kReduceScatter, .op = op, .dtype = in.scalar_type(), .numel = out.numel()};
+  return {.kind = CollectiveKind::kReduceScatter,
+          .op = op,
+          .dtype = in.scalar_type(),
+          .numel = out.numel()};
 }
 
 Signature CheckBroadcast(const at::Tensor& tensor, int root, int size) {
@@ -159,12 +190,17 @@ void CheckPointToPoint(const char* verb, const at::Tensor& tensor, int peer, int
 int64_t BytesSent(const Signature& s, int size, int rank) {
   const int64_t bytes = s.numel * static_cast<int64_t>(c10::elementSize(s.dtype));
   switch (s.kind) {
-    case CollectiveKind::kAllReduce: return 2 * (bytes - bytes / size);
+    case CollectiveKind::kAllReduce:
+      return 2 * (bytes - bytes / size);
     case CollectiveKind::kAllGather:
-    case CollectiveKind::kReduceScatter: return bytes * (size - 1);
-    case CollectiveKind::kBroadcast: return size > 1 && rank == s.root ? bytes : 0;
-    case CollectiveKind::kAllToAll: return bytes - bytes / size;
-    default: return 0;
+    case CollectiveKind::kReduceScatter:
+      return bytes * (size - 1);
+    case CollectiveKind::kBroadcast:
+      return size > 1 && rank == s.root ? bytes : 0;
+    case CollectiveKind::kAllToAll:
+      return bytes - bytes / size;
+    default:
+      return 0;
   }
 }
 

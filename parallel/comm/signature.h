@@ -1,5 +1,6 @@
-// What a rank calls: checked for sense when it is called, and compared between ranks before any data
-// moves, so that a program whose ranks disagree gets an error naming both calls instead of wrong numbers.
+// What a rank calls: checked for sense when it is called, and compared between ranks before any
+// data moves, so that a program whose ranks disagree gets an error naming both calls instead of
+// wrong numbers.
 #pragma once
 
 #include <cstdint>
@@ -37,14 +38,16 @@ struct Signature {
 // "AllReduce(sum, float32, 1000 elements), call 12"
 std::string Describe(const Signature& signature);
 
-// One signature a rank. Throws CommError naming the first rank that differs from rank 0, and both calls.
+// One signature a rank. Throws CommError naming the first rank that differs from rank 0, and both
+// calls.
 void CheckSameSignature(std::span<const Signature> ranks);
 
-// These check one rank's arguments (dtype, device, contiguity, sizes, overlap), throw CommError saying
-// what is wrong with them, and return the signature without its sequence number.
+// These check one rank's arguments (dtype, device, contiguity, sizes, overlap), throw CommError
+// saying what is wrong with them, and return the signature without its sequence number.
 Signature CheckAllReduce(const at::Tensor& tensor, ReduceOp op);
 Signature CheckAllGather(const at::Tensor& out, const at::Tensor& in, int size, int rank);
-Signature CheckReduceScatter(const at::Tensor& out, const at::Tensor& in, ReduceOp op, int size, int rank);
+Signature CheckReduceScatter(const at::Tensor& out, const at::Tensor& in, ReduceOp op, int size,
+                             int rank);
 Signature CheckBroadcast(const at::Tensor& tensor, int root, int size);
 Signature CheckAllToAll(const at::Tensor& out, const at::Tensor& in, int size);
 // `verb` is "Send" or "Recv".

@@ -11,13 +11,13 @@ namespace shoal {
 namespace {
 
 using testing::CompareWithState;
+using ::testing::ElementsAre;
 using testing::EmptyPieces;
+using ::testing::HasSubstr;
 using testing::Layout;
 using testing::MakeState;
 using testing::PiecesOf;
 using testing::StateOfStep;
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 
 constexpr char kDirectory[] = "/run/checkpoints";
 
@@ -28,7 +28,8 @@ SaveOptions SmallChunks(int limit = 2) {
   return options;
 }
 
-absl::Status Save(FileSystem& files, int ranks, Layout layout, int64_t step, SaveOptions options = SmallChunks()) {
+absl::Status Save(FileSystem& files, int ranks, Layout layout, int64_t step,
+                  SaveOptions options = SmallChunks()) {
   return RunRanks(ranks, [&](Communicator& comm) {
     return SaveCheckpoint(files, comm, kDirectory, StateOfStep(step),
                           PiecesOf(MakeState(step), layout, comm.rank(), comm.size()), options);
@@ -38,8 +39,9 @@ absl::Status Save(FileSystem& files, int ranks, Layout layout, int64_t step, Sav
 absl::Status LoadAndCompare(FileSystem& files, int ranks, Layout layout, int64_t step) {
   return RunRanks(ranks, [&](Communicator& comm) -> absl::Status {
     const auto pieces = EmptyPieces(MakeState(step), layout, comm.rank(), comm.size());
-    SHOAL_ASSIGN_OR_RETURN(const TrainerState state,
-                           LoadCheckpoint(files, comm, absl::StrCat(kDirectory, "/step-", step), pieces));
+    SHOAL_ASSIGN_OR_RETURN(
+        const TrainerState state,
+        LoadCheckpoint(files, comm, absl::StrCat(kDirectory, "/step-", step), pieces));
     if (state.SerializeAsString() != StateOfStep(step).SerializeAsString()) {
       return absl::InternalError(state.ShortDebugString());
     }
@@ -47,7 +49,8 @@ absl::Status LoadAndCompare(FileSystem& files, int ranks, Layout layout, int64_t
   });
 }
 
-constexpr Layout kLayouts[] = {Layout::kSharded, Layout::kReplicated, Layout::kUneven, Layout::kColumns};
+constexpr Layout kLayouts[] = {Layout::kSharded, Layout::kReplicated, Layout::kUneven,
+                               Layout::kColumns};
 
 TEST(Checkpoint, AnyLayoutReadsAnyLayout) {
   for (int writers = 1; writers <= 4; ++writers) {
@@ -58,8 +61,8 @@ TEST(Checkpoint, AnyLayoutReadsAnyLayout) {
       for (int readers = 1; readers <= 4; ++readers) {
         for (const Layout read : kLayouts) {
           EXPECT_EQ(LoadAndCompare(files, readers, read, 20), absl::OkStatus())
-              << writers << " ranks in layout " << static_cast<int>(written) << " wrote, " << readers
-              << " in layout " << static_cast<int>(read) << " read";
+              << writers << " ranks in layout " << static_cast<int>(written) << " wrote, "
+              << readers << " in layout " << static_cast<int>(read) << " read";
         }
       }
     }
@@ -69,7 +72,8 @@ TEST(Checkpoint, AnyLayoutReadsAnyLayout) {
 TEST(Checkpoint, ShardsArePlainSafetensors) {
   MemoryFileSystem files;
   ASSERT_EQ(Save(files, 1, Layout::kSharded, 5), absl::OkStatus());
-  const auto reader = SafetensorsReader::Open(files, "/run/checkpoints/step-5/rank-00000.safetensors");
+  const auto reader =
+      SafetensorsReader::Open(files, "/run/checkpoints/step-5/rank-00000.safetensors");
   ASSERT_EQ(reader.status(), absl::OkStatus());
   for (const auto& tensor : MakeState(5)) {
     const SafetensorsEntry* entry = (*reader)->Find(tensor.name);
@@ -98,7 +102,8 @@ TEST(Checkpoint, ReplicatedPiecesAreWrittenOnceByAllRanks) {
 
 TEST(Checkpoint, KeepsTheNewest) {
   MemoryFileSystem files;
-  for (const int64_t step : {9, 10, 11, 100}) ASSERT_EQ(Save(files, 2, Layout::kSharded, step), absl::OkStatus());
+  for (const int64_t step : {9, 10, 11, 100})
+    ASSERT_EQ(Save(files, 2, Layout::kSharded, step), absl::OkStatus());
   EXPECT_THAT(*files.List(kDirectory), ElementsAre("step-100", "step-11"));
   ASSERT_EQ(Save(files, 2, Layout::kSharded, 101, SmallChunks(1)), absl::OkStatus());
   EXPECT_THAT(*files.List(kDirectory), ElementsAre("step-101"));
@@ -106,7 +111,8 @@ TEST(Checkpoint, KeepsTheNewest) {
 
 TEST(Checkpoint, LeavesLaterStepsOfAnAbandonedRunAndWarns) {
   MemoryFileSystem files;
-  for (const int64_t step : {10, 20}) ASSERT_EQ(Save(files, 1, Layout::kSharded, step), absl::OkStatus());
+  for (const int64_t step : {10, 20})
+    ASSERT_EQ(Save(files, 1, Layout::kSharded, step), absl::OkStatus());
   std::vector<std::string> warnings;
   SaveOptions options = SmallChunks(1);
   options.warn = [&](const std::string& warning) { warnings.push_back(warning); };
@@ -129,7 +135,8 @@ TEST(Checkpoint, SweepsWhatDeadSavesLeft) {
   MemoryFileSystem files;
   for (const char* left : {"/run/checkpoints/.tmp-step-3-00", "/run/checkpoints/.trash-step-1"}) {
     ASSERT_EQ(CreateDirectories(files, left), absl::OkStatus());
-    ASSERT_EQ(WriteFileAtomically(files, absl::StrCat(left, "/rank-00000.safetensors"), "half"), absl::OkStatus());
+    ASSERT_EQ(WriteFileAtomically(files, absl::StrCat(left, "/rank-00000.safetensors"), "half"),
+              absl::OkStatus());
   }
   EXPECT_EQ(*FindNewestValid(files, kDirectory, nullptr), std::nullopt);
   ASSERT_EQ(Save(files, 2, Layout::kSharded, 4), absl::OkStatus());
@@ -139,15 +146,18 @@ TEST(Checkpoint, SweepsWhatDeadSavesLeft) {
 TEST(Checkpoint, FindsTheNewestThatVerifies) {
   MemoryFileSystem files;
   EXPECT_EQ(*FindNewestValid(files, kDirectory, nullptr), std::nullopt);
-  for (const int64_t step : {8, 9, 10}) ASSERT_EQ(Save(files, 2, Layout::kSharded, step, SmallChunks(5)), absl::OkStatus());
+  for (const int64_t step : {8, 9, 10})
+    ASSERT_EQ(Save(files, 2, Layout::kSharded, step, SmallChunks(5)), absl::OkStatus());
   ASSERT_EQ(files.Remove("/run/checkpoints/step-10/MANIFEST"), absl::OkStatus());
   ASSERT_EQ(files.Rename("/run/checkpoints/step-9", "/run/checkpoints/step-12"), absl::OkStatus());
   ASSERT_EQ(RunRanks(3,
                      [&](Communicator& comm) -> absl::Status {
                        std::vector<std::string> skipped;
-                       SHOAL_ASSIGN_OR_RETURN(const auto found, FindNewestValid(files, comm, kDirectory, &skipped));
+                       SHOAL_ASSIGN_OR_RETURN(const auto found,
+                                              FindNewestValid(files, comm, kDirectory, &skipped));
                        EXPECT_EQ(found, "/run/checkpoints/step-8");
-                       EXPECT_THAT(skipped, ElementsAre(HasSubstr("step-12 holds step 9"), HasSubstr("no MANIFEST")));
+                       EXPECT_THAT(skipped, ElementsAre(HasSubstr("step-12 holds step 9"),
+                                                        HasSubstr("no MANIFEST")));
                        return absl::OkStatus();
                      }),
             absl::OkStatus());
@@ -166,9 +176,10 @@ TEST(Checkpoint, NamesEveryTensorThatDoesNotFit) {
         .status();
   });
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  for (const char* line : {"weights/model.embed_tokens.weight: shape (13, 7) in the checkpoint, (7, 13) wanted",
-                           "weights/model.norm.weight: F32 in the checkpoint, F64 wanted",
-                           "new: not in the checkpoint", "flags: in the checkpoint, but not wanted"}) {
+  for (const char* line :
+       {"weights/model.embed_tokens.weight: shape (13, 7) in the checkpoint, (7, 13) wanted",
+        "weights/model.norm.weight: F32 in the checkpoint, F64 wanted",
+        "new: not in the checkpoint", "flags: in the checkpoint, but not wanted"}) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(line));
   }
 }
@@ -179,7 +190,8 @@ TEST(Checkpoint, ReadsAPartWhenAsked) {
   const auto alone = MakeSingleRankCommunicator();
   auto pieces = EmptyPieces(MakeState(20), Layout::kSharded, 0, 1);
   pieces.resize(1);
-  ASSERT_EQ(LoadCheckpoint(files, *alone, "/run/checkpoints/step-20", pieces, UnreadTensors::kAllow).status(),
+  ASSERT_EQ(LoadCheckpoint(files, *alone, "/run/checkpoints/step-20", pieces, UnreadTensors::kAllow)
+                .status(),
             absl::OkStatus());
   EXPECT_EQ(CompareWithState(pieces, MakeState(20)), absl::OkStatus());
 }
@@ -195,22 +207,33 @@ TEST(Checkpoint, RefusesPiecesThatDoNotTile) {
     EXPECT_EQ(*FindNewestValid(files, kDirectory, nullptr), std::nullopt);
     return std::string(status.message());
   };
-  EXPECT_THAT(attempt([](int rank, auto& pieces) { if (rank == 0) pieces.erase(pieces.begin()); }),
+  EXPECT_THAT(attempt([](int rank, auto& pieces) {
+                if (rank == 0) pieces.erase(pieces.begin());
+              }),
               HasSubstr("weights/model.embed_tokens.weight: no rank holds element 0"));
-  EXPECT_THAT(attempt([](int rank, auto& pieces) { if (rank == 1) pieces[0].begin -= 1; }),
+  EXPECT_THAT(attempt([](int rank, auto& pieces) {
+                if (rank == 1) pieces[0].begin -= 1;
+              }),
               HasSubstr("overlap another piece, which ends at 45"));
-  EXPECT_THAT(attempt([](int rank, auto& pieces) { if (rank == 1) pieces[0].begin += 1; }),
+  EXPECT_THAT(attempt([](int rank, auto& pieces) {
+                if (rank == 1) pieces[0].begin += 1;
+              }),
               HasSubstr("rank 1 holds elements [46, 92) of shape (13, 7)"));
-  EXPECT_THAT(attempt([](int rank, auto& pieces) { if (rank == 1) pieces[0].data = pieces[0].data.to(at::kHalf); }),
+  EXPECT_THAT(attempt([](int rank, auto& pieces) {
+                if (rank == 1) pieces[0].data = pieces[0].data.to(at::kHalf);
+              }),
               HasSubstr("is F16 (13, 7) on rank 1 but F32 (13, 7) on rank 0"));
-  EXPECT_THAT(attempt([](int rank, auto& pieces) { if (rank == 1) pieces[0].name = "bad\nname"; }),
+  EXPECT_THAT(attempt([](int rank, auto& pieces) {
+                if (rank == 1) pieces[0].name = "bad\nname";
+              }),
               HasSubstr("rank 1: \"bad"));
 }
 
 TEST(Checkpoint, KnowsItsOwnNames) {
   EXPECT_EQ(StepOfName("step-20"), 20);
   EXPECT_EQ(StepOfName("step-0"), 0);
-  for (const char* name : {"step-020", "step--1", "step-", "step-1x", "step- 1", "step-99999999999999999999", "x"}) {
+  for (const char* name :
+       {"step-020", "step--1", "step-", "step-1x", "step- 1", "step-99999999999999999999", "x"}) {
     EXPECT_EQ(StepOfName(name), std::nullopt) << name;
   }
 }

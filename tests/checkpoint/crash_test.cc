@@ -1,5 +1,5 @@
-// Every call of the disk fails, tears or is the last one, on every rank: a reader finds the old step or the
-// new one, whole, and no rank hangs or answers alone.
+// Every call of the disk fails, tears or is the last one, on every rank: a reader finds the old
+// step or the new one, whole, and no rank hangs or answers alone.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -31,16 +31,17 @@ std::vector<absl::Status> Save(const std::vector<FileSystem*>& disks, int64_t st
   const absl::Status ran = RunRanks(static_cast<int>(disks.size()), [&](Communicator& comm) {
     TrainerState state = StateOfStep(step);
     state.set_seed(seed);
-    statuses[comm.rank()] = SaveCheckpoint(*disks[comm.rank()], comm, kDirectory, state,
-                                           PiecesOf(MakeState(seed), Layout::kSharded, comm.rank(), comm.size()),
-                                           options);
+    statuses[comm.rank()] = SaveCheckpoint(
+        *disks[comm.rank()], comm, kDirectory, state,
+        PiecesOf(MakeState(seed), Layout::kSharded, comm.rank(), comm.size()), options);
     return absl::OkStatus();
   });
   EXPECT_EQ(ran, absl::OkStatus());
   return statuses;
 }
 
-// The seed of the state that the newest valid step holds, after it was loaded and compared; 0: none.
+// The seed of the state that the newest valid step holds, after it was loaded and compared; 0:
+// none.
 int LoadedSeed(FileSystem& files) {
   std::vector<std::string> skipped;
   const auto newest = FindNewestValid(files, kDirectory, &skipped);
@@ -61,14 +62,17 @@ struct Outcomes {
 };
 
 // One save with one fault; `power_loss` drops what was not synced.
-void SaveWithFault(int faulty_rank, const Fault& fault, int64_t new_step, bool power_loss, Outcomes* outcomes) {
+void SaveWithFault(int faulty_rank, const Fault& fault, int64_t new_step, bool power_loss,
+                   Outcomes* outcomes) {
   MemoryFileSystem disk;
-  for (const absl::Status& status : Save({&disk, &disk}, 1, /*seed=*/1)) ASSERT_EQ(status, absl::OkStatus());
+  for (const absl::Status& status : Save({&disk, &disk}, 1, /*seed=*/1))
+    ASSERT_EQ(status, absl::OkStatus());
   FaultyFileSystem faulty(disk, fault);
   std::vector<FileSystem*> disks(kRanks, &disk);
   disks[faulty_rank] = &faulty;
   const auto statuses = Save(disks, new_step, /*seed=*/2);
-  for (const absl::Status& status : statuses) EXPECT_EQ(status, statuses[0]) << "ranks answer differently";
+  for (const absl::Status& status : statuses)
+    EXPECT_EQ(status, statuses[0]) << "ranks answer differently";
   if (power_loss) disk.DropUnsynced();
 
   const int seed = LoadedSeed(disk);
@@ -79,7 +83,8 @@ void SaveWithFault(int faulty_rank, const Fault& fault, int64_t new_step, bool p
   ++(seed == 2 ? outcomes->new_there : outcomes->old_kept);
 
   // The next start can save, and leaves nothing behind.
-  for (const absl::Status& status : Save({&disk, &disk}, 3, /*seed=*/3)) ASSERT_EQ(status, absl::OkStatus());
+  for (const absl::Status& status : Save({&disk, &disk}, 3, /*seed=*/3))
+    ASSERT_EQ(status, absl::OkStatus());
   EXPECT_EQ(LoadedSeed(disk), 3);
   EXPECT_EQ(disk.List(kDirectory)->size(), 1u);
 }
@@ -104,8 +109,8 @@ void EveryCall(int64_t new_step) {
       ASSERT_GE(calls, rank == 0 ? 20 : 4);
       for (int64_t call = 1; call <= calls; ++call) {
         for (const bool power_loss : {false, true}) {
-          SCOPED_TRACE(absl::StrCat("rank ", rank, ", call ", call, " of ", calls, ", fault ", static_cast<int>(kind),
-                                    power_loss ? ", power loss" : ""));
+          SCOPED_TRACE(absl::StrCat("rank ", rank, ", call ", call, " of ", calls, ", fault ",
+                                    static_cast<int>(kind), power_loss ? ", power loss" : ""));
           SaveWithFault(rank, {.kind = kind, .call = call}, new_step, power_loss, &outcomes);
           if (::testing::Test::HasFatalFailure()) return;
         }
@@ -130,10 +135,12 @@ TEST(CheckpointCrash, EveryCallOfALoadFailsAllRanksAlike) {
       std::vector<absl::Status> statuses(kRanks);
       ASSERT_EQ(RunRanks(kRanks,
                          [&](Communicator& comm) {
-                           FileSystem& files = comm.rank() == faulty_rank ? static_cast<FileSystem&>(faulty) : disk;
+                           FileSystem& files =
+                               comm.rank() == faulty_rank ? static_cast<FileSystem&>(faulty) : disk;
                            statuses[comm.rank()] =
-                               LoadCheckpoint(files, comm, "/run/checkpoints/step-1",
-                                              EmptyPieces(MakeState(1), Layout::kSharded, comm.rank(), kRanks))
+                               LoadCheckpoint(
+                                   files, comm, "/run/checkpoints/step-1",
+                                   EmptyPieces(MakeState(1), Layout::kSharded, comm.rank(), kRanks))
                                    .status();
                            return absl::OkStatus();
                          }),

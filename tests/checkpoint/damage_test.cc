@@ -12,11 +12,11 @@ namespace shoal {
 namespace {
 
 using testing::EmptyPieces;
+using ::testing::HasSubstr;
 using testing::Layout;
 using testing::MakeState;
 using testing::PiecesOf;
 using testing::StateOfStep;
-using ::testing::HasSubstr;
 
 constexpr char kStep[] = "/run/checkpoints/step-1";
 
@@ -27,8 +27,9 @@ class Damage : public ::testing::Test {
     options.chunk_bytes = 64;
     ASSERT_EQ(RunRanks(2,
                        [&](Communicator& comm) {
-                         return SaveCheckpoint(files_, comm, "/run/checkpoints", StateOfStep(1),
-                                               PiecesOf(MakeState(1), Layout::kSharded, comm.rank(), 2), options);
+                         return SaveCheckpoint(
+                             files_, comm, "/run/checkpoints", StateOfStep(1),
+                             PiecesOf(MakeState(1), Layout::kSharded, comm.rank(), 2), options);
                        }),
               absl::OkStatus());
     manifest_ = *ReadManifest(files_, kStep);
@@ -40,7 +41,8 @@ class Damage : public ::testing::Test {
   }
 
   absl::Status Load() {
-    return LoadCheckpoint(files_, *alone_, kStep, EmptyPieces(MakeState(1), Layout::kSharded, 0, 1)).status();
+    return LoadCheckpoint(files_, *alone_, kStep, EmptyPieces(MakeState(1), Layout::kSharded, 0, 1))
+        .status();
   }
 
   // The tensor whose byte of file number `file` lies at `offset`, or "" in the header.
@@ -49,7 +51,8 @@ class Damage : public ::testing::Test {
       const int64_t element_bytes = c10::elementSize(*DtypeOfSafetensors(tensor.dtype()));
       for (const Manifest::Chunk& chunk : tensor.chunks()) {
         const int64_t bytes = (chunk.end() - chunk.begin()) * element_bytes;
-        if (chunk.file() == file && chunk.offset() <= offset && offset < chunk.offset() + bytes) return tensor.name();
+        if (chunk.file() == file && chunk.offset() <= offset && offset < chunk.offset() + bytes)
+          return tensor.name();
       }
     }
     return "";
@@ -68,11 +71,14 @@ TEST_F(Damage, EveryByteOfEveryShard) {
       std::string damaged = whole;
       damaged[at] ^= static_cast<char>(1 << (at % 8));
       Write(name, damaged);
-      const absl::Status loaded = Load(), verified = VerifyCheckpoint(files_, kStep, VerifyLevel::kChecksums);
+      const absl::Status loaded = Load(),
+                         verified = VerifyCheckpoint(files_, kStep, VerifyLevel::kChecksums);
       const std::string struck = Struck(file, static_cast<int64_t>(at));
       for (const absl::Status& status : {loaded, verified}) {
-        ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss) << name << " byte " << at << ": " << status;
-        ASSERT_THAT(std::string(status.message()), HasSubstr(struck.empty() ? name : struck)) << "byte " << at;
+        ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss)
+            << name << " byte " << at << ": " << status;
+        ASSERT_THAT(std::string(status.message()), HasSubstr(struck.empty() ? name : struck))
+            << "byte " << at;
       }
     }
     Write(name, whole);
@@ -86,19 +92,23 @@ TEST_F(Damage, EveryBitOfTheManifest) {
     std::string damaged = whole;
     damaged[bit / 8] ^= static_cast<char>(1 << (bit % 8));
     const auto decoded = DecodeManifest(damaged);
-    ASSERT_EQ(decoded.status().code(), absl::StatusCode::kDataLoss) << "bit " << bit << ": " << decoded.status();
+    ASSERT_EQ(decoded.status().code(), absl::StatusCode::kDataLoss)
+        << "bit " << bit << ": " << decoded.status();
   }
 }
 
 TEST_F(Damage, ShortAndLongFiles) {
   for (const std::string& name : {std::string(kManifestName), manifest_.files(1).name()}) {
     const std::string whole = *ReadFile(files_, JoinPath(kStep, name), 1 << 20);
-    for (const size_t size : {size_t{0}, size_t{7}, size_t{23}, whole.size() / 2, whole.size() - 1}) {
+    for (const size_t size :
+         {size_t{0}, size_t{7}, size_t{23}, whole.size() / 2, whole.size() - 1}) {
       Write(name, whole.substr(0, size));
       EXPECT_EQ(Load().code(), absl::StatusCode::kDataLoss) << name << " cut to " << size;
     }
     Write(name, whole + "x");
-    EXPECT_EQ(VerifyCheckpoint(files_, kStep, VerifyLevel::kSizes).code(), absl::StatusCode::kDataLoss) << name;
+    EXPECT_EQ(VerifyCheckpoint(files_, kStep, VerifyLevel::kSizes).code(),
+              absl::StatusCode::kDataLoss)
+        << name;
     Write(name, whole);
   }
   ASSERT_EQ(files_.Remove(JoinPath(kStep, manifest_.files(1).name())), absl::OkStatus());

@@ -1,4 +1,5 @@
-// The states that the checkpoint tests save and load: what N ranks hold of them under one layout or another.
+// The states that the checkpoint tests save and load: what N ranks hold of them under one layout or
+// another.
 #pragma once
 
 #include <string>
@@ -15,7 +16,8 @@ struct WholeTensor {
   at::Tensor value;
 };
 
-// Tensors of odd sizes, several dtypes, one of no dimensions and one of no elements. `seed` tells states apart.
+// Tensors of odd sizes, several dtypes, one of no dimensions and one of no elements. `seed` tells
+// states apart.
 inline std::vector<WholeTensor> MakeState(int seed) {
   const auto values = [&](at::IntArrayRef shape, int stride) {
     int64_t numel = 1;
@@ -41,7 +43,8 @@ enum class Layout {
 };
 
 // What rank `rank` of `ranks` holds. The pieces share no memory with `state`.
-inline std::vector<StatePiece> PiecesOf(const std::vector<WholeTensor>& state, Layout layout, int rank, int ranks) {
+inline std::vector<StatePiece> PiecesOf(const std::vector<WholeTensor>& state, Layout layout,
+                                        int rank, int ranks) {
   std::vector<StatePiece> pieces;
   const auto add = [&](const WholeTensor& tensor, int64_t begin, int64_t end) {
     pieces.push_back({.name = tensor.name,
@@ -59,7 +62,8 @@ inline std::vector<StatePiece> PiecesOf(const std::vector<WholeTensor>& state, L
     } else if (layout == Layout::kColumns && is_matrix) {
       const int64_t columns = state[i].value.size(1);
       for (int64_t row = 0; row < state[i].value.size(0); ++row) {
-        add(state[i], row * columns + columns * rank / ranks, row * columns + columns * (rank + 1) / ranks);
+        add(state[i], row * columns + columns * rank / ranks,
+            row * columns + columns * (rank + 1) / ranks);
       }
     } else {
       add(state[i], numel * rank / ranks, numel * (rank + 1) / ranks);
@@ -69,21 +73,25 @@ inline std::vector<StatePiece> PiecesOf(const std::vector<WholeTensor>& state, L
 }
 
 // The same pieces with other contents, to load into.
-inline std::vector<StatePiece> EmptyPieces(const std::vector<WholeTensor>& state, Layout layout, int rank, int ranks) {
+inline std::vector<StatePiece> EmptyPieces(const std::vector<WholeTensor>& state, Layout layout,
+                                           int rank, int ranks) {
   std::vector<StatePiece> pieces = PiecesOf(state, layout, rank, ranks);
   for (StatePiece& piece : pieces) piece.data.fill_(99);
   return pieces;
 }
 
 // OK if the pieces hold what `state` says, to the last bit.
-inline absl::Status CompareWithState(const std::vector<StatePiece>& pieces, const std::vector<WholeTensor>& state) {
+inline absl::Status CompareWithState(const std::vector<StatePiece>& pieces,
+                                     const std::vector<WholeTensor>& state) {
   for (const StatePiece& piece : pieces) {
     for (const WholeTensor& tensor : state) {
       if (tensor.name != piece.name) continue;
-      const at::Tensor want = tensor.value.reshape({-1}).slice(0, piece.begin, piece.begin + piece.data.numel());
+      const at::Tensor want =
+          tensor.value.reshape({-1}).slice(0, piece.begin, piece.begin + piece.data.numel());
       if (at::equal(want, piece.data)) continue;
       std::ostringstream text;
-      text << piece.name << " from element " << piece.begin << ": got " << piece.data << ", want " << want;
+      text << piece.name << " from element " << piece.begin << ": got " << piece.data << ", want "
+           << want;
       return absl::InternalError(text.str());
     }
   }

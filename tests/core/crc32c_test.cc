@@ -38,7 +38,8 @@ TEST(Crc32c, TablesEqualInstructionsAndPartsEqualTheWhole) {
     for (size_t end = begin; end < data.size(); end += 7) {
       const absl::string_view part = absl::string_view(data).substr(begin, end - begin);
       ASSERT_EQ(Crc32c(part), Crc32cPortable(part)) << begin << " to " << end;
-      const absl::string_view head = part.substr(0, part.size() / 3), tail = part.substr(part.size() / 3);
+      const absl::string_view head = part.substr(0, part.size() / 3),
+                              tail = part.substr(part.size() / 3);
       ASSERT_EQ(Crc32c(tail, Crc32c(head)), Crc32c(part)) << begin << " to " << end;
     }
   }

@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <array>
+#include <cerrno>
 #include <cstdlib>
 #include <tuple>
 
@@ -36,7 +36,8 @@ class TemporaryFolder {
   std::string path_;
 };
 
-absl::Status Write(FileSystem& files, const std::string& path, OpenMode mode, absl::string_view data, bool sync) {
+absl::Status Write(FileSystem& files, const std::string& path, OpenMode mode,
+                   absl::string_view data, bool sync) {
   SHOAL_ASSIGN_OR_RETURN(const auto file, files.OpenForWrite(path, mode));
   SHOAL_RETURN_IF_ERROR(file->Append(data));
   if (sync) SHOAL_RETURN_IF_ERROR(file->Sync());
@@ -58,7 +59,8 @@ void Conforms(FileSystem& files, const std::string& root) {
   EXPECT_FALSE(*Exists(files, path));
 
   ASSERT_EQ(Write(files, path, OpenMode::kCreateNew, "one", true), absl::OkStatus());
-  EXPECT_EQ(Write(files, path, OpenMode::kCreateNew, "two", true).code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(Write(files, path, OpenMode::kCreateNew, "two", true).code(),
+            absl::StatusCode::kAlreadyExists);
   ASSERT_EQ(Write(files, path, OpenMode::kAppend, "two", true), absl::OkStatus());
   EXPECT_EQ(Content(files, path), "onetwo");
   ASSERT_EQ(Write(files, path, OpenMode::kTruncate, "three", true), absl::OkStatus());
@@ -78,7 +80,8 @@ void Conforms(FileSystem& files, const std::string& root) {
   ASSERT_EQ(readable->ReadAt(1, absl::MakeSpan(buffer, 3)), absl::OkStatus());
   EXPECT_EQ(std::string(buffer, 3), "bcd");
   EXPECT_EQ(readable->ReadAt(1, absl::MakeSpan(buffer, 4)).code(), absl::StatusCode::kOutOfRange);
-  EXPECT_THAT(std::string(ReadFile(files, path, 3).status().message()), HasSubstr("has 4 bytes, more than the 3"));
+  EXPECT_THAT(std::string(ReadFile(files, path, 3).status().message()),
+              HasSubstr("has 4 bytes, more than the 3"));
   EXPECT_FALSE(files.OpenForRead(folder).ok());
 
   ASSERT_EQ(WriteFileAtomically(files, JoinPath(folder, "other"), "x"), absl::OkStatus());
@@ -117,7 +120,8 @@ TEST(FileSystem, PosixRefusesPipesInsteadOfWaiting) {
   PosixFileSystem files;
   const std::string pipe = JoinPath(folder.path(), "pipe");
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
-  EXPECT_THAT(std::string(files.OpenForRead(pipe).status().message()), HasSubstr("is not a regular file"));
+  EXPECT_THAT(std::string(files.OpenForRead(pipe).status().message()),
+              HasSubstr("is not a regular file"));
 }
 
 TEST(FileSystem, PosixErrorsNamePathAndReason) {
@@ -130,10 +134,12 @@ TEST(FileSystem, PosixErrorsNamePathAndReason) {
 TEST(FileSystem, RemovingDoesNotFollowLinks) {
   TemporaryFolder folder;
   PosixFileSystem files;
-  const std::string kept = JoinPath(folder.path(), "kept"), swept = JoinPath(folder.path(), "swept");
+  const std::string kept = JoinPath(folder.path(), "kept"),
+                    swept = JoinPath(folder.path(), "swept");
   ASSERT_EQ(CreateDirectories(files, kept), absl::OkStatus());
   ASSERT_EQ(CreateDirectories(files, swept), absl::OkStatus());
-  ASSERT_EQ(Write(files, JoinPath(kept, "file"), OpenMode::kCreateNew, "x", false), absl::OkStatus());
+  ASSERT_EQ(Write(files, JoinPath(kept, "file"), OpenMode::kCreateNew, "x", false),
+            absl::OkStatus());
   ASSERT_EQ(::symlink(kept.c_str(), JoinPath(swept, "link").c_str()), 0);
   ASSERT_EQ(RemoveRecursively(files, swept), absl::OkStatus());
   EXPECT_EQ(Content(files, JoinPath(kept, "file")), "x");
@@ -143,8 +149,12 @@ TEST(FileSystem, Paths) {
   EXPECT_EQ(JoinPath("a", "b"), "a/b");
   EXPECT_EQ(JoinPath("a/", "b"), "a/b");
   EXPECT_EQ(JoinPath("", "b"), "b");
-  for (const auto& [path, parent, name] : std::vector<std::array<std::string, 3>>{
-           {"a/b", "a", "b"}, {"a/b//", "a", "b"}, {"b", ".", "b"}, {"/b", "/", "b"}, {"a//b", "a", "b"}}) {
+  for (const auto& [path, parent, name] :
+       std::vector<std::array<std::string, 3>>{{"a/b", "a", "b"},
+                                               {"a/b//", "a", "b"},
+                                               {"b", ".", "b"},
+                                               {"/b", "/", "b"},
+                                               {"a//b", "a", "b"}}) {
     EXPECT_EQ(ParentPath(path), parent) << path;
     EXPECT_EQ(BaseName(path), name) << path;
   }
@@ -154,7 +164,8 @@ TEST(FileSystem, Paths) {
 TEST(MemoryFileSystem, PowerLossTakesWhatWasNotSynced) {
   MemoryFileSystem files;
   ASSERT_EQ(CreateDirectories(files, "/run"), absl::OkStatus());
-  // Synced bytes under a name that is not durable are gone; a durable name with unsynced bytes is empty.
+  // Synced bytes under a name that is not durable are gone; a durable name with unsynced bytes is
+  // empty.
   ASSERT_EQ(Write(files, "/run/named", OpenMode::kCreateNew, "lost", false), absl::OkStatus());
   ASSERT_EQ(files.SyncDirectory("/run"), absl::OkStatus());
   ASSERT_EQ(Write(files, "/run/unnamed", OpenMode::kCreateNew, "x", true), absl::OkStatus());
@@ -173,7 +184,8 @@ TEST(MemoryFileSystem, PowerLossTakesWhatWasNotSynced) {
 }
 
 TEST(FaultyFileSystem, FaultsComeWhenDue) {
-  for (const auto& [kind, content, later_works] : std::vector<std::tuple<Fault::Kind, std::string, bool>>{
+  for (const auto& [kind, content, later_works] :
+       std::vector<std::tuple<Fault::Kind, std::string, bool>>{
            {Fault::Kind::kFail, "", true},
            {Fault::Kind::kShortWrite, "abc", true},
            {Fault::Kind::kCrashBefore, "", false},
@@ -191,7 +203,8 @@ TEST(FaultyFileSystem, FaultsComeWhenDue) {
   }
 }
 
-// Whatever call of an atomic write fails, and even if the power goes then, a reader finds old or new.
+// Whatever call of an atomic write fails, and even if the power goes then, a reader finds old or
+// new.
 TEST(FaultyFileSystem, AtomicWriteIsAtomic) {
   for (const auto kind : {Fault::Kind::kFail, Fault::Kind::kShortWrite, Fault::Kind::kCrashBefore,
                           Fault::Kind::kCrashTorn, Fault::Kind::kCrashAfter}) {
@@ -203,7 +216,8 @@ TEST(FaultyFileSystem, AtomicWriteIsAtomic) {
       const std::string before = Content(memory, "/file");
       memory.DropUnsynced();
       const std::string after = Content(memory, "/file");
-      EXPECT_TRUE((before == "old" || before == "new") && (after == "old" || after == "new")) << before << after;
+      EXPECT_TRUE((before == "old" || before == "new") && (after == "old" || after == "new"))
+          << before << after;
       if (!status.ok()) continue;
       EXPECT_EQ(after, "new");
       EXPECT_EQ(call, 7);  // six calls, and then the fault is never due

@@ -32,12 +32,15 @@ MetricsRow RowOf(int64_t step) {
   return row;
 }
 
-std::string Content(FileSystem& files, const std::string& path) { return *ReadFile(files, path, 1 << 20); }
+std::string Content(FileSystem& files, const std::string& path) {
+  return *ReadFile(files, path, 1 << 20);
+}
 
 void WriteRows(FileSystem& files, int64_t last_step, int64_t first, int64_t last) {
   auto sink = OpenJsonlSink(files, "/metrics.jsonl", last_step);
   ASSERT_EQ(sink.status(), absl::OkStatus());
-  for (int64_t step = first; step <= last; ++step) ASSERT_EQ((*sink)->Write(RowOf(step)), absl::OkStatus());
+  for (int64_t step = first; step <= last; ++step)
+    ASSERT_EQ((*sink)->Write(RowOf(step)), absl::OkStatus());
   ASSERT_EQ((*sink)->Close(), absl::OkStatus());
 }
 
@@ -82,7 +85,8 @@ TEST(JsonlSink, ANewRunBeginsAnew) {
   MemoryFileSystem files;
   WriteRows(files, 0, 1, 6);
   WriteRows(files, 0, 1, 2);
-  EXPECT_EQ(Content(files, "/metrics.jsonl"), MetricsJson(RowOf(1)) + "\n" + MetricsJson(RowOf(2)) + "\n");
+  EXPECT_EQ(Content(files, "/metrics.jsonl"),
+            MetricsJson(RowOf(1)) + "\n" + MetricsJson(RowOf(2)) + "\n");
 }
 
 TEST(JsonlSink, EveryRowIsThereWhenWriteReturns) {
@@ -94,7 +98,8 @@ TEST(JsonlSink, EveryRowIsThereWhenWriteReturns) {
 
 TEST(JsonlSink, RefusesAnothersFile) {
   MemoryFileSystem files;
-  for (const char* text : {"my notes\n", "{\"step\":1}\n[1]\n", "{\"step\":\"1\"}\n", "{}\n", "\xff\xfe\n"}) {
+  for (const char* text :
+       {"my notes\n", "{\"step\":1}\n[1]\n", "{\"step\":\"1\"}\n", "{}\n", "\xff\xfe\n"}) {
     ASSERT_EQ(WriteFileAtomically(files, "/metrics.jsonl", text), absl::OkStatus());
     const absl::Status status = OpenJsonlSink(files, "/metrics.jsonl", 5).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << text;
@@ -118,7 +123,8 @@ TEST(JsonlSink, AFaultWhileResumingLosesNoRow) {
 
 TEST(ConsoleLine, Aligned) {
   EXPECT_EQ(ConsoleLine(RowOf(12), 1000, 200),
-            "step   12/1000  loss  0.0714  grad norm 0.1  lr 3.00e-04  12.3k tokens/s  left 3m 20s  312 MB/rank");
+            "step   12/1000  loss  0.0714  grad norm 0.1  lr 3.00e-04  12.3k tokens/s  left 3m 20s "
+            " 312 MB/rank");
   MetricsRow eval;
   eval.step = 200;
   eval.eval_loss = std::log(8.0);
@@ -126,12 +132,21 @@ TEST(ConsoleLine, Aligned) {
 }
 
 TEST(ConsoleLine, HumanNumbers) {
-  for (const auto& [seconds, text] : std::vector<std::pair<double, std::string>>{
-           {0.2, "0s"}, {59.6, "1m 00s"}, {75, "1m 15s"}, {4000, "1h 06m"}, {90000, "1d 01h"}, {NAN, "?"}, {-1, "?"}}) {
+  for (const auto& [seconds, text] : std::vector<std::pair<double, std::string>>{{0.2, "0s"},
+                                                                                 {59.6, "1m 00s"},
+                                                                                 {75, "1m 15s"},
+                                                                                 {4000, "1h 06m"},
+                                                                                 {90000, "1d 01h"},
+                                                                                 {NAN, "?"},
+                                                                                 {-1, "?"}}) {
     EXPECT_EQ(HumanSeconds(seconds), text);
   }
-  for (const auto& [bytes, text] : std::vector<std::pair<double, std::string>>{
-           {0, "0 B"}, {999, "999 B"}, {1000, "1.00 kB"}, {9999, "10.0 kB"}, {999999, "1.00 MB"}, {312e6, "312 MB"}}) {
+  for (const auto& [bytes, text] : std::vector<std::pair<double, std::string>>{{0, "0 B"},
+                                                                               {999, "999 B"},
+                                                                               {1000, "1.00 kB"},
+                                                                               {9999, "10.0 kB"},
+                                                                               {999999, "1.00 MB"},
+                                                                               {312e6, "312 MB"}}) {
     EXPECT_EQ(HumanBytes(bytes), text);
   }
 }

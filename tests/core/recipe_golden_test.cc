@@ -1,6 +1,8 @@
-// tests/core/bad_recipes/NNN_what.yaml: a recipe that is wrong in one way. Its last lines are comments:
-// `#= key=value` an override, `#! 2:3: key: message` an error that it must give, exactly and in this order
-// (the file's name before the place is left out; `#! @base/x.yaml:2:3: ...` stands for another file).
+// tests/core/bad_recipes/NNN_what.yaml: a recipe that is wrong in one way. Its last lines are
+// comments:
+// `#= key=value` an override, `#! 2:3: key: message` an error that it must give, exactly and in
+// this order (the file's name before the place is left out; `#! @base/x.yaml:2:3: ...` stands for
+// another file).
 #include <algorithm>
 #include <filesystem>
 #include <fstream>

@@ -32,7 +32,8 @@ struct HostileText {
 
 std::vector<HostileText> HostileTexts() {
   std::string bomb = "a0: &a0 [x, x]\n";
-  for (int i = 1; i < 30; ++i) absl::StrAppend(&bomb, "a", i, ": &a", i, " [*a", i - 1, ", *a", i - 1, "]\n");
+  for (int i = 1; i < 30; ++i)
+    absl::StrAppend(&bomb, "a", i, ": &a", i, " [*a", i - 1, ", *a", i - 1, "]\n");
   return {
       {"open brackets", Repeat("[", 100'000)},
       {"open braces", Repeat("{", 100'000)},
@@ -62,7 +63,8 @@ std::vector<HostileText> HostileTexts() {
       {"long quotes", absl::StrCat("run: {name: '", Repeat("''", 400'000), "'}")},
       {"long lines", absl::StrCat("run:\n  name: b\n", Repeat("   c\n", 150'000))},
       {"long key", absl::StrCat(std::string(500'000, 'k'), ": 1")},
-      {"many keys", [] {
+      {"many keys",
+       [] {
          std::string text;
          for (int i = 0; i < 50'000; ++i) absl::StrAppend(&text, "k", i, ": 1\n");
          return text;
@@ -71,9 +73,10 @@ std::vector<HostileText> HostileTexts() {
       {"too many bytes", std::string(2'000'000, '#')},
       {"references", absl::StrCat("run: {name: \"", Repeat("${optimizer.name}", 30'000), "\"}")},
       {"references of references",
-       absl::StrCat("run: {name: \"", Repeat("${model.family_file}", 100), "\"}\nmodel: {family_file: \"",
-                    Repeat("${tokenizer.name_or_path}", 100), "\"}\ntokenizer: {name_or_path: \"",
-                    Repeat("${model.name_or_path}", 100), "\"}")},
+       absl::StrCat("run: {name: \"", Repeat("${model.family_file}", 100),
+                    "\"}\nmodel: {family_file: \"", Repeat("${tokenizer.name_or_path}", 100),
+                    "\"}\ntokenizer: {name_or_path: \"", Repeat("${model.name_or_path}", 100),
+                    "\"}")},
   };
 }
 
@@ -92,7 +95,8 @@ TEST(HostileRecipe, OverridesAreAsSafe) {
   for (const HostileText& hostile : HostileTexts()) {
     SCOPED_TRACE(hostile.name);
     const std::string text = hostile.text.substr(0, 50'000);
-    for (const char* key : {"", "run.name=", "model.config=", "sample.prompts=", "model.config.a.b="}) {
+    for (const char* key :
+         {"", "run.name=", "model.config=", "sample.prompts=", "model.config.a.b="}) {
       (void)ParseRecipe("", "hostile.yaml", {absl::StrCat(key, text)});
     }
   }
@@ -130,8 +134,11 @@ void ExpectRoundTrip(const LoadedRecipe& recipe, const std::string& text) {
 // Replaces, inserts, deletes or doubles a piece of the text.
 std::string Mutated(std::string text, const Philox& random, uint64_t index) {
   static const std::vector<std::string> kPieces = {
-      ": ", "- ", "\n", "  ", "{", "}", "[", "]", ",", "\"", "'", "#", "&a ", "*a", "!t ", "|", ">", "?", "%", "${", "}", "null",
-      "~", "1e9", "-1", ".5", "0x1", "\t", "\xC3\xA9", "\xFF", "extends: x", "training", "<<", "...", "---\n", "\\", "\xE2\x80\xA8"};
+      ": ", "- ",  "\n",    "  ", "{",           "}",    "[",          "]",
+      ",",  "\"",  "'",     "#",  "&a ",         "*a",   "!t ",        "|",
+      ">",  "?",   "%",     "${", "}",           "null", "~",          "1e9",
+      "-1", ".5",  "0x1",   "\t", "\xC3\xA9",    "\xFF", "extends: x", "training",
+      "<<", "...", "---\n", "\\", "\xE2\x80\xA8"};
   const int edits = 1 + random.Bits(index * 64) % 4;
   for (int edit = 0; edit < edits; ++edit) {
     const auto draw = [&](int k) { return random.Bits(index * 64 + 1 + edit * 4 + k); };
@@ -174,7 +181,8 @@ TEST(RecipeFuzz, RandomBytes) {
   for (uint64_t i = 0; i < 2'000; ++i) {
     std::string text;
     const size_t length = random.Bits(i * 128) % 100;
-    for (size_t k = 0; k < length; ++k) text += kAlphabet[random.Bits(i * 128 + 1 + k) % (sizeof(kAlphabet) - 1)];
+    for (size_t k = 0; k < length; ++k)
+      text += kAlphabet[random.Bits(i * 128 + 1 + k) % (sizeof(kAlphabet) - 1)];
     (void)ParseRecipe(text, "bytes.yaml");
     (void)ParseRecipe("", "bytes.yaml", {absl::StrCat("model.config.a=", text)});
   }

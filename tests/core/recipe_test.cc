@@ -65,8 +65,9 @@ TEST(Recipe, HoldsValuesDefaultsAndPlaces) {
 }
 
 TEST(Recipe, TypesComeFromTheSchemaAndFreeFormOnesFromYaml) {
-  const LoadedRecipe recipe = Load(kGood, {"run.name=no", "optimizer.learning_rate=1e-3", "training.max_steps=1e3",
-                                           "model.config.name='12'", "model.config.layers=[1, 2.5, {a: true}]"});
+  const LoadedRecipe recipe =
+      Load(kGood, {"run.name=no", "optimizer.learning_rate=1e-3", "training.max_steps=1e3",
+                   "model.config.name='12'", "model.config.layers=[1, 2.5, {a: true}]"});
   EXPECT_EQ(recipe.proto.run().name(), "no");
   EXPECT_EQ(recipe.proto.run().output_dir(), "runs/no");
   EXPECT_EQ(recipe.proto.optimizer().learning_rate(), 1e-3);
@@ -80,21 +81,23 @@ TEST(Recipe, TypesComeFromTheSchemaAndFreeFormOnesFromYaml) {
 }
 
 TEST(Recipe, OverridesListsEntriesAndNulls) {
-  const LoadedRecipe recipe =
-      Load(kGood, {"sample.prompts=[a, 'b, c']", "data.train.0.path=x y.txt", "data.train.1.path=z.txt",
-                   "logging.report_to=[console]", "logging.report_to.1=jsonl", "training.max_steps=null",
-                   "training.num_train_epochs=2"});
+  const LoadedRecipe recipe = Load(
+      kGood, {"sample.prompts=[a, 'b, c']", "data.train.0.path=x y.txt", "data.train.1.path=z.txt",
+              "logging.report_to=[console]", "logging.report_to.1=jsonl", "training.max_steps=null",
+              "training.num_train_epochs=2"});
   EXPECT_THAT(recipe.proto.sample().prompts(), ElementsAre("a", "b, c"));
   EXPECT_EQ(recipe.proto.data().train(0).path(), "x y.txt");
   EXPECT_EQ(recipe.proto.data().train(1).path(), "z.txt");
-  EXPECT_THAT(recipe.proto.logging().report_to(), ElementsAre(LoggingSection::console, LoggingSection::jsonl_file));
+  EXPECT_THAT(recipe.proto.logging().report_to(),
+              ElementsAre(LoggingSection::console, LoggingSection::jsonl_file));
   EXPECT_FALSE(recipe.proto.training().has_max_steps());
   EXPECT_EQ(Load(kGood, {"data.train=[{path: q.txt}]"}).proto.data().train(0).path(), "q.txt");
 }
 
 TEST(Recipe, ReadsBroughtNamesWithANotice) {
-  const LoadedRecipe recipe = Load(std::string(kGood) + "lr: 3e-4\nbf16: true\nzero_optimization: {stage: 2}\n",
-                                   {"training.micro_batch_size=4", "dp_shard_size=2"});
+  const LoadedRecipe recipe =
+      Load(std::string(kGood) + "lr: 3e-4\nbf16: true\nzero_optimization: {stage: 2}\n",
+           {"training.micro_batch_size=4", "dp_shard_size=2"});
   EXPECT_EQ(recipe.proto.optimizer().learning_rate(), 3e-4);
   EXPECT_EQ(recipe.proto.model().dtype(), bfloat16);
   EXPECT_EQ(recipe.proto.zero().stage(), 2);
@@ -105,19 +108,24 @@ TEST(Recipe, ReadsBroughtNamesWithANotice) {
   EXPECT_EQ(recipe.notices[3],
             "command line: training.micro_batch_size=4: training.micro_batch_size is read as "
             "training.per_device_train_batch_size");
-  EXPECT_EQ(Load(std::string(kGood) + "lr: 3e-4\n", {"optimizer.learning_rate=1"}).proto.optimizer().learning_rate(), 1);
+  EXPECT_EQ(Load(std::string(kGood) + "lr: 3e-4\n", {"optimizer.learning_rate=1"})
+                .proto.optimizer()
+                .learning_rate(),
+            1);
 }
 
 TEST(Recipe, SubstitutesReferences) {
-  const LoadedRecipe recipe = Load(kGood, {"run.name=${model.dtype}-${optimizer.learning_rate}-$${x}",
-                                           "eval.max_batches=${training.max_steps}"});
+  const LoadedRecipe recipe =
+      Load(kGood, {"run.name=${model.dtype}-${optimizer.learning_rate}-$${x}",
+                   "eval.max_batches=${training.max_steps}"});
   EXPECT_EQ(recipe.proto.run().name(), "float32-5.0e-05-${x}");
   EXPECT_EQ(recipe.proto.eval().max_batches(), 100);
   EXPECT_EQ(Load(recipe.ResolvedYaml()).proto.run().name(), "float32-5.0e-05-${x}");
 }
 
 TEST(Recipe, PrintsWhatReadsBackToTheSame) {
-  const LoadedRecipe recipe = Load(kGood, {"run.name=\"é \\\"x\\\" \\\\ \\t: #\"", "sample.prompts=['', ' ', 'null', '~', '1', 'a\nb']"});
+  const LoadedRecipe recipe = Load(kGood, {"run.name=\"é \\\"x\\\" \\\\ \\t: #\"",
+                                           "sample.prompts=['', ' ', 'null', '~', '1', 'a\nb']"});
   const LoadedRecipe again = Load(recipe.ResolvedYaml());
   EXPECT_EQ(again.proto.run().name(), recipe.proto.run().name());
   EXPECT_EQ(again.ResolvedYaml(), recipe.ResolvedYaml());
@@ -135,13 +143,17 @@ class ExtendsTest : public testing::Test {
   }
   ~ExtendsTest() override { std::filesystem::remove_all(folder_); }
 
-  const std::filesystem::path folder_ = std::filesystem::path(testing::TempDir()) / "shoal_extends_test";
+  const std::filesystem::path folder_ =
+      std::filesystem::path(testing::TempDir()) / "shoal_extends_test";
 };
 
 TEST_F(ExtendsTest, MergesDeeplyAndKeepsPlaces) {
   Write("base/good.yaml", kGood);
-  Write("base/small.yaml", "extends: good.yaml\nmodel: {config: {hidden_size: 32}}\nlr: 1\nzero: {stage: 1}\n");
-  Write("train.yaml", "extends: base/small.yaml\ndata: {train: [{path: a}, {path: b}]}\noptimizer: {learning_rate: 2}\n");
+  Write("base/small.yaml",
+        "extends: good.yaml\nmodel: {config: {hidden_size: 32}}\nlr: 1\nzero: {stage: 1}\n");
+  Write("train.yaml",
+        "extends: base/small.yaml\ndata: {train: [{path: a}, {path: b}]}\noptimizer: "
+        "{learning_rate: 2}\n");
   absl::StatusOr<LoadedRecipe> recipe = LoadRecipe((folder_ / "train.yaml").string());
   ASSERT_TRUE(recipe.ok()) << recipe.status().message();
   EXPECT_EQ(recipe->proto.model().config().fields().at("hidden_size").number_value(), 32);
@@ -169,10 +181,13 @@ BatchPlan Plan(const std::string& training, int ranks) {
 
 TEST(PlanBatch, AnyTwoGiveTheThird) {
   const BatchPlan none = Plan("", 2);
-  EXPECT_EQ(none.equation, "global_batch_size 16 = per_device_train_batch_size 8 * gradient_accumulation_steps 1 * ranks 2");
+  EXPECT_EQ(none.equation,
+            "global_batch_size 16 = per_device_train_batch_size 8 * gradient_accumulation_steps 1 "
+            "* ranks 2");
   EXPECT_EQ(Plan("  per_device_train_batch_size: 4\n  global_batch_size: 32\n", 2).accumulation, 4);
   EXPECT_EQ(Plan("  gradient_accumulation_steps: 4\n  global_batch_size: 32\n", 2).per_device, 4);
-  EXPECT_EQ(Plan("  gradient_accumulation_steps: 4\n  per_device_train_batch_size: 3\n", 2).global, 24);
+  EXPECT_EQ(Plan("  gradient_accumulation_steps: 4\n  per_device_train_batch_size: 3\n", 2).global,
+            24);
   const BatchPlan global = Plan("  global_batch_size: 36\n", 3);
   EXPECT_EQ(global.per_device, 6);  // The largest of at most 8 that divides 12
   EXPECT_EQ(global.accumulation, 2);
@@ -180,26 +195,33 @@ TEST(PlanBatch, AnyTwoGiveTheThird) {
 }
 
 TEST(PlanBatch, SaysWhatDoesNotComeOut) {
-  const LoadedRecipe odd = Load(std::string(kGood) + "  per_device_train_batch_size: 2\n  global_batch_size: 10\n");
+  const LoadedRecipe odd =
+      Load(std::string(kGood) + "  per_device_train_batch_size: 2\n  global_batch_size: 10\n");
   EXPECT_EQ(PlanBatch(odd, 2).status().message(),
-            "train.yaml:14:22: training.global_batch_size: got 10, expected a multiple of per_device_train_batch_size 2 * "
+            "train.yaml:14:22: training.global_batch_size: got 10, expected a multiple of "
+            "per_device_train_batch_size 2 * "
             "gradient_accumulation_steps 1 * ranks 2 = 4, such as 8 or 12");
   const LoadedRecipe all = Load(std::string(kGood) +
-                                "  per_device_train_batch_size: 2\n  gradient_accumulation_steps: 1\n  global_batch_size: 8\n");
+                                "  per_device_train_batch_size: 2\n  gradient_accumulation_steps: "
+                                "1\n  global_batch_size: 8\n");
   EXPECT_TRUE(PlanBatch(all, 4).ok());
   EXPECT_THAT(std::string(PlanBatch(all, 2).status().message()),
-              HasSubstr("global_batch_size 8 = per_device_train_batch_size 2 * gradient_accumulation_steps 1 * ranks 2 = 4"));
+              HasSubstr("global_batch_size 8 = per_device_train_batch_size 2 * "
+                        "gradient_accumulation_steps 1 * ranks 2 = 4"));
 }
 
 TEST(PlanMesh, MultipliesToTheRanks) {
-  EXPECT_EQ(PlanMesh(Load(kGood), 3)->equation, "3 ranks = replicate 1 * shard 3 * tensor 1 * pipeline 1 * context 1 * expert 1");
+  EXPECT_EQ(PlanMesh(Load(kGood), 3)->equation,
+            "3 ranks = replicate 1 * shard 3 * tensor 1 * pipeline 1 * context 1 * expert 1");
   EXPECT_EQ(PlanMesh(Load(kGood), 1)->data_parallel_ranks, 1);
   const LoadedRecipe four = Load(kGood, {"parallelism.data_parallel_shard=4"});
   EXPECT_TRUE(PlanMesh(four, 4).ok());
-  EXPECT_EQ(PlanMesh(four, 2).status().message(),
-            "command line: parallelism.data_parallel_shard=4: parallelism.data_parallel_shard: the mesh does not come out: 2 "
-            "ranks = replicate 1 * shard 4 * tensor 1 * pipeline 1 * context 1 * expert 1; change -n or "
-            "data_parallel_shard (0: what the other axes leave)");
+  EXPECT_EQ(
+      PlanMesh(four, 2).status().message(),
+      "command line: parallelism.data_parallel_shard=4: parallelism.data_parallel_shard: the mesh "
+      "does not come out: 2 "
+      "ranks = replicate 1 * shard 4 * tensor 1 * pipeline 1 * context 1 * expert 1; change -n or "
+      "data_parallel_shard (0: what the other axes leave)");
 }
 
 TEST(RecipeReference, EveryKeyAndValueHasACommentAndAReadableRange) {
@@ -210,16 +232,21 @@ TEST(RecipeReference, EveryKeyAndValueHasACommentAndAReadableRange) {
     RangeOf(*doc.field);  // A malformed one would stop the test
     for (size_t i = 0; i < doc.value_comments.size(); ++i) {
       const bool plain = doc.field->enum_type()->value(i)->name() != "auto_dtype";
-      if (plain) EXPECT_NE(doc.value_comments[i], "") << doc.path << " " << EnumYamlName(*doc.field->enum_type()->value(i));
+      if (plain)
+        EXPECT_NE(doc.value_comments[i], "")
+            << doc.path << " " << EnumYamlName(*doc.field->enum_type()->value(i));
     }
   }
   EXPECT_EQ(paths.count("data.train.path"), 1u);
 }
 
 TEST(RecipeReference, TextNamesTypeDefaultAndRange) {
-  EXPECT_THAT(*RecipeReferenceText("zero.stage"), HasSubstr("zero.stage: a whole number between 0 and 3, default 0\n"));
-  EXPECT_THAT(*RecipeReferenceText("optimizer"), HasSubstr("optimizer.adam_beta1: a number of at least 0 and below 1, default 0.9"));
-  EXPECT_EQ(RecipeReferenceText("zero.stag").status().message(), "zero.stag: unknown key, did you mean zero.stage?");
+  EXPECT_THAT(*RecipeReferenceText("zero.stage"),
+              HasSubstr("zero.stage: a whole number between 0 and 3, default 0\n"));
+  EXPECT_THAT(*RecipeReferenceText("optimizer"),
+              HasSubstr("optimizer.adam_beta1: a number of at least 0 and below 1, default 0.9"));
+  EXPECT_EQ(RecipeReferenceText("zero.stag").status().message(),
+            "zero.stag: unknown key, did you mean zero.stage?");
 }
 
 TEST(RecipeReference, JsonSchemaIsJsonAndFollowsTheSchema) {
@@ -229,7 +256,8 @@ TEST(RecipeReference, JsonSchemaIsJsonAndFollowsTheSchema) {
   EXPECT_EQ(stage.at("minimum"), 0);
   EXPECT_EQ(stage.at("maximum"), 3);
   EXPECT_EQ(stage.at("default"), 0);
-  const nlohmann::json& source = schema.at("properties").at("data").at("properties").at("train").at("items");
+  const nlohmann::json& source =
+      schema.at("properties").at("data").at("properties").at("train").at("items");
   EXPECT_EQ(source.at("required"), nlohmann::json({"path"}));
   EXPECT_EQ(source.at("additionalProperties"), false);
   EXPECT_EQ(source.at("properties").at("format").at("enum").at(0), "auto");

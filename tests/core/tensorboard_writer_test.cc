@@ -28,8 +28,8 @@ std::vector<tensorboard::Event> Events(absl::string_view bytes) {
 
 // What tensorboard 2.21's own writer (tensorboard.summary.writer.record_writer) makes of b"shoal".
 TEST(TfRecord, EqualsTensorboards) {
-  const unsigned char want[] = {0x05, 0, 0, 0, 0, 0, 0, 0, 0xea, 0xb2, 0x04, 0x3e, 's', 'h', 'o', 'a', 'l',
-                                0xa5, 0xcd, 0x0a, 0xc4};
+  const unsigned char want[] = {0x05, 0,   0,   0,   0,   0,   0,    0,    0xea, 0xb2, 0x04,
+                                0x3e, 's', 'h', 'o', 'a', 'l', 0xa5, 0xcd, 0x0a, 0xc4};
   EXPECT_EQ(TfRecord("shoal"), std::string(reinterpret_cast<const char*>(want), sizeof want));
 }
 
@@ -58,14 +58,17 @@ TEST(TensorboardSink, WritesScalarsUnderTags) {
   EXPECT_EQ(events[3].step(), 5);
   std::vector<std::pair<std::string, float>> got;
   for (const auto& value : values.value()) got.emplace_back(value.tag(), value.simple_value());
-  EXPECT_EQ(got, (std::vector<std::pair<std::string, float>>{
-                     {"train/loss", 2.5}, {"bytes/bytes_sent", 1024}, {"eval/loss", 1.5}, {"train/mfu", 0.5},
-                     {"data/epoch", 2}}));
+  EXPECT_EQ(got, (std::vector<std::pair<std::string, float>>{{"train/loss", 2.5},
+                                                             {"bytes/bytes_sent", 1024},
+                                                             {"eval/loss", 1.5},
+                                                             {"train/mfu", 0.5},
+                                                             {"data/epoch", 2}}));
 }
 
 TEST(TensorboardSink, EveryStartHasItsFile) {
   MemoryFileSystem files;
-  for (int start = 0; start < 3; ++start) ASSERT_TRUE(OpenTensorboardSink(files, "/tb", 0, "").ok());
+  for (int start = 0; start < 3; ++start)
+    ASSERT_TRUE(OpenTensorboardSink(files, "/tb", 0, "").ok());
   EXPECT_EQ(files.List("/tb")->size(), 3u);
 }
 

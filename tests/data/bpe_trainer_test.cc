@@ -10,12 +10,14 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Vocabulary and merges equal to Python's BpeTrainer, see tests/fixtures/make_bpe_trainer_fixtures.py.
+// Vocabulary and merges equal to Python's BpeTrainer, see
+// tests/fixtures/make_bpe_trainer_fixtures.py.
 TEST(BpeTrainerTest, EqualsPython) {
   const Json fixture = Json::parse(ReadText("tests/fixtures/bpe_training.json"));
   for (const Json& expected : fixture["cases"]) {
     SCOPED_TRACE(expected["vocab_size"].dump());
-    BpeTrainer trainer({.vocab_size = expected["vocab_size"], .min_frequency = expected["min_frequency"],
+    BpeTrainer trainer({.vocab_size = expected["vocab_size"],
+                        .min_frequency = expected["min_frequency"],
                         .special_tokens = expected["special_tokens"]});
     for (const Json& text : fixture["texts"]) trainer.AddText(text.get<std::string>());
     const auto tokenizer = trainer.Train();
@@ -26,7 +28,8 @@ TEST(BpeTrainerTest, EqualsPython) {
     const Json model = Json::parse(ReadText(folder.Path("tokenizer.json")))["model"];
     std::vector<std::string> tokens(model["vocab"].size()), merges;
     for (const auto& [token, id] : model["vocab"].items()) tokens.at(id.get<size_t>()) = token;
-    for (const Json& merge : model["merges"]) merges.push_back(merge[0].get<std::string>() + " " + merge[1].get<std::string>());
+    for (const Json& merge : model["merges"])
+      merges.push_back(merge[0].get<std::string>() + " " + merge[1].get<std::string>());
     EXPECT_EQ(tokens, expected["tokens"].get<std::vector<std::string>>());
     EXPECT_EQ(merges, expected["merges"].get<std::vector<std::string>>());
   }

@@ -41,7 +41,8 @@ class DataLoaderTest : public ::testing::Test {
       EXPECT_EQ(batches->size(), static_cast<size_t>(micro_batches));
       for (const Batch& batch : *batches) {
         EXPECT_EQ(batch.num_targets, rows * kLength);
-        for (int b = 0; b < rows; ++b) sequences.insert(batch.tokens_BT[b][0].item<int64_t>() / kLength);
+        for (int b = 0; b < rows; ++b)
+          sequences.insert(batch.tokens_BT[b][0].item<int64_t>() / kLength);
       }
     }
     return sequences;
@@ -81,7 +82,8 @@ TEST_F(DataLoaderTest, AStepDoesNotDependOnThoseBefore) {
   for (int64_t step = 0; step < 6; ++step) {
     const auto a = running.MicroBatches(step), b = Make(4, 2, 0, 1).MicroBatches(step);
     for (size_t m = 0; m < a->size(); ++m) {
-      EXPECT_TRUE((*a)[m].tokens_BT.equal((*b)[m].tokens_BT) && (*a)[m].targets_BT.equal((*b)[m].targets_BT));
+      EXPECT_TRUE((*a)[m].tokens_BT.equal((*b)[m].tokens_BT) &&
+                  (*a)[m].targets_BT.equal((*b)[m].targets_BT));
     }
   }
 }
@@ -109,14 +111,16 @@ TEST_F(DataLoaderTest, HeldOutTokensAreNeverTrainedOn) {
 TEST_F(DataLoaderTest, FileOrderAndDocumentRows) {
   options_.data.set_shuffle(false);
   options_.data.set_packing(false);
-  options_.prepared.train = {folder_.Write("rows.json", R"({"input_ids": [[0,1,2,3,4,5,6,7,8,9],[10,11,12,13,14,15,16,17,18,19]]})")};
+  options_.prepared.train = {folder_.Write(
+      "rows.json", R"({"input_ids": [[0,1,2,3,4,5,6,7,8,9],[10,11,12,13,14,15,16,17,18,19]]})")};
   const auto batches = Make(2, 1, 0, 1).MicroBatches(0);
   const Batch& batch = batches->at(0);
   EXPECT_EQ(batch.num_targets, 18);
   for (int b = 0; b < 2; ++b) {
     for (int t = 0; t < 10; ++t) {
       EXPECT_EQ(batch.tokens_BT[b][t].item<int64_t>(), 10 * b + t);
-      EXPECT_EQ(batch.targets_BT[b][t].item<int64_t>(), t == 9 ? Batch::kIgnoreIndex : 10 * b + t + 1);
+      EXPECT_EQ(batch.targets_BT[b][t].item<int64_t>(),
+                t == 9 ? Batch::kIgnoreIndex : 10 * b + t + 1);
     }
   }
   EXPECT_FALSE(batch.documents_BT.defined());
@@ -135,7 +139,8 @@ TEST_F(DataLoaderTest, TooLittleDataIsAnError) {
               HasSubstr("data.train does not fill one sequence: 331 tokens, data.seq_length 400"));
   options_.data.set_seq_length(kLength);
   options_.data.set_holdout(0.001);
-  EXPECT_THAT(std::string(DataLoader::Create(options_).status().message()), HasSubstr("data.holdout does not fill"));
+  EXPECT_THAT(std::string(DataLoader::Create(options_).status().message()),
+              HasSubstr("data.holdout does not fill"));
 }
 
 }  // namespace

@@ -32,11 +32,14 @@ absl::StatusOr<std::vector<std::string>> ReadAll(const DataSource& source) {
   return documents;
 }
 
-std::string Refusal(const DataSource& source) { return std::string(ReadAll(source).status().message()); }
+std::string Refusal(const DataSource& source) {
+  return std::string(ReadAll(source).status().message());
+}
 
 TEST(DocumentReaderTest, AFileOfTextIsADocumentAsItIs) {
   const TestFolder folder;
-  EXPECT_THAT(*ReadAll(Source(folder.Write("a.txt", "one\r\n\n two"))), ElementsAre("one\r\n\n two"));
+  EXPECT_THAT(*ReadAll(Source(folder.Write("a.txt", "one\r\n\n two"))),
+              ElementsAre("one\r\n\n two"));
   EXPECT_THAT(*ReadAll(Source(folder.Write("a.txt", ""))), IsEmpty());
 }
 
@@ -50,11 +53,16 @@ TEST(DocumentReaderTest, SeparatorEndsDocuments) {
 TEST(DocumentReaderTest, JsonLinesNameTheBadLine) {
   const TestFolder folder;
   const auto write = [&](const std::string& text) { return Source(folder.Write("a.jsonl", text)); };
-  EXPECT_THAT(*ReadAll(write("{\"text\": \"a\\nb\"}\n\n  \n{\"text\": \"\"}\n{\"text\": \"é\", \"x\": 1}")), ElementsAre("a\nb", "é"));
-  EXPECT_THAT(Refusal(write("{\"text\": \"a\"}\n{\"text\": \n")), HasSubstr("a.jsonl:2: not a line of JSON"));
+  EXPECT_THAT(
+      *ReadAll(write("{\"text\": \"a\\nb\"}\n\n  \n{\"text\": \"\"}\n{\"text\": \"é\", \"x\": 1}")),
+      ElementsAre("a\nb", "é"));
+  EXPECT_THAT(Refusal(write("{\"text\": \"a\"}\n{\"text\": \n")),
+              HasSubstr("a.jsonl:2: not a line of JSON"));
   EXPECT_THAT(Refusal(write("[1]")), HasSubstr("a.jsonl:1: expected a JSON object, got array"));
-  EXPECT_THAT(Refusal(write("{\"body\": \"a\"}")), HasSubstr("a.jsonl:1: there is no field \"text\""));
-  EXPECT_THAT(Refusal(write("\n{\"text\": 3}")), HasSubstr("a.jsonl:2: field \"text\": expected a string, got number"));
+  EXPECT_THAT(Refusal(write("{\"body\": \"a\"}")),
+              HasSubstr("a.jsonl:1: there is no field \"text\""));
+  EXPECT_THAT(Refusal(write("\n{\"text\": 3}")),
+              HasSubstr("a.jsonl:2: field \"text\": expected a string, got number"));
   DataSource source = write("{\"body\": \"a\"}");
   source.set_field("body");
   EXPECT_THAT(*ReadAll(source), ElementsAre("a"));
@@ -71,15 +79,18 @@ TEST(DocumentReaderTest, FoldersAndPatternsAreReadInNameOrder) {
   EXPECT_THAT(*ReadAll(Source(folder.Path("?.txt"))), ElementsAre("b", "c"));
   EXPECT_THAT(*ReadAll(Source(folder.Path("*/*.md"))), ElementsAre("a2"));
   EXPECT_EQ(ReadAll(Source(folder.Path("nothing*"))).status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(ReadAll(Source(folder.Path("nothing.txt"))).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(ReadAll(Source(folder.Path("nothing.txt"))).status().code(),
+            absl::StatusCode::kNotFound);
   folder.Write("d.pdf", "x");
-  EXPECT_THAT(Refusal(Source(folder.path())), HasSubstr("d.pdf: the ending does not say the format"));
+  EXPECT_THAT(Refusal(Source(folder.path())),
+              HasSubstr("d.pdf: the ending does not say the format"));
 }
 
 TEST(DocumentReaderTest, LongTextComesInPartsThatJoinToIt) {
   const TestFolder folder;
   std::string text;
-  while (text.size() < (size_t{33} << 20)) text += "word word, word.\n\n  indented\nnext line of words\n";
+  while (text.size() < (size_t{33} << 20))
+    text += "word word, word.\n\n  indented\nnext line of words\n";
   const DataSource source = Source(folder.Write("a.txt", text));
   auto reader = DocumentReader::Open(source, {source.path(), DataSource::text});
   DocumentPart first, second, none;

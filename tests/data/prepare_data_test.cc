@@ -17,7 +17,8 @@ class PrepareDataTest : public ::testing::Test {
     options_.output_dir = folder_.Path("run");
     options_.tokenizer.mutable_train()->set_vocab_size(400);
     AddTrain(folder_.Write("text/a.txt", ReadText("tests/fixtures/english.txt")));
-    AddTrain(folder_.Write("b.jsonl", "{\"text\": \"one document\"}\n{\"text\": \"and another\"}\n"));
+    AddTrain(
+        folder_.Write("b.jsonl", "{\"text\": \"one document\"}\n{\"text\": \"and another\"}\n"));
   }
   void AddTrain(const std::string& path) { options_.data.add_train()->set_path(path); }
 
@@ -37,8 +38,10 @@ TEST_F(PrepareDataTest, TokensDecodeToTheDocuments) {
   ASSERT_TRUE(dataset.ok()) << dataset.status();
   std::vector<int64_t> ids(dataset->num_tokens());
   ASSERT_TRUE(dataset->Read(0, std::span(ids)).ok());
-  EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>(ids.begin(), ids.end()), {.skip_special_tokens = false}),
-            ReadText("tests/fixtures/english.txt") + "<|endoftext|>one document<|endoftext|>and another<|endoftext|>");
+  EXPECT_EQ(tokenizer->Decode(std::vector<int32_t>(ids.begin(), ids.end()),
+                              {.skip_special_tokens = false}),
+            ReadText("tests/fixtures/english.txt") +
+                "<|endoftext|>one document<|endoftext|>and another<|endoftext|>");
 }
 
 TEST_F(PrepareDataTest, IsDoneOnceUntilAnInputChanges) {
@@ -59,7 +62,9 @@ TEST_F(PrepareDataTest, IsDoneOnceUntilAnInputChanges) {
 
 TEST_F(PrepareDataTest, ThreadsDoNotChangeTheResult) {
   std::string lines;
-  for (int i = 0; i < 60000; ++i) lines += "{\"text\": \"line " + std::to_string(i * 7919) + " of a text that takes several batches of two megabytes\"}\n";
+  for (int i = 0; i < 60000; ++i)
+    lines += "{\"text\": \"line " + std::to_string(i * 7919) +
+             " of a text that takes several batches of two megabytes\"}\n";
   folder_.Write("b.jsonl", lines);
   const auto one = PrepareData(options_);
   const std::string shard = ReadText(one->train[0]);
@@ -77,15 +82,18 @@ TEST_F(PrepareDataTest, ShardsOfIdsNeedNoTokenizer) {
   EXPECT_EQ(prepared->tokenizer, "");
   EXPECT_EQ(prepared->vocab_size, 4);
   options.data.add_train()->set_path(folder_.Write("c.txt", "text"));
-  EXPECT_THAT(std::string(PrepareData(options).status().message()), HasSubstr("there is no tokenizer"));
+  EXPECT_THAT(std::string(PrepareData(options).status().message()),
+              HasSubstr("there is no tokenizer"));
 }
 
 TEST_F(PrepareDataTest, RefusesShardsOfAnotherTokenizer) {
   PosixFileSystem files;
-  auto writer = TokenDatasetWriter::Create(files, folder_.Path("other.bin"), {.vocab_size = 300, .tokenizer_fingerprint = 1});
+  auto writer = TokenDatasetWriter::Create(files, folder_.Path("other.bin"),
+                                           {.vocab_size = 300, .tokenizer_fingerprint = 1});
   ASSERT_TRUE((*writer)->Append(std::vector<int32_t>{1, 2}).ok() && (*writer)->Finish().ok());
   AddTrain(folder_.Path("other.bin"));
-  EXPECT_THAT(std::string(PrepareData(options_).status().message()), HasSubstr("made by another tokenizer"));
+  EXPECT_THAT(std::string(PrepareData(options_).status().message()),
+              HasSubstr("made by another tokenizer"));
 }
 
 TEST_F(PrepareDataTest, NothingPreparedIsNotFound) {

@@ -33,9 +33,29 @@ TEST(RegexTranslationTest, KeepsOnigurumasMeaning) {
 }
 
 TEST(RegexTranslationTest, RefusesWhatItCannotPromise) {
-  for (const char* pattern : {R"((a)\1)", R"(\X)", R"(\R)", R"(\G)", R"(\p{Han})", R"([[:punct:]])", R"((?m)a)", R"((?<n>a))",
-                              R"(a{2}?)", R"(a**)", R"(*a)", "(", ")", "[", "[]", "\\", R"((?i:straSSe))", R"(\x80)", R"(\x{110000})",
-                              "[z-a]", R"((?#c))", R"(\Qa)", R"(\pL)"}) {
+  for (const char* pattern : {R"((a)\1)",
+                              R"(\X)",
+                              R"(\R)",
+                              R"(\G)",
+                              R"(\p{Han})",
+                              R"([[:punct:]])",
+                              R"((?m)a)",
+                              R"((?<n>a))",
+                              R"(a{2}?)",
+                              R"(a**)",
+                              R"(*a)",
+                              "(",
+                              ")",
+                              "[",
+                              "[]",
+                              "\\",
+                              R"((?i:straSSe))",
+                              R"(\x80)",
+                              R"(\x{110000})",
+                              "[z-a]",
+                              R"((?#c))",
+                              R"(\Qa)",
+                              R"(\pL)"}) {
     EXPECT_FALSE(CompilePattern(pattern).ok()) << pattern;
   }
   EXPECT_FALSE(CompilePattern(std::string(200, '(') + std::string(200, ')')).ok());

@@ -19,7 +19,8 @@ TEST(ShufflePermutationTest, IsABijectionOfEverySize) {
     std::vector<bool> seen(size);
     for (int64_t i = 0; i < size; ++i) {
       const int64_t place = permutation(i);
-      ASSERT_TRUE(place >= 0 && place < size && !seen[place]) << "size " << size << ": " << i << " -> " << place;
+      ASSERT_TRUE(place >= 0 && place < size && !seen[place])
+          << "size " << size << ": " << i << " -> " << place;
       seen[place] = true;
     }
   }
@@ -37,7 +38,8 @@ TEST(ShufflePermutationTest, DependsOnSeedAndEpochAlone) {
   EXPECT_NE(order(1, 0), order(2, 0));
 }
 
-// A place is as likely to hold one sequence as another: chi-square over 4096 seeds, 63 degrees of freedom.
+// A place is as likely to hold one sequence as another: chi-square over 4096 seeds, 63 degrees of
+// freedom.
 TEST(ShufflePermutationTest, IsUniform) {
   std::vector<int> counts(64);
   for (uint64_t seed = 0; seed < 4096; ++seed) ++counts[ShufflePermutation(seed, 0, 64)(5)];
@@ -53,7 +55,8 @@ TEST(ShufflePermutationTest, LargeSizesCostAsLittle) {
 }
 
 struct Row {
-  explicit Row(int64_t length) : tokens(length), targets(length), positions(length), documents(length) {}
+  explicit Row(int64_t length)
+      : tokens(length), targets(length), positions(length), documents(length) {}
   std::vector<int64_t> tokens, targets, positions;
   std::vector<int32_t> documents;
   int64_t num_targets = 0;
@@ -66,7 +69,8 @@ std::vector<Row> ReadAll(const SequenceSource& source, int64_t length) {
     const auto targets = source.Read(i, {row.tokens, row.targets, row.positions, row.documents});
     EXPECT_TRUE(targets.ok()) << targets.status();
     row.num_targets = *targets;
-    EXPECT_EQ(row.num_targets, length - std::count(row.targets.begin(), row.targets.end(), kIgnore));
+    EXPECT_EQ(row.num_targets,
+              length - std::count(row.targets.begin(), row.targets.end(), kIgnore));
     rows.push_back(std::move(row));
   }
   return rows;
@@ -75,7 +79,8 @@ std::vector<Row> ReadAll(const SequenceSource& source, int64_t length) {
 class SequencesTest : public ::testing::Test {
  protected:
   std::shared_ptr<const TokenDataset> Dataset(const std::string& lists) {
-    auto dataset = TokenDataset::Open({folder_.Write("tokens.json", "{\"input_ids\": " + lists + "}")});
+    auto dataset =
+        TokenDataset::Open({folder_.Write("tokens.json", "{\"input_ids\": " + lists + "}")});
     EXPECT_TRUE(dataset.ok()) << dataset.status();
     return std::make_shared<const TokenDataset>(*std::move(dataset));
   }
@@ -83,7 +88,8 @@ class SequencesTest : public ::testing::Test {
 };
 
 TEST_F(SequencesTest, PackedOverlapByOneToken) {
-  const auto source = MakePackedSequences(Dataset("[[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]]"), {.seq_length = 4});
+  const auto source =
+      MakePackedSequences(Dataset("[[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]]"), {.seq_length = 4});
   const auto rows = ReadAll(*source, 4);
   ASSERT_EQ(rows.size(), 2u);  // Tokens 8 and 9 do not fill a third
   EXPECT_THAT(rows[0].tokens, ElementsAre(0, 1, 2, 3));
@@ -94,7 +100,8 @@ TEST_F(SequencesTest, PackedOverlapByOneToken) {
 }
 
 TEST_F(SequencesTest, DocumentMaskRestartsPositionsAndHidesTheNextDocument) {
-  const auto source = MakePackedSequences(Dataset("[[0, 1], [2], [3, 4, 5, 6, 7, 8]]"), {.seq_length = 4, .document_mask = true});
+  const auto source = MakePackedSequences(Dataset("[[0, 1], [2], [3, 4, 5, 6, 7, 8]]"),
+                                          {.seq_length = 4, .document_mask = true});
   const auto rows = ReadAll(*source, 4);
   ASSERT_EQ(rows.size(), 2u);
   EXPECT_THAT(rows[0].targets, ElementsAre(1, kIgnore, kIgnore, 4));
@@ -107,15 +114,17 @@ TEST_F(SequencesTest, DocumentMaskRestartsPositionsAndHidesTheNextDocument) {
 }
 
 TEST_F(SequencesTest, DocumentsAreRowsOfTheirOwn) {
-  const auto source = MakeDocumentSequences(Dataset("[[1, 2, 3, 4], [5, 6], [7], [11, 12, 13, 14, 15], [21, 22, 23, 24, 25, 26]]"),
-                                            {.seq_length = 4, .padding_id = 9});
+  const auto source = MakeDocumentSequences(
+      Dataset("[[1, 2, 3, 4], [5, 6], [7], [11, 12, 13, 14, 15], [21, 22, 23, 24, 25, 26]]"),
+      {.seq_length = 4, .padding_id = 9});
   const auto rows = ReadAll(*source, 4);
   ASSERT_EQ(rows.size(), 5u);  // [7] has nothing to predict
   EXPECT_THAT(rows[0].tokens, ElementsAre(1, 2, 3, 4));
   EXPECT_THAT(rows[0].targets, ElementsAre(2, 3, 4, kIgnore));
   EXPECT_THAT(rows[1].tokens, ElementsAre(5, 6, 9, 9));
   EXPECT_THAT(rows[1].targets, ElementsAre(6, kIgnore, kIgnore, kIgnore));
-  EXPECT_THAT(rows[2].targets, ElementsAre(12, 13, 14, 15));  // 15 is predicted here, and has no row of its own
+  EXPECT_THAT(rows[2].targets,
+              ElementsAre(12, 13, 14, 15));  // 15 is predicted here, and has no row of its own
   EXPECT_THAT(rows[3].targets, ElementsAre(22, 23, 24, 25));
   EXPECT_THAT(rows[4].tokens, ElementsAre(25, 26, 9, 9));
   EXPECT_THAT(rows[4].targets, ElementsAre(26, kIgnore, kIgnore, kIgnore));

@@ -11,9 +11,12 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-absl::Status WriteShard(const std::string& path, int32_t vocab_size, const std::vector<std::vector<int32_t>>& documents) {
+absl::Status WriteShard(const std::string& path, int32_t vocab_size,
+                        const std::vector<std::vector<int32_t>>& documents) {
   PosixFileSystem files;
-  SHOAL_ASSIGN_OR_RETURN(auto writer, TokenDatasetWriter::Create(files, path, {.vocab_size = vocab_size, .tokenizer_fingerprint = 7}));
+  SHOAL_ASSIGN_OR_RETURN(auto writer,
+                         TokenDatasetWriter::Create(
+                             files, path, {.vocab_size = vocab_size, .tokenizer_fingerprint = 7}));
   for (const auto& document : documents) {
     SHOAL_RETURN_IF_ERROR(writer->Append(document));
     writer->EndDocument();
@@ -42,7 +45,8 @@ TEST(TokenShardTest, RoundTripsBothWidths) {
 
 TEST(TokenShardTest, RefusesIdsOutsideTheVocabulary) {
   const TestFolder folder;
-  EXPECT_THAT(std::string(WriteShard(folder.Path("a.bin"), 10, {{1, 10}}).message()), HasSubstr("token 1 is 10, expected 0 to 9"));
+  EXPECT_THAT(std::string(WriteShard(folder.Path("a.bin"), 10, {{1, 10}}).message()),
+              HasSubstr("token 1 is 10, expected 0 to 9"));
   EXPECT_FALSE(WriteShard(folder.Path("a.bin"), 10, {{-1}}).ok());
   EXPECT_EQ(TokenShard::Open(folder.Path("a.bin")).status().code(), absl::StatusCode::kNotFound);
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));  // Nothing half-written stays
@@ -61,7 +65,8 @@ TEST(TokenShardTest, EveryFlippedByteAndEveryTruncationIsFound) {
     const bool padding = i >= tokens_end && i < (tokens_end + 7) / 8 * 8;
     EXPECT_EQ(TokenShard::Open(path, TokenShard::Check::kVerify).ok(), padding) << "byte " << i;
     folder.Write("a.bin", good.substr(0, i));
-    EXPECT_EQ(TokenShard::Open(path).status().code(), absl::StatusCode::kDataLoss) << "cut at " << i;
+    EXPECT_EQ(TokenShard::Open(path).status().code(), absl::StatusCode::kDataLoss)
+        << "cut at " << i;
   }
   folder.Write("a.bin", good + "x");
   EXPECT_EQ(TokenShard::Open(path).status().code(), absl::StatusCode::kDataLoss);
@@ -69,14 +74,17 @@ TEST(TokenShardTest, EveryFlippedByteAndEveryTruncationIsFound) {
 
 TEST(TokenShardTest, ReadsListsOfIds) {
   const TestFolder folder;
-  const auto open = [&](const std::string& json) { return TokenShard::Open(folder.Write("a.json", json)); };
+  const auto open = [&](const std::string& json) {
+    return TokenShard::Open(folder.Write("a.json", json));
+  };
   const auto shard = open(R"({"input_ids": [[1, 2], [3]]})");
   ASSERT_TRUE(shard.ok()) << shard.status();
   EXPECT_EQ(shard->num_tokens(), 3);
   EXPECT_EQ(shard->num_documents(), 2);
   EXPECT_EQ(shard->header().vocab_size, 4u);
-  for (const char* bad : {"", "[", "[]", "{}", R"({"input_ids": 3})", R"({"input_ids": [3]})", R"({"input_ids": [[-1]]})",
-                          R"({"input_ids": [["a"]]})", R"({"input_ids": [[1.5]]})", R"({"input_ids": [[4294967296]]})"}) {
+  for (const char* bad : {"", "[", "[]", "{}", R"({"input_ids": 3})", R"({"input_ids": [3]})",
+                          R"({"input_ids": [[-1]]})", R"({"input_ids": [["a"]]})",
+                          R"({"input_ids": [[1.5]]})", R"({"input_ids": [[4294967296]]})"}) {
     EXPECT_EQ(open(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }
@@ -86,7 +94,8 @@ TEST(TokenDatasetTest, JoinsShards) {
   ASSERT_TRUE(WriteShard(folder.Path("a.bin"), 10, {{0, 1}, {2}}).ok());
   ASSERT_TRUE(WriteShard(folder.Path("b.bin"), 20, {{3, 4, 5}}).ok());
   ASSERT_TRUE(WriteShard(folder.Path("empty.bin"), 20, {}).ok());
-  const auto dataset = TokenDataset::Open({folder.Path("a.bin"), folder.Path("empty.bin"), folder.Path("b.bin")});
+  const auto dataset =
+      TokenDataset::Open({folder.Path("a.bin"), folder.Path("empty.bin"), folder.Path("b.bin")});
   ASSERT_TRUE(dataset.ok()) << dataset.status();
   EXPECT_EQ(dataset->vocab_size(), 20);
   EXPECT_EQ(dataset->num_documents(), 3);

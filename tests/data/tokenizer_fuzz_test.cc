@@ -13,7 +13,8 @@ using Json = nlohmann::ordered_json;
 
 // A small file with one of everything, so that mutations hit something.
 Json SmallTokenizer() {
-  return Json::parse(R"({"version": "1.0", "added_tokens": [{"id": 0, "content": "<s>", "single_word": false,
+  return Json::parse(
+      R"({"version": "1.0", "added_tokens": [{"id": 0, "content": "<s>", "single_word": false,
     "lstrip": true, "rstrip": false, "normalized": true, "special": true}],
     "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]},
     "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "\\p{L}{1,3}+|(?i:'s)|[^\\s&&[^a]]\\b"},
@@ -39,10 +40,17 @@ TEST(TokenizerFuzzTest, MutatedBytes) {
     for (uint32_t edits = 1 + random() % 4; edits > 0; --edits) {
       const size_t at = random() % json.size();
       switch (random() % 4) {
-        case 0: json[at] = static_cast<char>(random()); break;
-        case 1: json.erase(at, 1 + random() % 8); break;
-        case 2: json.insert(at, json.substr(random() % json.size(), random() % 16)); break;
-        default: json[at] = "{}[]\",:0-9\\"[random() % 11];
+        case 0:
+          json[at] = static_cast<char>(random());
+          break;
+        case 1:
+          json.erase(at, 1 + random() % 8);
+          break;
+        case 2:
+          json.insert(at, json.substr(random() % json.size(), random() % 16));
+          break;
+        default:
+          json[at] = "{}[]\",:0-9\\"[random() % 11];
       }
       if (json.empty()) json = "{";
     }
@@ -52,7 +60,9 @@ TEST(TokenizerFuzzTest, MutatedBytes) {
 
 // Replaces or removes values, of any depth, by values of other types.
 void Mutate(Json& value, std::mt19937& random) {
-  static const Json values[] = {nullptr, true, -1, 4294967296, 1e300, "", "Sequence", Json::array(), Json::object(), {"x"}, "(((", "[[a"};
+  static const Json values[] = {nullptr,        true,  -1,         4294967296,
+                                1e300,          "",    "Sequence", Json::array(),
+                                Json::object(), {"x"}, "(((",      "[[a"};
   if (value.is_structured() && !value.empty() && random() % 4 != 0) {
     auto it = value.begin();
     std::advance(it, random() % value.size());
@@ -77,7 +87,8 @@ TEST(TokenizerFuzzTest, DeepNesting) {
     TryToUse(json);
   }
   std::string nested = R"({"type": "NFC"})";
-  for (int depth = 0; depth < 200; ++depth) nested = R"({"type": "Sequence", "normalizers": [)" + nested + "]}";
+  for (int depth = 0; depth < 200; ++depth)
+    nested = R"({"type": "Sequence", "normalizers": [)" + nested + "]}";
   Json json = SmallTokenizer();
   json["normalizer"] = Json::parse(nested);
   EXPECT_FALSE(Tokenizer::FromJson(json.dump()).ok());

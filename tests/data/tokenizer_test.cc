@@ -70,7 +70,8 @@ TEST(TokenizerTest, EqualsPythonOnHostileTexts) {
       const std::string text = FromLatin1(Fixture()["texts"][i]);
       const auto ids = tokenizer.Encode(text);
       ASSERT_TRUE(ids.ok()) << ids.status();
-      EXPECT_EQ(absl::StrCat(absl::Hex(Fnv1a(BytesOf(*ids)), absl::kZeroPad8)), hashes.substr(8 * i, 8))
+      EXPECT_EQ(absl::StrCat(absl::Hex(Fnv1a(BytesOf(*ids)), absl::kZeroPad8)),
+                hashes.substr(8 * i, 8))
           << "text " << i << ": " << text;
       decoded += tokenizer.Decode(*ids);
     }
@@ -85,13 +86,17 @@ TEST(TokenizerTest, DecodeInvertsEncode) {
     std::string text;
     for (int length = random() % 40; length > 0; --length) {
       const uint32_t kind = random() % 4;
-      uint32_t c = kind == 0 ? 0x20 + random() % 0x5F : kind == 1 ? random() % 0x800 : kind == 2 ? random() % 0xD800 : 0x10000 + random() % 0x100000;
+      uint32_t c = kind == 0   ? 0x20 + random() % 0x5F
+                   : kind == 1 ? random() % 0x800
+                   : kind == 2 ? random() % 0xD800
+                               : 0x10000 + random() % 0x100000;
       if (c < 0x80) {
         text += static_cast<char>(c);
       } else if (c < 0x800) {
         text += {static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 63))};
       } else if (c < 0x10000) {
-        text += {static_cast<char>(0xE0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
+        text += {static_cast<char>(0xE0 | c >> 12), static_cast<char>(0x80 | (c >> 6 & 63)),
+                 static_cast<char>(0x80 | (c & 63))};
       } else {
         text += {static_cast<char>(0xF0 | c >> 18), static_cast<char>(0x80 | (c >> 12 & 63)),
                  static_cast<char>(0x80 | (c >> 6 & 63)), static_cast<char>(0x80 | (c & 63))};
@@ -126,7 +131,8 @@ TEST(TokenizerTest, StreamHoldsBytesUntilTheyAreACharacter) {
 
 TEST(TokenizerTest, SpecialTokensAreAddedAndSkippedOnRequest) {
   const Tokenizer tokenizer = Base(Fixture()["configs"]["llama3"]["patch"]);
-  const auto with = tokenizer.Encode("a"), without = tokenizer.Encode("a", {.add_special_tokens = false});
+  const auto with = tokenizer.Encode("a"),
+             without = tokenizer.Encode("a", {.add_special_tokens = false});
   EXPECT_THAT(*with, ElementsAre(0, *tokenizer.TokenToId("a")));
   EXPECT_THAT(*without, ElementsAre(*tokenizer.TokenToId("a")));
   EXPECT_EQ(tokenizer.Decode(*with), "a");
@@ -136,7 +142,8 @@ TEST(TokenizerTest, SpecialTokensAreAddedAndSkippedOnRequest) {
 }
 
 TEST(TokenizerTest, ConfigNamesTheRoles) {
-  const Tokenizer tokenizer = Base(Json::object(), R"({"eos_token": {"content": "a"}, "pad_token": "b", "bos_token": null})");
+  const Tokenizer tokenizer = Base(
+      Json::object(), R"({"eos_token": {"content": "a"}, "pad_token": "b", "bos_token": null})");
   EXPECT_EQ(tokenizer.eos_id(), tokenizer.TokenToId("a"));
   EXPECT_EQ(tokenizer.pad_id(), tokenizer.TokenToId("b"));
   EXPECT_EQ(tokenizer.bos_id(), std::nullopt);
@@ -166,10 +173,13 @@ TEST(TokenizerTest, RefusesOtherFamiliesByName) {
   };
   EXPECT_THAT(refusal({{"model", {{"type", "WordPiece"}}}}), HasSubstr("model: type WordPiece"));
   EXPECT_THAT(refusal({{"model", {{"type", "Unigram"}}}}), HasSubstr("model: type Unigram"));
-  EXPECT_THAT(refusal({{"normalizer", {{"type", "Lowercase"}}}}), HasSubstr("normalizer: type Lowercase"));
-  EXPECT_THAT(refusal({{"pre_tokenizer", {{"type", "Metaspace"}}}}), HasSubstr("pre_tokenizer: type Metaspace"));
+  EXPECT_THAT(refusal({{"normalizer", {{"type", "Lowercase"}}}}),
+              HasSubstr("normalizer: type Lowercase"));
+  EXPECT_THAT(refusal({{"pre_tokenizer", {{"type", "Metaspace"}}}}),
+              HasSubstr("pre_tokenizer: type Metaspace"));
   EXPECT_THAT(refusal({{"pre_tokenizer", nullptr}}), HasSubstr("pre_tokenizer: there is none"));
-  EXPECT_THAT(refusal({{"decoder", {{"type", "WordPiece"}}}}), HasSubstr("decoder: type WordPiece"));
+  EXPECT_THAT(refusal({{"decoder", {{"type", "WordPiece"}}}}),
+              HasSubstr("decoder: type WordPiece"));
   EXPECT_THAT(refusal({{"model", {{"dropout", 0.1}}}}), HasSubstr("model.dropout"));
   EXPECT_THAT(refusal({{"model", {{"merges", {"a zzzz"}}}}}), HasSubstr("model.merges entry 0"));
 }
@@ -183,9 +193,15 @@ TEST(TokenizerTest, ByteWithoutTokenIsAnErrorNotALoss) {
 }
 
 TEST(TokenizerTest, PatternThatBacktracksWithoutEndGivesUp) {
-  const Tokenizer tokenizer = Base({{"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", {
-      {{"type", "Split"}, {"pattern", {{"Regex", "(a+)+b"}}}, {"behavior", "Isolated"}, {"invert", false}},
-      {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}}}});
+  const Tokenizer tokenizer =
+      Base({{"pre_tokenizer",
+             {{"type", "Sequence"},
+              {"pretokenizers",
+               {{{"type", "Split"},
+                 {"pattern", {{"Regex", "(a+)+b"}}},
+                 {"behavior", "Isolated"},
+                 {"invert", false}},
+                {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}}}});
   const auto ids = tokenizer.Encode(std::string(60, 'a'));
   EXPECT_EQ(ids.status().code(), absl::StatusCode::kResourceExhausted) << ids.status();
 }

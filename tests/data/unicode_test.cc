@@ -11,9 +11,15 @@ namespace {
 TEST(UnicodeTest, ReplacesMaximalSubpartsAsPythonDoes) {
   // Left: bytes; right: what Python's bytes.decode("utf-8", "replace") gives.
   const std::pair<std::string, std::string> cases[] = {
-      {"\xff", "\uFFFD"}, {"abc\xc3", "abc\uFFFD"}, {"\xe2\x82", "\uFFFD"}, {"\xf0\x9f\x98", "\uFFFD"},
-      {"\xed\xa0\x80", "\uFFFD\uFFFD\uFFFD"}, {"\xc0\xaf", "\uFFFD\uFFFD"}, {"\xf4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"},
-      {"\xe6\x97 x", "\uFFFD x"}, {"caf\xe9 latin", "caf\uFFFD latin"}};
+      {"\xff", "\uFFFD"},
+      {"abc\xc3", "abc\uFFFD"},
+      {"\xe2\x82", "\uFFFD"},
+      {"\xf0\x9f\x98", "\uFFFD"},
+      {"\xed\xa0\x80", "\uFFFD\uFFFD\uFFFD"},
+      {"\xc0\xaf", "\uFFFD\uFFFD"},
+      {"\xf4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"},
+      {"\xe6\x97 x", "\uFFFD x"},
+      {"caf\xe9 latin", "caf\uFFFD latin"}};
   for (const auto& [bytes, want] : cases) EXPECT_EQ(ReplaceInvalidUtf8(bytes), want);
 }
 
@@ -23,7 +29,9 @@ TEST(UnicodeTest, EveryCharacterRoundTrips) {
     std::string text;
     AppendUtf8(c, text);
     const DecodedCharacter decoded = DecodeUtf8(text, 0);
-    ASSERT_TRUE(decoded.valid && decoded.code_point == c && decoded.length == static_cast<int>(text.size())) << uint32_t{c};
+    ASSERT_TRUE(decoded.valid && decoded.code_point == c &&
+                decoded.length == static_cast<int>(text.size()))
+        << uint32_t{c};
   }
 }
 

@@ -4,13 +4,15 @@ Run with an interpreter that has tests/fixtures/requirements.txt (./test makes o
 """
 
 import json
+import subprocess
+import sys
 import unittest
 
 import tokenizers
 import torch
 import transformers
 
-from harness import GPT2, LLAMA, TEXT, EndToEndTest
+from harness import GPT2, LLAMA, ROOT, SHOAL, TEXT, EndToEndTest
 
 torch.set_num_threads(1)
 
@@ -65,6 +67,13 @@ class ParityTest(EndToEndTest):
                 torch.testing.assert_close(
                     torch.tensor(ours, dtype=torch.float64), want, rtol=0, atol=places
                 )
+
+    def test_greedy_text_equals_generate(self):
+        script = ROOT / "tests/inference/generate_parity.py"
+        done = subprocess.run(
+            [sys.executable, script, SHOAL, self.folder], capture_output=True, text=True, check=False
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_models_that_transformers_wrote(self):
         models = {

@@ -19,7 +19,8 @@ LoadedModel Load(const std::string& name, at::ScalarType dtype = at::kFloat) {
   return *std::move(loaded);
 }
 
-std::vector<Generation> Generate(const LoadedModel& loaded, const std::vector<GenerationRequest>& requests,
+std::vector<Generation> Generate(const LoadedModel& loaded,
+                                 const std::vector<GenerationRequest>& requests,
                                  int64_t max_batch_size = 32) {
   Generator generator(loaded.model, loaded.weights, {.max_batch_size = max_batch_size});
   auto results = generator.Generate(requests);
@@ -38,22 +39,24 @@ int64_t UncachedNext(const LoadedModel& loaded, const std::vector<int64_t>& sequ
   const int64_t T = sequence.size();
   const Batch batch = {.tokens_BT = at::tensor(sequence, at::kLong).unsqueeze(0),
                        .positions_BT = at::arange(T).unsqueeze(0)};
-  const Activations out = ForwardAll(loaded.model, loaded.weights, batch, {.head_mode = HeadMode::kLogits});
+  const Activations out =
+      ForwardAll(loaded.model, loaded.weights, batch, {.head_mode = HeadMode::kLogits});
   return out.logits_BTV.select(1, T - 1).argmax(-1).item<int64_t>();
 }
 
 std::vector<GenerationRequest> RaggedRequests(const SamplingOptions& sampling) {
   std::vector<GenerationRequest> requests;
   for (int64_t i = 0; i < 7; ++i) {
-    GenerationRequest request = {.max_new_tokens = 3 + i % 4, .sampling = sampling, .stream = static_cast<uint64_t>(i)};
+    GenerationRequest request = {
+        .max_new_tokens = 3 + i % 4, .sampling = sampling, .stream = static_cast<uint64_t>(i)};
     for (int64_t j = 0; j <= i * 5 % 7; ++j) request.prompt.push_back(4 + (i * 13 + j * 7) % 30);
     requests.push_back(request);
   }
   return requests;
 }
 
-// Tokens of Python transformers' generate() (tests/fixtures/make_generation_fixtures.py), all prompts of a
-// model in one ragged batch.
+// Tokens of Python transformers' generate() (tests/fixtures/make_generation_fixtures.py), all
+// prompts of a model in one ragged batch.
 TEST(Generator, GreedyEqualsTransformers) {
   std::ifstream file("tests/fixtures/generation.json");
   ASSERT_TRUE(file.is_open());
@@ -69,7 +72,8 @@ TEST(Generator, GreedyEqualsTransformers) {
     }
     const std::vector<Generation> results = Generate(loaded, requests);
     for (size_t i = 0; i < requests.size(); ++i) {
-      EXPECT_EQ(results[i].tokens, cases[i]["tokens"].get<std::vector<int64_t>>()) << "prompt " << cases[i]["prompt"];
+      EXPECT_EQ(results[i].tokens, cases[i]["tokens"].get<std::vector<int64_t>>())
+          << "prompt " << cases[i]["prompt"];
     }
   }
 }
@@ -106,7 +110,8 @@ TEST(Generator, RaggedBatchEqualsOneByOne) {
 
 TEST(Generator, StreamsOfOnePromptDiffer) {
   const LoadedModel loaded = Load("llama");
-  GenerationRequest request = {.prompt = {5, 6}, .max_new_tokens = 12, .sampling = {.temperature = 1.0, .seed = 1}};
+  GenerationRequest request = {
+      .prompt = {5, 6}, .max_new_tokens = 12, .sampling = {.temperature = 1.0, .seed = 1}};
   GenerationRequest other = request;
   other.stream = 1;
   const auto results = Generate(loaded, {request, other, request});
@@ -151,11 +156,15 @@ TEST(Generator, EndsWhereItIsTold) {
 TEST(Generator, RefusesWhatCannotBe) {
   const LoadedModel loaded = Load("llama");
   EXPECT_THAT(Refusal(loaded, {}), testing::HasSubstr("the prompt holds no token"));
-  EXPECT_THAT(Refusal(loaded, {.prompt = {1, 53}}), testing::HasSubstr("token 1 of the prompt is 53, the vocabulary has 53"));
+  EXPECT_THAT(Refusal(loaded, {.prompt = {1, 53}}),
+              testing::HasSubstr("token 1 of the prompt is 53, the vocabulary has 53"));
   EXPECT_THAT(Refusal(loaded, {.prompt = {-1}}), testing::HasSubstr("is -1"));
-  EXPECT_THAT(Refusal(loaded, {.prompt = std::vector<int64_t>(64, 5)}), testing::HasSubstr("has 64 tokens, the model has 64"));
-  EXPECT_THAT(Refusal(loaded, {.prompt = {5}, .max_new_tokens = 0}), testing::HasSubstr("max_new_tokens is 0"));
-  EXPECT_THAT(Refusal(loaded, {.prompt = {5}, .sampling = {.top_p = 2}}), testing::HasSubstr("top_p is 2"));
+  EXPECT_THAT(Refusal(loaded, {.prompt = std::vector<int64_t>(64, 5)}),
+              testing::HasSubstr("has 64 tokens, the model has 64"));
+  EXPECT_THAT(Refusal(loaded, {.prompt = {5}, .max_new_tokens = 0}),
+              testing::HasSubstr("max_new_tokens is 0"));
+  EXPECT_THAT(Refusal(loaded, {.prompt = {5}, .sampling = {.top_p = 2}}),
+              testing::HasSubstr("top_p is 2"));
 }
 
 TEST(Generator, TellsOfWeightsThatAreNotFinite) {
@@ -178,12 +187,15 @@ TEST(ScoreTokens, EqualsLogSoftmaxOfLogits) {
   at::NoGradGuard no_grad;
   for (size_t i = 0; i < rows.size(); ++i) {
     ASSERT_EQ((*scores)[i].size(), rows[i].size() - 1);
-    const Batch batch = {.tokens_BT = at::tensor(rows[i], at::kLong).unsqueeze(0),
-                         .positions_BT = at::arange(static_cast<int64_t>(rows[i].size())).unsqueeze(0)};
+    const Batch batch = {
+        .tokens_BT = at::tensor(rows[i], at::kLong).unsqueeze(0),
+        .positions_BT = at::arange(static_cast<int64_t>(rows[i].size())).unsqueeze(0)};
     const Tensor logprobs =
-        ForwardAll(loaded.model, loaded.weights, batch, {.head_mode = HeadMode::kLogits}).logits_BTV.log_softmax(-1);
+        ForwardAll(loaded.model, loaded.weights, batch, {.head_mode = HeadMode::kLogits})
+            .logits_BTV.log_softmax(-1);
     for (size_t j = 0; j + 1 < rows[i].size(); ++j) {
-      EXPECT_NEAR((*scores)[i][j], logprobs[0][j][rows[i][j + 1]].item<double>(), 1e-12) << "row " << i << ", token " << j + 1;
+      EXPECT_NEAR((*scores)[i][j], logprobs[0][j][rows[i][j + 1]].item<double>(), 1e-12)
+          << "row " << i << ", token " << j + 1;
     }
   }
 }
@@ -194,8 +206,10 @@ TEST(ScoreTokens, NamesTheRow) {
     return std::string(ScoreTokens(loaded.model, loaded.weights, rows).status().message());
   };
   EXPECT_THAT(refusal({{1}, {}}), testing::HasSubstr("row 1 is empty"));
-  EXPECT_THAT(refusal({{1, 99}}), testing::HasSubstr("row 0: token 1 is 99, the vocabulary has 53"));
-  EXPECT_THAT(refusal({std::vector<int64_t>(66, 5)}), testing::HasSubstr("row 0 has 66 tokens, the model has 64"));
+  EXPECT_THAT(refusal({{1, 99}}),
+              testing::HasSubstr("row 0: token 1 is 99, the vocabulary has 53"));
+  EXPECT_THAT(refusal({std::vector<int64_t>(66, 5)}),
+              testing::HasSubstr("row 0 has 66 tokens, the model has 64"));
   EXPECT_EQ(refusal({std::vector<int64_t>(65, 5)}), "");
 }
 
@@ -210,7 +224,8 @@ TEST(DefaultSampling, ReadsGenerationConfigAsTransformersDoes) {
   EXPECT_EQ(sampling.top_k, 50);
   EXPECT_EQ(sampling.top_p, 0.9);
   (*config.generation_json)["top_p"] = "much";
-  EXPECT_THAT(std::string(DefaultSampling(config).status().message()), testing::HasSubstr("top_p is \"much\""));
+  EXPECT_THAT(std::string(DefaultSampling(config).status().message()),
+              testing::HasSubstr("top_p is \"much\""));
 }
 
 }  // namespace

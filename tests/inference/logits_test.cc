@@ -23,7 +23,8 @@ std::vector<double> Probabilities(const std::vector<float>& logits) {
   return result;
 }
 
-// Rows, options and results of Python transformers' processors (tests/fixtures/make_sampling_fixtures.py).
+// Rows, options and results of Python transformers' processors
+// (tests/fixtures/make_sampling_fixtures.py).
 TEST(ProcessLogits, EqualsTransformersProcessors) {
   std::ifstream file("tests/fixtures/sampling.json");
   ASSERT_TRUE(file.is_open());
@@ -52,7 +53,8 @@ TEST(ProcessLogits, EqualsTransformersProcessors) {
     std::vector<double> got;
     const auto probabilities = Probabilities(logits);
     for (int64_t id : kept) got.push_back(probabilities[id]);
-    // Which of several equal tokens the nucleus ends with is the reference's unstable sort's choice.
+    // Which of several equal tokens the nucleus ends with is the reference's unstable sort's
+    // choice.
     if (options.top_p < 1 && (entry["row"] == "ties" || entry["row"] == "equal")) {
       std::sort(got.begin(), got.end());
       std::sort(want.begin(), want.end());
@@ -60,7 +62,8 @@ TEST(ProcessLogits, EqualsTransformersProcessors) {
       EXPECT_EQ(kept, want_kept);
     }
     ASSERT_EQ(got.size(), want.size());
-    for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6 * want[i] + 1e-9) << "entry " << i;
+    for (size_t i = 0; i < got.size(); ++i)
+      EXPECT_NEAR(got[i], want[i], 1e-6 * want[i] + 1e-9) << "entry " << i;
   }
 }
 
@@ -75,11 +78,12 @@ TEST(KeepTopP, WideNucleusEqualsFullSort) {
   for (double mass = 0; want < sorted.size() && mass < 0.8; ++want) mass += sorted[want];
   KeepTopP(logits, 0.8);
   EXPECT_EQ(logits.size() - std::count(logits.begin(), logits.end(), kRuledOut), want);
-  for (size_t i = 0; i < logits.size(); ++i) EXPECT_EQ(logits[i] != kRuledOut, p[i] >= sorted[want - 1]);
+  for (size_t i = 0; i < logits.size(); ++i)
+    EXPECT_EQ(logits[i] != kRuledOut, p[i] >= sorted[want - 1]);
 }
 
-// Pearson's chi-square over 200,000 draws at fixed logits; the bound is the 1e-6 quantile's order for 15
-// degrees of freedom, and the draws are a function of the seed, so the test cannot flicker.
+// Pearson's chi-square over 200,000 draws at fixed logits; the bound is the 1e-6 quantile's order
+// for 15 degrees of freedom, and the draws are a function of the seed, so the test cannot flicker.
 TEST(ChooseToken, DrawsFollowTheDistribution) {
   std::vector<float> row(16);
   for (size_t i = 0; i < row.size(); ++i) row[i] = static_cast<float>(std::sin(i * 1.7) * 2);
@@ -96,7 +100,8 @@ TEST(ChooseToken, DrawsFollowTheDistribution) {
     ++counts[*ChooseToken(logits, std::span(sequence).first(length), options, stream)];
   }
   double chi_square = 0;
-  for (size_t i = 0; i < p.size(); ++i) chi_square += std::pow(counts[i] - kDraws * p[i], 2) / (kDraws * p[i]);
+  for (size_t i = 0; i < p.size(); ++i)
+    chi_square += std::pow(counts[i] - kDraws * p[i], 2) / (kDraws * p[i]);
   EXPECT_LT(chi_square, 56.5) << "15 degrees of freedom";
 }
 
@@ -127,10 +132,14 @@ TEST(SampleAt, NeverReturnsWhatIsRuledOut) {
 }
 
 TEST(CheckSamplingOptions, NamesTheOption) {
-  EXPECT_THAT(std::string(CheckSamplingOptions({.temperature = -1}).message()), testing::HasSubstr("temperature is -1"));
-  EXPECT_THAT(std::string(CheckSamplingOptions({.temperature = 1e-9}).message()), testing::HasSubstr("temperature"));
-  EXPECT_THAT(std::string(CheckSamplingOptions({.top_k = -1}).message()), testing::HasSubstr("top_k is -1"));
-  EXPECT_THAT(std::string(CheckSamplingOptions({.top_p = 0}).message()), testing::HasSubstr("top_p is 0"));
+  EXPECT_THAT(std::string(CheckSamplingOptions({.temperature = -1}).message()),
+              testing::HasSubstr("temperature is -1"));
+  EXPECT_THAT(std::string(CheckSamplingOptions({.temperature = 1e-9}).message()),
+              testing::HasSubstr("temperature"));
+  EXPECT_THAT(std::string(CheckSamplingOptions({.top_k = -1}).message()),
+              testing::HasSubstr("top_k is -1"));
+  EXPECT_THAT(std::string(CheckSamplingOptions({.top_p = 0}).message()),
+              testing::HasSubstr("top_p is 0"));
   EXPECT_THAT(std::string(CheckSamplingOptions({.repetition_penalty = 0}).message()),
               testing::HasSubstr("repetition_penalty is 0"));
 }

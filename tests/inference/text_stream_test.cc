@@ -12,20 +12,39 @@ namespace {
 Tokenizer Letters() {
   nlohmann::ordered_json vocab = nlohmann::ordered_json::object();
   for (char letter = 'a'; letter <= 'z'; ++letter) vocab[std::string(1, letter)] = letter - 'a';
-  const nlohmann::ordered_json json = {
-      {"version", "1.0"},
-      {"truncation", nullptr},
-      {"padding", nullptr},
-      {"added_tokens",
-       {{{"id", 26}, {"content", "<end>"}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-         {"normalized", false}, {"special", true}}}},
-      {"normalizer", nullptr},
-      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
-      {"post_processor", nullptr},
-      {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-      {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-                 {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false}, {"vocab", vocab},
-                 {"merges", nlohmann::ordered_json::array()}}}};
+  const nlohmann::ordered_json json = {{"version", "1.0"},
+                                       {"truncation", nullptr},
+                                       {"padding", nullptr},
+                                       {"added_tokens",
+                                        {{{"id", 26},
+                                          {"content", "<end>"},
+                                          {"single_word", false},
+                                          {"lstrip", false},
+                                          {"rstrip", false},
+                                          {"normalized", false},
+                                          {"special", true}}}},
+                                       {"normalizer", nullptr},
+                                       {"pre_tokenizer",
+                                        {{"type", "ByteLevel"},
+                                         {"add_prefix_space", false},
+                                         {"trim_offsets", true},
+                                         {"use_regex", true}}},
+                                       {"post_processor", nullptr},
+                                       {"decoder",
+                                        {{"type", "ByteLevel"},
+                                         {"add_prefix_space", true},
+                                         {"trim_offsets", true},
+                                         {"use_regex", true}}},
+                                       {"model",
+                                        {{"type", "BPE"},
+                                         {"dropout", nullptr},
+                                         {"unk_token", nullptr},
+                                         {"continuing_subword_prefix", nullptr},
+                                         {"end_of_word_suffix", nullptr},
+                                         {"fuse_unk", false},
+                                         {"byte_fallback", false},
+                                         {"vocab", vocab},
+                                         {"merges", nlohmann::ordered_json::array()}}}};
   auto tokenizer = Tokenizer::FromJson(json.dump());
   SHOAL_CHECK(tokenizer.ok()) << tokenizer.status();
   return *std::move(tokenizer);
@@ -40,7 +59,8 @@ struct Outcome {
 Outcome Push(const std::string& letters, const std::vector<std::string>& stop_strings) {
   const Tokenizer tokenizer = Letters();
   Outcome outcome;
-  TextStream stream(tokenizer, stop_strings, [&](absl::string_view piece) { outcome.pieces.emplace_back(piece); });
+  TextStream stream(tokenizer, stop_strings,
+                    [&](absl::string_view piece) { outcome.pieces.emplace_back(piece); });
   while (outcome.taken < letters.size() && stream.Push(letters[outcome.taken++] - 'a')) {
   }
   stream.Finish();
@@ -75,7 +95,9 @@ TEST(TextStream, TakesTheStopStringThatBeginsFirst) {
   EXPECT_EQ(Push("abcd", {"d", "bcd"}).text, "a");
 }
 
-TEST(TextStream, HandsOutABeginningOfAStopStringAtTheEnd) { EXPECT_EQ(Push("onesto", {"stop"}).text, "onesto"); }
+TEST(TextStream, HandsOutABeginningOfAStopStringAtTheEnd) {
+  EXPECT_EQ(Push("onesto", {"stop"}).text, "onesto");
+}
 
 TEST(TextStream, LeavesSpecialTokensOut) {
   const Tokenizer tokenizer = Letters();

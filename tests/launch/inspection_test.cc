@@ -26,12 +26,16 @@ void SaveStep(FileSystem& files, int64_t step) {
   state.mutable_layout()->set_shard(2);
   ASSERT_EQ(RunRanks(2,
                      [&](Communicator& comm) {
-                       const StatePiece weight = {.name = "weights/w", .shape = {3, 4}, .begin = 6 * comm.rank(),
+                       const StatePiece weight = {.name = "weights/w",
+                                                  .shape = {3, 4},
+                                                  .begin = 6 * comm.rank(),
                                                   .data = at::ones({6})};
-                       const StatePiece moment = {.name = "adam_m/w", .shape = {3, 4}, .begin = 0,
+                       const StatePiece moment = {.name = "adam_m/w",
+                                                  .shape = {3, 4},
+                                                  .begin = 0,
                                                   .data = at::ones({12}, at::kBFloat16)};
-                       return SaveCheckpoint(files, comm, "/run/checkpoints", state, {weight, moment},
-                                             {.save_total_limit = 9, .warn = {}});
+                       return SaveCheckpoint(files, comm, "/run/checkpoints", state,
+                                             {weight, moment}, {.save_total_limit = 9, .warn = {}});
                      }),
             absl::OkStatus());
 }
@@ -75,7 +79,8 @@ TEST(Inspect, DamageIsAnErrorThatNamesTheTensor) {
   std::string bytes = *ReadFile(files, shard, 1 << 20);
   bytes.back() ^= 1;
   ASSERT_EQ(WriteFileAtomically(files, shard, bytes), absl::OkStatus());
-  EXPECT_EQ(Inspect(files, "/run/checkpoints/step-20", /*verify=*/false).status(), absl::OkStatus());
+  EXPECT_EQ(Inspect(files, "/run/checkpoints/step-20", /*verify=*/false).status(),
+            absl::OkStatus());
   const absl::Status status = Inspect(files, "/run/checkpoints/step-20", /*verify=*/true).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()), HasSubstr("/w is damaged"));
@@ -84,12 +89,14 @@ TEST(Inspect, DamageIsAnErrorThatNamesTheTensor) {
 TEST(Inspect, SafetensorsAndHuggingFaceFolders) {
   MemoryFileSystem files;
   ASSERT_EQ(CreateDirectories(files, "/model"), absl::OkStatus());
-  ASSERT_EQ(WriteSafetensors(files, "/model/model.safetensors", {{"a", at::ones({2, 3})}, {"b", at::ones({})}}),
+  ASSERT_EQ(WriteSafetensors(files, "/model/model.safetensors",
+                             {{"a", at::ones({2, 3})}, {"b", at::ones({})}}),
             absl::OkStatus());
   const auto file = Inspect(files, "/model/model.safetensors", /*verify=*/false);
   ASSERT_EQ(file.status(), absl::OkStatus());
   EXPECT_EQ(file->total_bytes(), 28);
-  ASSERT_EQ(WriteFileAtomically(files, "/model/config.json", R"({"model_type": "llama", "hidden_size": 8})"),
+  ASSERT_EQ(WriteFileAtomically(files, "/model/config.json",
+                                R"({"model_type": "llama", "hidden_size": 8})"),
             absl::OkStatus());
   const auto folder = Inspect(files, "/model", /*verify=*/true);
   ASSERT_EQ(folder.status(), absl::OkStatus());

@@ -6,9 +6,10 @@ namespace shoal {
 namespace {
 
 const std::string kFrame = std::string(74, '-') + "\n";
-const std::string kNoticed = kFrame +
-                             "mpirun noticed that process rank 1 with PID 0 on node box exited on signal 9 (Killed).\n" +
-                             kFrame;
+const std::string kNoticed =
+    kFrame +
+    "mpirun noticed that process rank 1 with PID 0 on node box exited on signal 9 (Killed).\n" +
+    kFrame;
 
 // Whole, and a byte at a time: the same comes through.
 std::string Through(const std::string& text, LauncherOutput** kept = nullptr) {
@@ -16,7 +17,8 @@ std::string Through(const std::string& text, LauncherOutput** kept = nullptr) {
   LauncherOutput first([&](absl::string_view bytes) { whole.append(bytes.data(), bytes.size()); });
   static LauncherOutput* second = nullptr;
   delete second;
-  second = new LauncherOutput([&](absl::string_view bytes) { bytewise.append(bytes.data(), bytes.size()); });
+  second = new LauncherOutput(
+      [&](absl::string_view bytes) { bytewise.append(bytes.data(), bytes.size()); });
   first.Add(text);
   first.Finish();
   for (char byte : text) second->Add(absl::string_view(&byte, 1));
@@ -27,7 +29,8 @@ std::string Through(const std::string& text, LauncherOutput** kept = nullptr) {
 }
 
 TEST(LauncherOutput, PassesTheRanksLinesOn) {
-  for (const std::string text : {"", "hello\nworld\n", "no end", "--dashes\n[brackets]\n", "a\rb\rc"}) {
+  for (const std::string text :
+       {"", "hello\nworld\n", "no end", "--dashes\n[brackets]\n", "a\rb\rc"}) {
     EXPECT_EQ(Through(text), text);
   }
 }
@@ -52,14 +55,16 @@ TEST(LauncherOutput, ReadsWhoWasKilledAndKeepsTheReportBack) {
 
 TEST(LauncherOutput, KeepsARanksWordInTheMiddleOfAReport) {
   LauncherOutput* output = nullptr;
-  const std::string text = kFrame + "MPI_ABORT was invoked on rank 2\nshoal: rank 2: torn\nwith errorcode 65.\n" +
-                           kFrame + "[box:7] 1 more process has sent help message help-mpi-api.txt / mpi-abort\n";
+  const std::string text =
+      kFrame + "MPI_ABORT was invoked on rank 2\nshoal: rank 2: torn\nwith errorcode 65.\n" +
+      kFrame + "[box:7] 1 more process has sent help message help-mpi-api.txt / mpi-abort\n";
   EXPECT_EQ(Through(text, &output), "shoal: rank 2: torn\n");
   EXPECT_TRUE(output->rank_explained());
 }
 
 TEST(LauncherOutput, PassesOtherReportsOn) {
-  const std::string slots = kFrame + "There are not enough slots available in the system\n" + kFrame;
+  const std::string slots =
+      kFrame + "There are not enough slots available in the system\n" + kFrame;
   EXPECT_EQ(Through(slots), slots);
   EXPECT_EQ(Through(kFrame + "cut short"), kFrame + "cut short");
 }

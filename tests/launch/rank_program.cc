@@ -1,4 +1,5 @@
-// A program that starts and joins ranks as `shoal run` does, and fails in the way that its argument asks.
+// A program that starts and joins ranks as `shoal run` does, and fails in the way that its argument
+// asks.
 //   rank_program RANKS BEHAVIOUR
 #include <csignal>
 #include <cstdio>
@@ -26,11 +27,12 @@ absl::Status Work(Communicator& comm, const std::string& behaviour) {
   if (behaviour == "kill-mpirun" && last) kill(getppid(), SIGKILL);
   if (behaviour == "exit-last" && last) std::_Exit(9);
   if (behaviour != "succeed") {
-    for (int i = 0; i < 100'000; ++i) comm.AllReduce(x);  // Until the failure of the others ends this rank
+    for (int i = 0; i < 100'000; ++i)
+      comm.AllReduce(x);  // Until the failure of the others ends this rank
   }
   if (comm.rank() == 0) {
-    std::printf("%d ranks, %s, sum %g, %d threads\n", comm.size(), comm.name().c_str(), x[7].item<float>(),
-                at::get_num_threads());
+    std::printf("%d ranks, %s, sum %g, %d threads\n", comm.size(), comm.name().c_str(),
+                x[7].item<float>(), at::get_num_threads());
   }
   return absl::OkStatus();
 }

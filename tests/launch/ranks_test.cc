@@ -40,7 +40,8 @@ TEST(ReadRankEnvironment, FindsOpenMpi) {
 
 TEST(ReadRankEnvironment, FindsSlurmWithPmix) {
   const auto found = Read(
-      {{"SLURM_PROCID", "3"}, {"SLURM_NTASKS", "8"}, {"SLURM_STEP_ID", "0"}, {"PMIX_RANK", "3"}}, 0);
+      {{"SLURM_PROCID", "3"}, {"SLURM_NTASKS", "8"}, {"SLURM_STEP_ID", "0"}, {"PMIX_RANK", "3"}},
+      0);
   ASSERT_TRUE(found.ok()) << found.status();
   EXPECT_EQ(found->launcher, "srun");
   EXPECT_EQ(found->rank, 3);

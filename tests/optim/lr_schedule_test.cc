@@ -1,5 +1,6 @@
-// Expected values: transformers 5.23 get_{linear,cosine,cosine_with_min_lr,wsd}_schedule_with_warmup,
-// optimizer with lr 1, read off by tests/fixtures/make_schedule_fixtures.py.
+// Expected values: transformers 5.23
+// get_{linear,cosine,cosine_with_min_lr,wsd}_schedule_with_warmup, optimizer with lr 1, read off by
+// tests/fixtures/make_schedule_fixtures.py.
 #include "optim/lr_schedule.h"
 
 #include <fstream>

@@ -15,12 +15,15 @@ namespace shoal {
 namespace {
 
 std::vector<BlockParameters> Blocks() {
-  const auto spec = [](const std::string& name, std::vector<int64_t> shape, bool decay, bool trainable = true) {
-    return ParameterSpec{.name = name, .shape = shape, .init = {}, .decay = decay, .trainable = trainable};
+  const auto spec = [](const std::string& name, std::vector<int64_t> shape, bool decay,
+                       bool trainable = true) {
+    return ParameterSpec{
+        .name = name, .shape = shape, .init = {}, .decay = decay, .trainable = trainable};
   };
   return {{.specs = {spec("a", {3, 3}, true), spec("b", {5}, false), spec("c", {2}, true)},
            .ties = {std::nullopt, std::nullopt, std::nullopt}},
-          {.specs = {spec("d", {7}, false), spec("e", {3}, false, false)}, .ties = {std::nullopt, std::nullopt}}};
+          {.specs = {spec("d", {7}, false), spec("e", {3}, false, false)},
+           .ties = {std::nullopt, std::nullopt}}};
 }
 
 using Values = std::map<std::string, std::vector<double>>;
@@ -37,14 +40,16 @@ void Collect(const std::vector<ShardedOptimizer::NamedPiece>& pieces, Values& va
 
 std::unique_ptr<UpdateRule> MakeRule(const std::string& name) {
   if (name == "adamw") return std::make_unique<AdamW>(AdamW::Options{.weight_decay = 0.1});
-  return std::make_unique<Sgd>(Sgd::Options{.momentum = 0.9, .weight_decay = 0.1, .nesterov = true});
+  return std::make_unique<Sgd>(
+      Sgd::Options{.momentum = 0.9, .weight_decay = 0.1, .nesterov = true});
 }
 
 // Five clipped steps on made-up gradients; what all ranks then save.
 Values Train(const std::string& rule, int ranks, int stage, at::ScalarType dtype) {
   std::vector<Values> saved(ranks);
   const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
-    ShardedParameters parameters(Blocks(), {.stage = stage, .compute_dtype = dtype, .gradient_dtype = dtype}, comm);
+    ShardedParameters parameters(
+        Blocks(), {.stage = stage, .compute_dtype = dtype, .gradient_dtype = dtype}, comm);
     ShardedOptimizer optimizer(MakeRule(rule), parameters, {});
     for (auto& piece : optimizer.PiecesToLoad()) {
       for (int64_t i = 0; i < piece.data.numel(); ++i) {
@@ -92,7 +97,8 @@ TEST(ShardedOptimizer, StagesAreEqualToTheLastBit) {
         const Values stage0 = Train(rule, ranks, 0, dtype);
         EXPECT_EQ(stage0.size(), rule == "adamw" ? 5u + 8u : 5u + 4u);
         for (int stage = 1; stage <= 3; ++stage) {
-          EXPECT_EQ(Train(rule, ranks, stage, dtype), stage0) << rule << " stage " << stage << ", " << ranks << " ranks";
+          EXPECT_EQ(Train(rule, ranks, stage, dtype), stage0)
+              << rule << " stage " << stage << ", " << ranks << " ranks";
         }
       }
     }

@@ -22,10 +22,12 @@ TEST(FlatLayout, PutsParametersEndToEndAndPadsToEqualShards) {
 }
 
 TEST(FlatLayout, SlicesOfAllShardsTileEveryParameterOnce) {
-  const std::vector<ParameterSpec> specs = {Spec("a", {7}), Spec("b", {0}), Spec("c", {1}), Spec("d", {3, 5})};
+  const std::vector<ParameterSpec> specs = {Spec("a", {7}), Spec("b", {0}), Spec("c", {1}),
+                                            Spec("d", {3, 5})};
   for (int shards = 1; shards <= 9; ++shards) {
     const FlatLayout layout(specs, shards);
-    std::vector<std::vector<int>> seen = {std::vector<int>(7), {}, std::vector<int>(1), std::vector<int>(15)};
+    std::vector<std::vector<int>> seen = {
+        std::vector<int>(7), {}, std::vector<int>(1), std::vector<int>(15)};
     for (int r = 0; r < shards; ++r) {
       const int64_t begin = r * layout.shard_numel();
       for (const auto& slice : layout.Slices(begin, begin + layout.shard_numel())) {

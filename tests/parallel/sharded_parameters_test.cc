@@ -1,5 +1,5 @@
-// ZeRO over made-up gradients: what a rank holds, what it sends, and that every stage has the same sums to
-// the last bit. Training with real models under ZeRO is in tests/trainer.
+// ZeRO over made-up gradients: what a rank holds, what it sends, and that every stage has the same
+// sums to the last bit. Training with real models under ZeRO is in tests/trainer.
 #include "parallel/sharded_parameters.h"
 
 #include <cmath>
@@ -14,24 +14,28 @@ namespace shoal {
 namespace {
 
 ParameterSpec Spec(const std::string& name, std::vector<int64_t> shape, bool trainable = true) {
-  return {.name = name, .shape = std::move(shape), .init = {}, .decay = true, .trainable = trainable};
+  return {
+      .name = name, .shape = std::move(shape), .init = {}, .decay = true, .trainable = trainable};
 }
 
 // Odd sizes, an empty and a frozen weight, and a head tied to the embedding.
 std::vector<BlockParameters> Blocks() {
   return {{.specs = {Spec("embed", {7, 3})}, .ties = {std::nullopt}},
-          {.specs = {Spec("w", {5}), Spec("empty", {0, 3}), Spec("frozen", {4}, false), Spec("v", {2, 3})},
+          {.specs = {Spec("w", {5}), Spec("empty", {0, 3}), Spec("frozen", {4}, false),
+                     Spec("v", {2, 3})},
            .ties = {std::nullopt, std::nullopt, std::nullopt, std::nullopt}},
           {.specs = {Spec("embed", {7, 3}), Spec("norm", {3})},
            .ties = {BlockParameters::Tie{.block = 0, .parameter = 0}, std::nullopt}}};
 }
 
-// A gradient that differs by rank, micro-batch, block and place, with bits that additions round off.
+// A gradient that differs by rank, micro-batch, block and place, with bits that additions round
+// off.
 Tensor FakeGradient(const Tensor& like, int rank, int micro_batch, int block, int parameter) {
   Tensor values = at::zeros(like.sizes(), at::kDouble);
   double* data = values.mutable_data_ptr<double>();
   for (int64_t i = 0; i < values.numel(); ++i) {
-    data[i] = std::sin(1.0 + i + 10.0 * rank + 100.0 * micro_batch + 1000.0 * block + 1e4 * parameter);
+    data[i] =
+        std::sin(1.0 + i + 10.0 * rank + 100.0 * micro_batch + 1000.0 * block + 1e4 * parameter);
   }
   return values.to(like.scalar_type());
 }
@@ -42,7 +46,8 @@ void RunStep(ShardedParameters& parameters, int rank) {
     for (int b = 0; b < num_blocks; ++b) parameters.BeginForward(b);
     for (int b = num_blocks - 1; b >= 0; --b) {
       parameters.BeginBackward(b, m);
-      const auto bound = parameters.BeginForward(b);  // Collective, and harmless here: the same weights again
+      const auto bound =
+          parameters.BeginForward(b);  // Collective, and harmless here: the same weights again
       for (int i = 0; i < static_cast<int>(bound.size()); ++i) {
         if (bound[i].grad.defined()) bound[i].grad.add_(FakeGradient(bound[i].grad, rank, m, b, i));
       }
@@ -62,7 +67,8 @@ std::vector<double> GatheredGradients(ShardedParameters& parameters, Communicato
       comm.AllGather(whole, slice.gradients.contiguous());
     }
     whole = whole.to(at::kDouble);
-    all.insert(all.end(), whole.const_data_ptr<double>(), whole.const_data_ptr<double>() + slice.layout->numel());
+    all.insert(all.end(), whole.const_data_ptr<double>(),
+               whole.const_data_ptr<double>() + slice.layout->numel());
   }
   return all;
 }
@@ -74,7 +80,9 @@ TEST(ShardedParameters, EveryStageSumsTheSameBits) {
       for (int stage = 0; stage <= 3; ++stage) {
         const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
           ShardedParameters parameters(
-              Blocks(), {.stage = stage, .micro_batches = micro_batches, .reduce_every_micro_batch = true}, comm);
+              Blocks(),
+              {.stage = stage, .micro_batches = micro_batches, .reduce_every_micro_batch = true},
+              comm);
           RunStep(parameters, comm.rank());
           const auto all = GatheredGradients(parameters, comm);
           if (comm.rank() == 0) by_stage[stage] = all;
@@ -83,11 +91,13 @@ TEST(ShardedParameters, EveryStageSumsTheSameBits) {
         ASSERT_TRUE(status.ok()) << status;
         EXPECT_EQ(by_stage[stage], by_stage[0]) << "stage " << stage << ", " << ranks << " ranks";
       }
-      // The tied embedding's gradient is the sum of both blocks' contributions over ranks and micro-batches.
+      // The tied embedding's gradient is the sum of both blocks' contributions over ranks and
+      // micro-batches.
       double want = 0;
       for (int r = 0; r < ranks; ++r) {
         for (int m = 0; m < micro_batches; ++m) {
-          want += std::sin(1.0 + 10.0 * r + 100.0 * m) + std::sin(1.0 + 10.0 * r + 100.0 * m + 2000.0);
+          want +=
+              std::sin(1.0 + 10.0 * r + 100.0 * m) + std::sin(1.0 + 10.0 * r + 100.0 * m + 2000.0);
         }
       }
       EXPECT_NEAR(by_stage[0][0], want, 1e-5);
@@ -104,7 +114,8 @@ TEST(ShardedParameters, SendsTheBytesOfTheFormula) {
             std::vector<BlockParameters> blocks = Blocks();
             blocks[1].specs[2].trainable = true;
             ShardedParameters parameters(
-                blocks, {.stage = stage, .micro_batches = m, .reduce_every_micro_batch = every}, comm);
+                blocks, {.stage = stage, .micro_batches = m, .reduce_every_micro_batch = every},
+                comm);
             const int64_t before = comm.counters().bytes_sent;
             for (int i = 0; i < m; ++i) {
               for (int b = 0; b < 3; ++b) parameters.BeginForward(b);
@@ -114,10 +125,12 @@ TEST(ShardedParameters, SendsTheBytesOfTheFormula) {
               }
             }
             parameters.PublishWeights();
-            const int64_t unit = parameters.num_padded() * 4 / ranks * (ranks - 1);  // P (N-1)/N, in bytes
+            const int64_t unit =
+                parameters.num_padded() * 4 / ranks * (ranks - 1);  // P (N-1)/N, in bytes
             const int64_t passes = stage == 3 ? 3 * m : stage == 2 || every ? m + 1 : 2;
             EXPECT_EQ(comm.counters().bytes_sent - before, passes * unit)
-                << "stage " << stage << ", " << ranks << " ranks, " << m << " micro-batches, every " << every;
+                << "stage " << stage << ", " << ranks << " ranks, " << m << " micro-batches, every "
+                << every;
             return absl::OkStatus();
           });
           ASSERT_TRUE(status.ok()) << status;
@@ -134,7 +147,9 @@ TEST(ShardedParameters, HoldsTheBytesOfTheFormula) {
         std::vector<BlockParameters> blocks = Blocks();
         blocks[1].specs[2].trainable = true;
         ShardedParameters parameters(
-            blocks, {.stage = stage, .compute_dtype = at::kBFloat16, .gradient_dtype = at::kBFloat16}, comm);
+            blocks,
+            {.stage = stage, .compute_dtype = at::kBFloat16, .gradient_dtype = at::kBFloat16},
+            comm);
         const int64_t p = parameters.num_padded();
         const HeldBytes held = parameters.held_bytes();
         EXPECT_EQ(held.weights, stage == 3 ? 2 * p / ranks : 2 * p);
@@ -151,10 +166,12 @@ TEST(ShardedParameters, HoldsTheBytesOfTheFormula) {
 TEST(ShardedParameters, GathersWhatWasWrittenToTheMasterWeights) {
   for (int stage = 0; stage <= 3; ++stage) {
     const absl::Status status = RunRanks(3, [&](Communicator& comm) {
-      ShardedParameters parameters(Blocks(), {.stage = stage, .compute_dtype = at::kBFloat16}, comm);
+      ShardedParameters parameters(Blocks(), {.stage = stage, .compute_dtype = at::kBFloat16},
+                                   comm);
       for (const auto& unit : parameters.units()) {
         Tensor owned = unit->owned_weights();
-        for (int64_t i = 0; i < owned.numel(); ++i) owned[i] = static_cast<double>(unit->owned_begin() + i);
+        for (int64_t i = 0; i < owned.numel(); ++i)
+          owned[i] = static_cast<double>(unit->owned_begin() + i);
       }
       parameters.SyncFromMaster();
       const auto first = parameters.BeginForward(0);

@@ -21,10 +21,12 @@ using ::testing::Not;
 
 constexpr char kHostile[] = "</script><img src=x onerror=\"alert(1)\">&'{{data}}";
 
-void AddRun(FileSystem& files, const std::string& directory, const std::string& recipe, int64_t steps) {
+void AddRun(FileSystem& files, const std::string& directory, const std::string& recipe,
+            int64_t steps) {
   ASSERT_EQ(CreateDirectories(files, directory), absl::OkStatus());
   if (!recipe.empty()) {
-    ASSERT_EQ(WriteFileAtomically(files, directory + "/recipe.resolved.yaml", recipe), absl::OkStatus());
+    ASSERT_EQ(WriteFileAtomically(files, directory + "/recipe.resolved.yaml", recipe),
+              absl::OkStatus());
   }
   auto sink = *OpenJsonlSink(files, directory + "/metrics.jsonl", 0);
   for (int64_t step = 1; step <= steps; ++step) {
@@ -68,14 +70,17 @@ TEST(Report, HoldsTheCurvesOfEveryRun) {
   EXPECT_EQ(data["runs"][1]["curves"]["loss"]["values"], nlohmann::json({4.0, 2.0, nullptr, 1.0}));
   EXPECT_THAT(page, HasSubstr("<th scope=\"row\">zero.stage</th><td>0</td><td>3</td>"));
   EXPECT_THAT(page, HasSubstr("<th scope=\"row\">Loss, last</th><td>0.8000</td><td>1.0000</td>"));
-  EXPECT_THAT(page, HasSubstr("<th scope=\"row\">Logged steps that were not finite</th><td>1</td><td>1</td>"));
+  EXPECT_THAT(
+      page,
+      HasSubstr("<th scope=\"row\">Logged steps that were not finite</th><td>1</td><td>1</td>"));
 }
 
 TEST(Report, NeedsNoNetwork) {
   MemoryFileSystem files;
   AddRun(files, "/runs/a", "run:\n  name: a\n", 5);
   const std::string page = Page(files, {"/runs/a"});
-  for (const char* forbidden : {"http:", "https:", "//cdn", "src=\"", "href=", "@import", "url(", "fetch(", "import("}) {
+  for (const char* forbidden :
+       {"http:", "https:", "//cdn", "src=\"", "href=", "@import", "url(", "fetch(", "import("}) {
     EXPECT_THAT(page, Not(HasSubstr(forbidden)));
   }
   EXPECT_THAT(page, HasSubstr("default-src 'none'"));
@@ -84,13 +89,15 @@ TEST(Report, NeedsNoNetwork) {
 TEST(Report, HostileTextStaysText) {
   MemoryFileSystem files;
   const std::string directory = absl::StrCat("/runs/", "<script>alert(1)<!--");
-  AddRun(files, directory, absl::StrCat("run:\n  name: '</td><script>alert(2)'\n  \"", "<b>", "\": 1\n"), 5);
+  AddRun(files, directory,
+         absl::StrCat("run:\n  name: '</td><script>alert(2)'\n  \"", "<b>", "\": 1\n"), 5);
   AddRun(files, "/runs/{{data}}", "", 2);
   const std::string page = Page(files, {directory, "/runs/{{data}}"});
   // The page's own two script elements, and none from the files.
   EXPECT_EQ(Count(page, "<script"), 2u);
   EXPECT_EQ(Count(page, "</script"), 2u);
-  for (const char* markup : {"<img", "<!--", "<b>", "onerror=\"alert"}) EXPECT_THAT(page, Not(HasSubstr(markup)));
+  for (const char* markup : {"<img", "<!--", "<b>", "onerror=\"alert"})
+    EXPECT_THAT(page, Not(HasSubstr(markup)));
   EXPECT_THAT(page, HasSubstr("&lt;script&gt;alert(1)&lt;!--"));
   EXPECT_THAT(page, HasSubstr("</i>{{data}}</th>"));
   const auto data = nlohmann::json::parse(Between(page, "type=\"application/json\">", "</script>"));
@@ -104,7 +111,8 @@ TEST(Report, EveryElementIsClosed) {
   AddRun(files, "/runs/b", "run:\n  name: b\n", 5);
   std::string page = Page(files, {"/runs/a", "/runs/b"});
   for (const char* raw : {"style", "script"}) {
-    for (size_t at = page.find(absl::StrCat("<", raw)); at != std::string::npos; at = page.find(absl::StrCat("<", raw), at + 1)) {
+    for (size_t at = page.find(absl::StrCat("<", raw)); at != std::string::npos;
+         at = page.find(absl::StrCat("<", raw), at + 1)) {
       const size_t from = page.find('>', at) + 1;
       page.erase(from, page.find(absl::StrCat("</", raw), from) - from);
     }
@@ -131,7 +139,9 @@ TEST(Report, SaysWhatIsWrong) {
   ASSERT_EQ(CreateDirectories(files, "/runs/a"), absl::OkStatus());
   EXPECT_THAT(std::string(ReportPage(files, {"/runs/a"}).status().message()),
               HasSubstr("/runs/a is no run's folder: it has no metrics.jsonl"));
-  ASSERT_EQ(WriteFileAtomically(files, "/runs/a/metrics.jsonl", "{\"step\":1,\"loss\":2}\nnonsense\n"), absl::OkStatus());
+  ASSERT_EQ(
+      WriteFileAtomically(files, "/runs/a/metrics.jsonl", "{\"step\":1,\"loss\":2}\nnonsense\n"),
+      absl::OkStatus());
   const absl::Status status = WriteReport(files, {"/runs/a"}, "/report.html");
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()), HasSubstr("/runs/a/metrics.jsonl:2"));

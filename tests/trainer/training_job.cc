@@ -24,16 +24,25 @@ constexpr int64_t kVocab = 31;
 
 Json ConfigOf(const std::string& model) {
   if (model == "gpt2") {
-    return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},      {"n_layer", 2},    {"n_head", 3},
-            {"n_positions", 16},    {"resid_pdrop", 0.0},  {"embd_pdrop", 0.0}, {"attn_pdrop", 0.0}};
+    return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},
+            {"n_layer", 2},         {"n_head", 3},          {"n_positions", 16},
+            {"resid_pdrop", 0.0},   {"embd_pdrop", 0.0},    {"attn_pdrop", 0.0}};
   }
-  return {{"model_type", "llama"},        {"vocab_size", kVocab},       {"hidden_size", 12},
-          {"intermediate_size", 17},      {"num_hidden_layers", 2},     {"num_attention_heads", 4},
-          {"num_key_value_heads", 2},     {"head_dim", 4},              {"max_position_embeddings", 16},
-          {"rms_norm_eps", 1e-5},         {"tie_word_embeddings", model == "llama-tied"}};
+  return {{"model_type", "llama"},
+          {"vocab_size", kVocab},
+          {"hidden_size", 12},
+          {"intermediate_size", 17},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"head_dim", 4},
+          {"max_position_embeddings", 16},
+          {"rms_norm_eps", 1e-5},
+          {"tie_word_embeddings", model == "llama-tied"}};
 }
 
-// Sequence `index` of an endless stream; its first few targets are ignored, so that ranks have different counts.
+// Sequence `index` of an endless stream; its first few targets are ignored, so that ranks have
+// different counts.
 class RandomSequences final : public BatchSource {
  public:
   RandomSequences(const TrainingJob& job, int rank) : job_(job), rank_(rank) {}
@@ -42,10 +51,11 @@ class RandomSequences final : public BatchSource {
     const int64_t rows = kGlobalBatch / (job_.ranks * job_.micro_batches);
     std::vector<Batch> batches;
     for (int m = 0; m < job_.micro_batches; ++m) {
-      Batch batch{.tokens_BT = at::empty({rows, kSeqLength}, at::kLong),
-                  .targets_BT = at::empty({rows, kSeqLength}, at::kLong),
-                  .positions_BT = at::arange(kSeqLength, at::kLong).expand({rows, kSeqLength}).contiguous(),
-                  .documents_BT = {}};
+      Batch batch{
+          .tokens_BT = at::empty({rows, kSeqLength}, at::kLong),
+          .targets_BT = at::empty({rows, kSeqLength}, at::kLong),
+          .positions_BT = at::arange(kSeqLength, at::kLong).expand({rows, kSeqLength}).contiguous(),
+          .documents_BT = {}};
       for (int64_t row = 0; row < rows; ++row) {
         FillRow(batch, row, step * kGlobalBatch + (m * job_.ranks + rank_) * rows + row);
       }
@@ -60,7 +70,8 @@ class RandomSequences final : public BatchSource {
     for (int64_t t = 0; t < kSeqLength; ++t) {
       batch.tokens_BT[row][t] = static_cast<int64_t>(philox.Bits(t) % kVocab);
       const bool ignored = t < index % 4;
-      batch.targets_BT[row][t] = ignored ? Batch::kIgnoreIndex : static_cast<int64_t>(philox.Bits(t + 1) % kVocab);
+      batch.targets_BT[row][t] =
+          ignored ? Batch::kIgnoreIndex : static_cast<int64_t>(philox.Bits(t + 1) % kVocab);
       batch.num_targets += !ignored;
     }
   }
@@ -111,23 +122,31 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, {.shard = job.ranks}));
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfigFromJson(ConfigOf(job.model)));
   SHOAL_ASSIGN_OR_RETURN(const Model model, BuildModel(config));
-  SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockParameters> blocks, DescribeParameters(model, job.freeze));
-  ShardedParameters parameters(blocks,
-                               {.stage = job.stage,
-                                .compute_dtype = job.dtype,
-                                .gradient_dtype = job.dtype == at::kBFloat16 && job.micro_batches > 1 ? at::kFloat : job.dtype,
-                                .micro_batches = job.micro_batches,
-                                .reduce_every_micro_batch = job.deterministic},
-                               mesh.shard());
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockParameters> blocks,
+                         DescribeParameters(model, job.freeze));
+  ShardedParameters parameters(
+      blocks,
+      {.stage = job.stage,
+       .compute_dtype = job.dtype,
+       .gradient_dtype =
+           job.dtype == at::kBFloat16 && job.micro_batches > 1 ? at::kFloat : job.dtype,
+       .micro_batches = job.micro_batches,
+       .reduce_every_micro_batch = job.deterministic},
+      mesh.shard());
   ShardedOptimizer optimizer(MakeRule(job), parameters, {});
   InitializeWeights(/*seed=*/3, optimizer, parameters);
 
   BlockRunner runner(model, parameters);
   RandomSequences batches(job, comm.rank());
-  Trainer trainer({.num_steps = job.steps,
-                   .max_grad_norm = job.max_grad_norm,
-                   .learning_rate = {.type = LrSchedule::Type::kCosine, .peak = 0.01, .total_steps = 20}},
-                  {.mesh = mesh, .runner = runner, .parameters = parameters, .optimizer = optimizer, .batches = batches});
+  Trainer trainer(
+      {.num_steps = job.steps,
+       .max_grad_norm = job.max_grad_norm,
+       .learning_rate = {.type = LrSchedule::Type::kCosine, .peak = 0.01, .total_steps = 20}},
+      {.mesh = mesh,
+       .runner = runner,
+       .parameters = parameters,
+       .optimizer = optimizer,
+       .batches = batches});
   if (job.poison_step >= 0) trainer.AddHook(std::make_unique<Poison>(job, parameters, comm));
   return train({comm, mesh, model, parameters, optimizer, trainer});
 }

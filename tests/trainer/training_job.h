@@ -30,7 +30,8 @@ struct TrainingResult {
   std::map<std::string, std::vector<double>> state;  // Weights and optimizer states, whole, by name
 };
 
-// The global batch is 36 sequences of ragged numbers of targets, whatever the number of ranks and micro-batches.
+// The global batch is 36 sequences of ragged numbers of targets, whatever the number of ranks and
+// micro-batches.
 TrainingResult RunTrainingJob(const TrainingJob& job);
 
 // Of one rank, for jobs that do more. `train` is called with everything built.

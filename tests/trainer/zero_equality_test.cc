@@ -15,34 +15,41 @@ std::vector<double> Losses(const TrainingResult& result) {
 }
 
 // Losses, norms, weights and moments to the last bit.
-void ExpectSameBits(const TrainingResult& got, const TrainingResult& want, const std::string& what) {
+void ExpectSameBits(const TrainingResult& got, const TrainingResult& want,
+                    const std::string& what) {
   ASSERT_EQ(got.steps.size(), want.steps.size()) << what;
   for (size_t i = 0; i < got.steps.size(); ++i) {
     EXPECT_EQ(got.steps[i].loss, want.steps[i].loss) << what << ", step " << i + 1;
     EXPECT_EQ(got.steps[i].grad_norm, want.steps[i].grad_norm) << what << ", step " << i + 1;
   }
   ASSERT_EQ(got.state.size(), want.state.size()) << what;
-  for (const auto& [name, values] : want.state) EXPECT_EQ(got.state.at(name), values) << what << ": " << name;
+  for (const auto& [name, values] : want.state)
+    EXPECT_EQ(got.state.at(name), values) << what << ": " << name;
 }
 
-void ExpectClose(const TrainingResult& got, const TrainingResult& want, double tolerance, const std::string& what) {
+void ExpectClose(const TrainingResult& got, const TrainingResult& want, double tolerance,
+                 const std::string& what) {
   ASSERT_EQ(got.steps.size(), want.steps.size()) << what;
   for (size_t i = 0; i < got.steps.size(); ++i) {
-    EXPECT_NEAR(got.steps[i].loss, want.steps[i].loss, tolerance * std::abs(want.steps[i].loss)) << what;
-    EXPECT_NEAR(got.steps[i].grad_norm, want.steps[i].grad_norm, tolerance * want.steps[i].grad_norm) << what;
+    EXPECT_NEAR(got.steps[i].loss, want.steps[i].loss, tolerance * std::abs(want.steps[i].loss))
+        << what;
+    EXPECT_NEAR(got.steps[i].grad_norm, want.steps[i].grad_norm,
+                tolerance * want.steps[i].grad_norm)
+        << what;
   }
   for (const auto& [name, values] : want.state) {
     double largest = 0;
     for (double v : values) largest = std::max(largest, std::abs(v));
     for (size_t i = 0; i < values.size(); ++i) {
-      ASSERT_NEAR(got.state.at(name)[i], values[i], tolerance * largest) << what << ": " << name << "[" << i << "]";
+      ASSERT_NEAR(got.state.at(name)[i], values[i], tolerance * largest)
+          << what << ": " << name << "[" << i << "]";
     }
   }
 }
 
 std::string Describe(const TrainingJob& job) {
-  return job.model + " stage " + std::to_string(job.stage) + ", " + std::to_string(job.ranks) + " ranks, " +
-         std::to_string(job.micro_batches) + " micro-batches";
+  return job.model + " stage " + std::to_string(job.stage) + ", " + std::to_string(job.ranks) +
+         " ranks, " + std::to_string(job.micro_batches) + " micro-batches";
 }
 
 TEST(ZeroEquality, StagesAreEqualToTheLastBit) {
@@ -50,9 +57,11 @@ TEST(ZeroEquality, StagesAreEqualToTheLastBit) {
     for (at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
       for (int ranks = 1; ranks <= 4; ++ranks) {
         for (int micro_batches : {1, 3}) {
-          TrainingJob job{.model = model, .dtype = dtype, .ranks = ranks, .micro_batches = micro_batches};
+          TrainingJob job{
+              .model = model, .dtype = dtype, .ranks = ranks, .micro_batches = micro_batches};
           const TrainingResult stage0 = RunTrainingJob(job);
-          for (job.stage = 1; job.stage <= 3; ++job.stage) ExpectSameBits(RunTrainingJob(job), stage0, Describe(job));
+          for (job.stage = 1; job.stage <= 3; ++job.stage)
+            ExpectSameBits(RunTrainingJob(job), stage0, Describe(job));
         }
       }
     }
@@ -66,7 +75,11 @@ TEST(ZeroEquality, RanksAndMicroBatchesDoNotChangeTheResult) {
       for (int ranks = 1; ranks <= 4; ++ranks) {
         for (int micro_batches : {1, 3}) {
           for (int stage : {0, 3}) {
-            const TrainingJob job{.model = model, .ranks = ranks, .stage = stage, .micro_batches = micro_batches, .sgd = sgd};
+            const TrainingJob job{.model = model,
+                                  .ranks = ranks,
+                                  .stage = stage,
+                                  .micro_batches = micro_batches,
+                                  .sgd = sgd};
             ExpectClose(RunTrainingJob(job), one, 1e-12, Describe(job));
           }
         }
@@ -85,7 +98,8 @@ TEST(ZeroEquality, FastModeEqualsDeterministicModeClosely) {
 }
 
 TEST(ZeroEquality, Float32AgreesWithFloat64) {
-  ExpectClose(RunTrainingJob({.dtype = at::kFloat, .ranks = 2, .stage = 3}), RunTrainingJob({}), 2e-4, "float32");
+  ExpectClose(RunTrainingJob({.dtype = at::kFloat, .ranks = 2, .stage = 3}), RunTrainingJob({}),
+              2e-4, "float32");
 }
 
 TEST(ZeroEquality, FrozenWeightsStayAndStagesAgree) {
@@ -96,9 +110,11 @@ TEST(ZeroEquality, FrozenWeightsStayAndStagesAgree) {
   TrainingJob untrained = job;
   untrained.steps = 0;
   const auto start = RunTrainingJob(untrained).state;
-  EXPECT_EQ(stage0.state.at("weights/model.embed_tokens.weight"), start.at("weights/model.embed_tokens.weight"));
+  EXPECT_EQ(stage0.state.at("weights/model.embed_tokens.weight"),
+            start.at("weights/model.embed_tokens.weight"));
   EXPECT_NE(stage0.state.at("weights/model.norm.weight"), start.at("weights/model.norm.weight"));
-  for (job.stage = 1; job.stage <= 3; ++job.stage) ExpectSameBits(RunTrainingJob(job), stage0, Describe(job));
+  for (job.stage = 1; job.stage <= 3; ++job.stage)
+    ExpectSameBits(RunTrainingJob(job), stage0, Describe(job));
 }
 
 TEST(ZeroEquality, ANonFiniteStepIsSkippedOnAllRanksAlike) {
@@ -114,12 +130,15 @@ TEST(ZeroEquality, ANonFiniteStepIsSkippedOnAllRanksAlike) {
 
 TEST(ZeroEquality, LossFallsAndBytesFollowTheFormula) {
   for (int stage = 0; stage <= 3; ++stage) {
-    const TrainingResult result = RunTrainingJob({.model = "llama", .dtype = at::kFloat, .ranks = 2, .stage = stage, .steps = 12});
+    const TrainingResult result = RunTrainingJob(
+        {.model = "llama", .dtype = at::kFloat, .ranks = 2, .stage = stage, .steps = 12});
     EXPECT_LT(Losses(result).back(), Losses(result).front());
     int64_t elements = 0;
-    for (const auto& [name, values] : result.state) elements += name.starts_with("weights/") ? values.size() : 0;
+    for (const auto& [name, values] : result.state)
+      elements += name.starts_with("weights/") ? values.size() : 0;
     // Every unit of this model has an even number of elements: no padding on two ranks.
-    EXPECT_EQ(result.steps[3].bytes_sent, (stage == 3 ? 3 : 2) * elements * 4 / 2) << "stage " << stage;
+    EXPECT_EQ(result.steps[3].bytes_sent, (stage == 3 ? 3 : 2) * elements * 4 / 2)
+        << "stage " << stage;
   }
 }
 

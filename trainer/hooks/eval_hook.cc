@@ -23,7 +23,8 @@ absl::Status EvalHook::Evaluate(int64_t step) {
 }
 
 absl::Status EvalHook::AfterStep(const Trainer& trainer, const StepMetrics& metrics) {
-  if (options_.every_steps == 0 || metrics.step % options_.every_steps != 0) return absl::OkStatus();
+  if (options_.every_steps == 0 || metrics.step % options_.every_steps != 0)
+    return absl::OkStatus();
   return Evaluate(metrics.step);
 }
 

@@ -16,7 +16,8 @@ class EvalHook final : public Hook {
   };
 
   // `batches`: this rank's held-out batches, as many on every rank. All borrowed outlive the hook.
-  EvalHook(const Options& options, std::vector<Batch> batches, DeviceMesh& mesh, BlockRunner& runner, LogHook& log)
+  EvalHook(const Options& options, std::vector<Batch> batches, DeviceMesh& mesh,
+           BlockRunner& runner, LogHook& log)
       : options_(options), batches_(std::move(batches)), mesh_(mesh), runner_(runner), log_(log) {}
 
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;

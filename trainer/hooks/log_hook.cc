@@ -15,7 +15,8 @@ double LogHook::ModelFlopsUtilization(double tokens_per_second) {
   if (matrix_peak_flops_ == 0) {
     matrix_peak_flops_ = MeasureMatMulPeak(options_.compute_dtype, options_.threads_per_rank);
   }
-  return options_.train_flops_per_token * tokens_per_second / (mesh_.control().size() * matrix_peak_flops_);
+  return options_.train_flops_per_token * tokens_per_second /
+         (mesh_.control().size() * matrix_peak_flops_);
 }
 
 absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metrics) {
@@ -37,7 +38,8 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
                  .eval_loss = {},
                  .extra = {}};
   // The first step warms caches up; what it says of speed is not worth a measurement of the peak.
-  if (metrics.step > 1) row.extra.emplace_back("mfu", ModelFlopsUtilization(*row.tokens_per_second));
+  if (metrics.step > 1)
+    row.extra.emplace_back("mfu", ModelFlopsUtilization(*row.tokens_per_second));
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
   steps_ = tokens_ = 0;
   seconds_ = 0;

@@ -9,7 +9,8 @@ std::vector<StatePiece> ToStatePieces(const std::vector<ShardedOptimizer::NamedP
   std::vector<StatePiece> out;
   out.reserve(pieces.size());
   for (const auto& piece : pieces) {
-    out.push_back({.name = piece.name, .shape = piece.spec->shape, .begin = piece.begin, .data = piece.data});
+    out.push_back(
+        {.name = piece.name, .shape = piece.spec->shape, .begin = piece.begin, .data = piece.data});
   }
   return out;
 }
@@ -25,17 +26,18 @@ absl::Status SaveHook::Save(const TrainProgress& progress) {
   state.set_trained_seconds(state.trained_seconds() + trained_seconds_);
   state.set_wall_time(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
   if (eval_.loss()) state.set_eval_loss(*eval_.loss());
-  SHOAL_RETURN_IF_ERROR(SaveCheckpoint(files_, mesh_.control(), options_.directory, state,
-                                       ToStatePieces(optimizer_.PiecesToSave()),
-                                       {.save_total_limit = options_.save_total_limit,
-                                        .warn = [this](const std::string& text) { log_.Warning(text); }}));
+  SHOAL_RETURN_IF_ERROR(SaveCheckpoint(
+      files_, mesh_.control(), options_.directory, state, ToStatePieces(optimizer_.PiecesToSave()),
+      {.save_total_limit = options_.save_total_limit,
+       .warn = [this](const std::string& text) { log_.Warning(text); }}));
   options_.saved_step = progress.step;
   return absl::OkStatus();
 }
 
 absl::Status SaveHook::AfterStep(const Trainer& trainer, const StepMetrics& metrics) {
   trained_seconds_ += metrics.seconds;
-  if (options_.every_steps == 0 || metrics.step % options_.every_steps != 0) return absl::OkStatus();
+  if (options_.every_steps == 0 || metrics.step % options_.every_steps != 0)
+    return absl::OkStatus();
   return Save(trainer.progress());
 }
 

@@ -16,7 +16,8 @@ class SaveHook final : public Hook {
     int64_t every_steps = 0;  // 0: at the end only
     std::string directory;    // OUTPUT_DIR/checkpoints
     int save_total_limit = 2;
-    TrainerState constant_state;  // What of the state does not change while training: recipe, layout, seed
+    TrainerState
+        constant_state;  // What of the state does not change while training: recipe, layout, seed
     int64_t global_batch_size = 1;
     int64_t saved_step = -1;  // The step that the run resumed from needs no saving again
   };
@@ -24,7 +25,12 @@ class SaveHook final : public Hook {
   // All borrowed outlive the hook.
   SaveHook(Options options, FileSystem& files, DeviceMesh& mesh, const ShardedOptimizer& optimizer,
            const EvalHook& eval, const Logger& log)
-      : options_(std::move(options)), files_(files), mesh_(mesh), optimizer_(optimizer), eval_(eval), log_(log) {}
+      : options_(std::move(options)),
+        files_(files),
+        mesh_(mesh),
+        optimizer_(optimizer),
+        eval_(eval),
+        log_(log) {}
 
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;
   absl::Status AtEnd(const Trainer& trainer) override;

@@ -23,7 +23,8 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr at::ScalarType kReducible[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kLong};
-constexpr at::ScalarType kMovable[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kLong, at::kByte};
+constexpr at::ScalarType kMovable[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kLong,
+                                       at::kByte};
 // Zero, odd, beside the cache line and the small-message limit, and larger than a staging buffer
 // (1 MiB a rank) with a remainder.
 constexpr int64_t kSizes[] = {0, 1, 5, 63, 4099, 16385, 150001};
@@ -36,7 +37,8 @@ at::Tensor Values(int64_t numel, int rank, at::ScalarType dtype) {
     std::vector<at::Tensor> streams;
     for (int rank = 0; rank < kMaxRanks; ++rank) {
       const at::Tensor index = at::arange(kMaxRanks * kSizes[std::size(kSizes) - 1] + 1, at::kLong);
-      streams.push_back((index * 7919 + rank * 104729).remainder(1000003).to(at::kDouble) / 997.0 - 500.0);
+      streams.push_back((index * 7919 + rank * 104729).remainder(1000003).to(at::kDouble) / 997.0 -
+                        500.0);
     }
     return streams;
   }();
@@ -61,23 +63,25 @@ at::Tensor SerialReduce(int64_t numel, int size, at::ScalarType dtype, ReduceOp 
   if (got.equal(want)) return ::testing::AssertionSuccess();
   const at::Tensor places = got.ne(want).nonzero();
   const int64_t place = places.numel() == 0 ? 0 : places.flatten()[0].item<int64_t>();
-  return ::testing::AssertionFailure() << "element " << place << " of " << want.numel() << ": got "
-                                       << got[place].item<double>() << ", want "
-                                       << want[place].item<double>();
+  return ::testing::AssertionFailure()
+         << "element " << place << " of " << want.numel() << ": got " << got[place].item<double>()
+         << ", want " << want[place].item<double>();
 }
 
 class Suite {
  public:
   explicit Suite(Communicator& comm) : comm_(comm), size_(comm.size()), rank_(comm.rank()) {}
 
-  // Every dtype and size, in ordinary memory, in registered memory, and in both by turns of the rank.
+  // Every dtype and size, in ordinary memory, in registered memory, and in both by turns of the
+  // rank.
   void ForEach(std::span<const at::ScalarType> dtypes,
                const std::function<void(at::ScalarType, int64_t)>& body) {
     for (at::ScalarType dtype : dtypes) {
       for (int64_t numel : kSizes) {
         for (bool registered : {false, true, rank_ % 2 == 0}) {
-          SCOPED_TRACE(absl::StrCat(comm_.name(), " rank ", rank_, "/", size_, " ", c10::toString(dtype), " ",
-                                    numel, registered ? " registered" : ""));
+          SCOPED_TRACE(absl::StrCat(comm_.name(), " rank ", rank_, "/", size_, " ",
+                                    c10::toString(dtype), " ", numel,
+                                    registered ? " registered" : ""));
           registered_ = registered;
           body(dtype, numel);
         }
@@ -170,8 +174,10 @@ class Suite {
       at::Tensor a = Copy(at::full({numel}, 1, dtype)), b = Copy(at::full({numel + 1}, 1, dtype));
       auto send = [&] { comm_.Send(first, next), comm_.Send(second, next); };
       auto receive = [&] { comm_.Recv(a, previous), comm_.Recv(b, previous); };
-      if (rank_ == 0) receive(), send();
-      else send(), receive();
+      if (rank_ == 0)
+        receive(), send();
+      else
+        send(), receive();
       EXPECT_TRUE(Same(a, Values(numel, previous, dtype)));
       EXPECT_TRUE(Same(b, Values(numel + 1, previous, dtype)));
     });
@@ -179,7 +185,8 @@ class Suite {
 
   void CountersAreExact() {
     const int64_t n = size_, m = 24;
-    at::Tensor x = at::full({m}, 1.0f), whole = at::full({m * n}, 1.0f), other = at::full({m * n}, 1.0f);
+    at::Tensor x = at::full({m}, 1.0f), whole = at::full({m * n}, 1.0f),
+               other = at::full({m * n}, 1.0f);
     ExpectSent(2 * (4 * m - 4 * m / n), [&] { comm_.AllReduce(x); });
     ExpectSent(4 * m * (n - 1), [&] { comm_.AllGather(whole, x); });
     ExpectSent(4 * m * (n - 1), [&] { comm_.ReduceScatter(x, whole); });
@@ -224,10 +231,13 @@ class Suite {
   }
 
   void Strings() {
-    const std::vector<std::string> all = AllGatherStrings(comm_, std::string(1000 * rank_, 'a' + rank_));
+    const std::vector<std::string> all =
+        AllGatherStrings(comm_, std::string(1000 * rank_, 'a' + rank_));
     ASSERT_EQ(static_cast<int>(all.size()), size_);
-    for (int rank = 0; rank < size_; ++rank) EXPECT_EQ(all[rank], std::string(1000 * rank, 'a' + rank));
-    EXPECT_EQ(BroadcastString(comm_, rank_ == 0 ? std::string("a\0b", 3) : "?", 0), std::string("a\0b", 3));
+    for (int rank = 0; rank < size_; ++rank)
+      EXPECT_EQ(all[rank], std::string(1000 * rank, 'a' + rank));
+    EXPECT_EQ(BroadcastString(comm_, rank_ == 0 ? std::string("a\0b", 3) : "?", 0),
+              std::string("a\0b", 3));
     EXPECT_EQ(BroadcastString(comm_, "", 0), "");
   }
 

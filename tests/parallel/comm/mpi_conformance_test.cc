@@ -1,5 +1,6 @@
-// The conformance suite over MPI ranks, through shared memory and through MPI's own collectives. Started by
-// mpirun; each rank is a GoogleTest program of its own and all run the same tests in the same order.
+// The conformance suite over MPI ranks, through shared memory and through MPI's own collectives.
+// Started by mpirun; each rank is a GoogleTest program of its own and all run the same tests in the
+// same order.
 #include <gtest/gtest.h>
 
 #include "parallel/comm/local_communicator.h"
@@ -82,8 +83,8 @@ int main(int argc, char** argv) {
     class FailuresOnly : public ::testing::EmptyTestEventListener {
       void OnTestPartResult(const ::testing::TestPartResult& result) override {
         if (result.failed()) {
-          std::printf("rank %d: %s:%d: %s\n", shoal::runtime->rank(), result.file_name(), result.line_number(),
-                      result.message());
+          std::printf("rank %d: %s:%d: %s\n", shoal::runtime->rank(), result.file_name(),
+                      result.line_number(), result.message());
         }
       }
     };
