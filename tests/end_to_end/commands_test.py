@@ -49,7 +49,7 @@ class CommandsTest(EndToEndTest):
             self.assertTrue((run / name).exists(), name)
         self.assertTrue(list((run / "tensorboard").iterdir()))
         self.assertTrue((run / "checkpoints/step-6").is_dir())
-        rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
+        rows = self.metrics(run)
         steps = [row for row in rows if "loss" in row]
         self.assertEqual([row["step"] for row in steps], [1, 2, 3, 4, 5, 6])
         for key in (
@@ -69,11 +69,7 @@ class CommandsTest(EndToEndTest):
         self.shoal(
             "run", run / "recipe.resolved.yaml", "-n", 2, f"run.output_dir={self.folder / 'again'}"
         )
-        want = {
-            r["step"]: r["loss"]
-            for r in map(json.loads, open(run / "metrics.jsonl"))
-            if "loss" in r
-        }
+        want = self.losses(run)
         self.assert_losses(self.losses("again"), want)
 
     def test_tokenize_then_score(self):
@@ -127,11 +123,7 @@ class CommandsTest(EndToEndTest):
                 config={}, name_or_path=str(self.run_folder() / "export"), init="pretrained"
             ),
         )
-        first = {
-            r["step"]: r["loss"]
-            for r in map(json.loads, open(self.run_folder() / "metrics.jsonl"))
-            if "loss" in r
-        }
+        first = self.losses(self.run_folder())
         self.assertLess(losses[6], first[6])
 
     def test_inspect(self):

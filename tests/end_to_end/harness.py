@@ -189,8 +189,8 @@ class EndToEndTest(unittest.TestCase):
         return self.losses(name)
 
     def metrics(self, name):
-        with open(self.folder / name / "metrics.jsonl") as file:
-            return [json.loads(line) for line in file]
+        """Rows of metrics.jsonl of the run `name`, or of a run's folder."""
+        return [json.loads(x) for x in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
 
     def losses(self, name):
         """step -> loss; a step that was run again after a resume counts with its last row."""
