@@ -17,13 +17,9 @@ constexpr absl::string_view kCategoryNames[] = {
 
 CodePointSet CodePointSet::Of(absl::FunctionRef<bool(CharacterProperties)> contains) {
   CodePointSet set;
-  bool inside = false;
-  for (char32_t c = 0; c <= kMaxCodePoint; ++c) {
-    const bool now = contains(PropertiesOf(c));
-    if (now && !inside) set.Add(c, c);
-    if (now) set.ranges_.back().last = c;
-    inside = now;
-  }
+  ForEachRun([&](char32_t first, char32_t last, CharacterProperties properties) {
+    if (contains(properties)) set.Add(first, last);
+  });
   return set;
 }
 

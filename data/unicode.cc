@@ -1,7 +1,6 @@
 #include "data/unicode.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <iterator>
 #include <vector>
@@ -13,12 +12,12 @@ constexpr uint32_t kRuns[] = {
 #include "data/unicode_table.inc"
 };
 
+// Entry c: the properties of character c.
 std::vector<uint8_t> ExpandRuns() {
   std::vector<uint8_t> bits(kMaxCodePoint + 1);
   for (size_t run = 0; run < std::size(kRuns); ++run) {
-    const size_t first = kRuns[run] >> 8;
     const size_t end = run + 1 < std::size(kRuns) ? kRuns[run + 1] >> 8 : bits.size();
-    std::fill(bits.begin() + first, bits.begin() + end, static_cast<uint8_t>(kRuns[run] & 255));
+    std::fill(bits.begin() + (kRuns[run] >> 8), bits.begin() + end, static_cast<uint8_t>(kRuns[run] & 255));
   }
   return bits;
 }
@@ -57,6 +56,13 @@ size_t AsciiRun(absl::string_view text, size_t position) {
 }
 
 }  // namespace
+
+void ForEachRun(absl::FunctionRef<void(char32_t, char32_t, CharacterProperties)> visit) {
+  for (size_t run = 0; run < std::size(kRuns); ++run) {
+    const char32_t last = run + 1 < std::size(kRuns) ? (kRuns[run + 1] >> 8) - 1 : kMaxCodePoint;
+    visit(kRuns[run] >> 8, last, CharacterProperties(static_cast<uint8_t>(kRuns[run] & 255)));
+  }
+}
 
 CharacterProperties PropertiesOf(char32_t code_point) {
   static const std::vector<uint8_t> bits = ExpandRuns();

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/string_view.h"
 
 namespace shoal {
@@ -57,6 +58,10 @@ class CharacterProperties {
 };
 
 constexpr char32_t kMaxCodePoint = 0x10FFFF;
+
+// Calls `visit(first, last, properties)` for each run of characters with the same properties, in order, without
+// gaps.
+void ForEachRun(absl::FunctionRef<void(char32_t, char32_t, CharacterProperties)> visit);
 
 // `code_point` <= kMaxCodePoint.
 CharacterProperties PropertiesOf(char32_t code_point);

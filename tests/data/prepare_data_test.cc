@@ -15,7 +15,7 @@ class PrepareDataTest : public ::testing::Test {
  protected:
   PrepareDataTest() {
     options_.output_dir = folder_.Path("run");
-    options_.tokenizer.mutable_train()->set_vocab_size(400);
+    options_.tokenizer.mutable_train()->set_vocab_size(350);
     AddTrain(folder_.Write("text/a.txt", ReadText("tests/fixtures/english.txt")));
     AddTrain(
         folder_.Write("b.jsonl", "{\"text\": \"one document\"}\n{\"text\": \"and another\"}\n"));
@@ -31,7 +31,7 @@ TEST_F(PrepareDataTest, TokensDecodeToTheDocuments) {
   ASSERT_TRUE(prepared.ok()) << prepared.status();
   EXPECT_FALSE(prepared->reused);
   EXPECT_EQ(prepared->train_documents, 3);
-  EXPECT_EQ(prepared->vocab_size, 400);
+  EXPECT_EQ(prepared->vocab_size, 350);
   const auto tokenizer = Tokenizer::Load(prepared->tokenizer);
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   const auto dataset = TokenDataset::Open(prepared->train, TokenShard::Check::kVerify);
