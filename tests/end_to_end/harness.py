@@ -190,7 +190,8 @@ class EndToEndTest(unittest.TestCase):
 
     def metrics(self, name):
         """Rows of metrics.jsonl of the run `name`, or of a run's folder."""
-        return [json.loads(x) for x in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
     def losses(self, name):
         """step -> loss; a step that was run again after a resume counts with its last row."""

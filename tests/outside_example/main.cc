@@ -1,6 +1,8 @@
 // Reads a recipe with Shoal's library and prints what it asks for.
 #include <iostream>
 
+#include <ATen/ATen.h>
+
 #include "core/random.h"
 #include "core/recipe.h"
 
