@@ -65,6 +65,7 @@ WRAPPED = {
 }
 MOST_LINES = 450
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+STRING = re.compile(r'"(\\.|[^"\\\n])*"')
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 
@@ -112,7 +113,7 @@ def check_file(root, path, links):
     room = room_of(name)
     if room is None:
         return
-    code = COMMENT.sub("", text)
+    code = STRING.sub('""', COMMENT.sub("", text))
     for library, (names, home) in WRAPPED.items():
         found = re.search(names, code)
         if found and not re.fullmatch(home, name):
