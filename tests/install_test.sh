@@ -4,7 +4,9 @@
 set -euo pipefail
 build=$(cd "$1" && pwd)
 source=$(cd "$(dirname "$0")/.." && pwd)
-folder=$(mktemp -d)
+folder=$build/install_test
+rm -rf "$folder"
+mkdir "$folder"
 trap 'rm -rf "$folder"' EXIT
 
 cmake --install "$build" --prefix "$folder/first" >"$folder/install.log" || { cat "$folder/install.log"; exit 1; }
