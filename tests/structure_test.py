@@ -53,7 +53,7 @@ TARGET_OF = {room: room.split("/")[-1] for room in MAY_USE}  # shoal_room()'s na
 WRAPPED = {
     "MPI": (
         r"\bMPI_[A-Z]\w*|<mpi\.h>",
-        r"parallel/comm/\w*mpi\w*\.(h|cc)|launch/doctor_machine\.cc",
+        r"parallel/comm/\w*mpi\w*\.(h|cc)|launch/doctor_machine\.cc|launch/launcher_output\.cc",
     ),
     "NCCL": (r"\bnccl[A-Z]\w*|<nccl\.h>", r"parallel/comm/\w*nccl\w*\.(h|cc)"),
     "oneDNN": (

@@ -11,10 +11,9 @@ class WeightReaderTest : public testing::Test {
  protected:
   void SetUp() override {
     SHOAL_CHECK(files_.CreateDirectory("m").ok());
-    for (const SafetensorsEntry& entry :
-         ValueOrDie(SafetensorsReader::Open(posix_, Path()))->tensors()) {
-      tensors_[entry.name] =
-          ReadTensor(*ValueOrDie(SafetensorsReader::Open(posix_, Path())), entry.name);
+    const auto stored = ValueOrDie(SafetensorsReader::Open(posix_, Path()));
+    for (const SafetensorsEntry& entry : stored->tensors()) {
+      tensors_[entry.name] = ReadTensor(*stored, entry.name);
     }
   }
 
