@@ -17,7 +17,8 @@ std::vector<uint8_t> ExpandRuns() {
   std::vector<uint8_t> bits(kMaxCodePoint + 1);
   for (size_t run = 0; run < std::size(kRuns); ++run) {
     const size_t end = run + 1 < std::size(kRuns) ? kRuns[run + 1] >> 8 : bits.size();
-    std::fill(bits.begin() + (kRuns[run] >> 8), bits.begin() + end, static_cast<uint8_t>(kRuns[run] & 255));
+    std::fill(bits.begin() + (kRuns[run] >> 8), bits.begin() + end,
+              static_cast<uint8_t>(kRuns[run] & 255));
   }
   return bits;
 }

@@ -59,8 +59,8 @@ class CharacterProperties {
 
 constexpr char32_t kMaxCodePoint = 0x10FFFF;
 
-// Calls `visit(first, last, properties)` for each run of characters with the same properties, in order, without
-// gaps.
+// Calls `visit(first, last, properties)` for each run of characters with the same properties, in
+// order, without gaps.
 void ForEachRun(absl::FunctionRef<void(char32_t, char32_t, CharacterProperties)> visit);
 
 // `code_point` <= kMaxCodePoint.
