@@ -208,6 +208,10 @@ class Validator {
     if (proto_.model().dtype() == float64 && zero.gradient_dtype() != ZeroSection::auto_dtype) {
       Error("zero.gradient_dtype", "gradients are float64 with model.dtype float64, expected auto");
     }
+    if (proto_.model().dtype() == float32 &&
+        zero.gradient_dtype() == ZeroSection::gradient_bfloat16) {
+      Error("zero.gradient_dtype", "bfloat16 needs model.dtype bfloat16, which is float32");
+    }
   }
 
   void Checkpoint() {
