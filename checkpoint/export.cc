@@ -6,6 +6,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/model_card.h"
+#include "core/dtype.h"
 #include "core/memory_file_system.h"
 #include "core/recipe.h"
 #include "data/tokenizer.h"
@@ -88,14 +89,7 @@ absl::Status NameSpecialTokens(FileSystem& files, const std::string& run_directo
 at::ScalarType RecipeDtype(const TrainerState& state) {
   const auto recipe = ParseRecipe(state.recipe_yaml(), "recipe");
   if (!recipe.ok()) return at::kFloat;
-  switch (recipe->proto.model().dtype()) {
-    case Dtype::bfloat16:
-      return at::kBFloat16;
-    case Dtype::float64:
-      return at::kDouble;
-    default:
-      return at::kFloat;
-  }
+  return *DtypeFromName(Dtype_Name(recipe->proto.model().dtype()));
 }
 
 // A run of one weight's elements, read by one rank in one round.
@@ -111,10 +105,12 @@ std::vector<std::vector<std::vector<Slice>>> DealOut(const std::vector<Parameter
   std::vector<std::vector<std::vector<Slice>>> rounds;
   std::vector<int64_t> load(num_ranks, limit);
   for (const ParameterSpec& spec : weights) {
-    for (int64_t begin = 0; begin < spec.numel(); begin += limit) {
-      const int64_t numel = std::min(limit, spec.numel() - begin);
+    // A matrix that lies transposed is turned back whole.
+    const int64_t most = spec.transposed() ? std::max<int64_t>(1, spec.numel()) : limit;
+    for (int64_t begin = 0; begin < spec.numel(); begin += most) {
+      const int64_t numel = std::min(most, spec.numel() - begin);
       auto lightest = std::min_element(load.begin(), load.end());
-      if (*lightest + numel > limit) {
+      if (*lightest > 0 && *lightest + numel > limit) {
         rounds.emplace_back(num_ranks);
         std::fill(load.begin(), load.end(), 0);
         lightest = load.begin();
@@ -133,19 +129,22 @@ absl::Status MoveSlices(FileSystem& files, Communicator& comm, const std::string
   std::vector<StatePiece> pieces;
   for (const Slice& slice : slices) {
     pieces.push_back({.name = absl::StrCat(kWeightStatePrefix, slice.spec->name),
-                      .shape = slice.spec->shape,
+                      .shape = slice.spec->memory_shape(),
                       .begin = slice.begin,
                       .data = at::empty({slice.numel}, stored)});
   }
   SHOAL_RETURN_IF_ERROR(
       LoadCheckpoint(files, comm, step_directory, pieces, UnreadTensors::kAllow).status());
-  return Agree(
-      comm, Guarded([&]() -> absl::Status {
-        for (size_t i = 0; i < slices.size(); ++i) {
-          SHOAL_RETURN_IF_ERROR(writer.Write(*slices[i].spec, slices[i].begin, pieces[i].data));
-        }
-        return absl::OkStatus();
-      }));
+  return Agree(comm, Guarded([&]() -> absl::Status {
+                 for (size_t i = 0; i < slices.size(); ++i) {
+                   const ParameterSpec& spec = *slices[i].spec;
+                   Tensor data = pieces[i].data;
+                   if (spec.transposed())
+                     data = data.view(spec.memory_shape()).t().contiguous().view({-1});
+                   SHOAL_RETURN_IF_ERROR(writer.Write(spec, slices[i].begin, data));
+                 }
+                 return absl::OkStatus();
+               }));
 }
 
 // `work` on rank 0 alone; its status on every rank. Collective.

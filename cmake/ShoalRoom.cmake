@@ -20,6 +20,15 @@ endfunction()
 
 # `shoal_test(name SOURCES ... DEPS ... [LABELS ...] [RANKS n])` makes a GoogleTest program and its ctest
 # entry. With RANKS the program is started by mpirun on that many ranks.
+# Environment of every test; of those that start MPI, whose modules keep memory to the end and are
+# unloaded before LeakSanitizer could name them.
+set(shoal_test_environment "OMP_NUM_THREADS=1")
+set(shoal_mpi_test_environment ${shoal_test_environment})
+if(SHOAL_SANITIZE)
+  list(APPEND shoal_mpi_test_environment
+    "ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:strict_string_checks=1")
+endif()
+
 function(shoal_test name)
   cmake_parse_arguments(ARG "" "RANKS" "SOURCES;DEPS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
@@ -30,10 +39,14 @@ function(shoal_test name)
   else()
     add_test(NAME ${name} COMMAND mpirun --allow-run-as-root --oversubscribe -np ${ARG_RANKS} $<TARGET_FILE:${name}>)
   endif()
+  set(environment ${shoal_test_environment})
+  if(ARG_RANKS)
+    set(environment ${shoal_mpi_test_environment})
+  endif()
   # The precompiled header is made with -fPIC; an executable's -fPIE would not match it.
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
   target_compile_options(${name} PRIVATE -fPIC)
   target_precompile_headers(${name} REUSE_FROM shoal_pch)
   set_tests_properties(${name} PROPERTIES
-    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} TIMEOUT 600 LABELS "${ARG_LABELS}" ENVIRONMENT "OMP_NUM_THREADS=1")
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} TIMEOUT 600 LABELS "${ARG_LABELS}" ENVIRONMENT "${environment}")
 endfunction()

@@ -1,6 +1,6 @@
 #include "core/memory_file_system.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "absl/strings/str_split.h"
 
@@ -29,7 +29,7 @@ class MemoryWritableFile : public WritableFile {
   absl::Status WriteAt(int64_t offset, absl::string_view data) override {
     const std::lock_guard lock(*mutex_);
     if (node_->data.size() < offset + data.size()) node_->data.resize(offset + data.size());
-    std::memcpy(node_->data.data() + offset, data.data(), data.size());
+    std::copy_n(data.data(), data.size(), node_->data.data() + offset);
     return absl::OkStatus();
   }
   absl::Status Sync() override {
@@ -57,7 +57,7 @@ class MemoryReadableFile : public ReadableFile {
       return absl::OutOfRangeError(
           absl::StrCat(path_, " has ", size, " bytes, not ", out.size(), " at ", offset));
     }
-    std::memcpy(out.data(), node_->data.data() + offset, out.size());
+    std::copy_n(node_->data.data() + offset, out.size(), out.data());
     return absl::OkStatus();
   }
   absl::StatusOr<int64_t> Size() const override {

@@ -196,11 +196,40 @@ class Validator {
         Error(absl::StrCat("parallelism.", axis),
               absl::StrCat("got ", ranks, ", but ", axis, " above 1 is not in this version"));
     };
-    refuse("data_parallel_replicate", axes.data_parallel_replicate());
-    refuse("tensor_parallel", axes.tensor_parallel());
-    refuse("pipeline_parallel", axes.pipeline_parallel());
     refuse("context_parallel", axes.context_parallel());
     refuse("expert_parallel", axes.expert_parallel());
+    Pipeline();
+  }
+
+  void Pipeline() {
+    const ParallelismSection& axes = proto_.parallelism();
+    const ParallelismSection::PipelineSchedule schedule = axes.pipeline_schedule();
+    const std::string name = EnumYamlName(
+        *ParallelismSection::PipelineSchedule_descriptor()->FindValueByNumber(schedule));
+    const bool halves =
+        schedule == ParallelismSection::zb_h1 || schedule == ParallelismSection::zbv;
+    if (axes.pipeline_parallel() == 1) {
+      const auto alone = [&](const char* key, const std::string& value) {
+        Error(absl::StrCat("parallelism.", key),
+              absl::StrCat("got ", value, ", which takes pipeline_parallel above 1"));
+      };
+      if (schedule != ParallelismSection::one_f_one_b) alone("pipeline_schedule", name);
+      if (axes.pipeline_chunks() > 1)
+        alone("pipeline_chunks", absl::StrCat(axes.pipeline_chunks()));
+      return;
+    }
+    if (halves && proto_.zero().stage() > 1) {
+      Error("zero.stage", absl::StrCat("got ", proto_.zero().stage(), ", but ", name,
+                                       " adds gradients up between the halves of backward passes, "
+                                       "expected 0 or 1, or another pipeline_schedule"));
+    }
+    const int chunks = axes.pipeline_chunks();
+    const bool takes_any = schedule == ParallelismSection::interleaved_1f1b;
+    const int takes = schedule == ParallelismSection::zbv ? 2 : 1;
+    if (chunks != 0 && !takes_any && chunks != takes) {
+      Error("parallelism.pipeline_chunks",
+            absl::StrCat("got ", chunks, ", expected ", takes, " with ", name));
+    }
   }
 
   void Precision() {

@@ -140,11 +140,6 @@ absl::StatusOr<std::vector<Batch>> DataLoader::EvalBatches(int64_t max_batches) 
   return batches;
 }
 
-int64_t DataLoader::steps_per_epoch() const {
-  const int64_t global_rows = int64_t{options_.rows} * options_.micro_batches * options_.num_ranks;
-  return std::max<int64_t>(1, num_sequences() / global_rows);
-}
-
 double DataLoader::EpochAt(int64_t step) const {
   const double global_rows =
       static_cast<double>(options_.rows) * options_.micro_batches * options_.num_ranks;

@@ -50,7 +50,6 @@ class DataLoader {
 
   int64_t num_sequences() const { return train_->num_sequences(); }  // An epoch
   int64_t tokens_per_epoch() const { return num_sequences() * seq_length_; }
-  int64_t steps_per_epoch() const;  // Rounded down, at least 1
   double EpochAt(int64_t step) const;
   int32_t vocab_size() const { return vocab_size_; }
 

@@ -1,5 +1,6 @@
 #include "inference/loaded_model.h"
 
+#include "core/dtype.h"
 #include "models/weights.h"
 
 namespace shoal {
@@ -46,9 +47,8 @@ absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::
 }
 
 absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name) {
-  if (name == "float32") return at::kFloat;
-  if (name == "bfloat16") return at::kBFloat16;
-  if (name == "float64") return at::kDouble;
+  const std::optional<at::ScalarType> dtype = DtypeFromName(name);
+  if (dtype && at::isFloatingType(*dtype) && *dtype != at::kHalf) return *dtype;
   return absl::InvalidArgumentError(
       absl::StrCat("dtype ", name, " is none of float32, bfloat16, float64"));
 }

@@ -39,6 +39,9 @@ class Chunk {
                        std::max<int64_t>(hidden_RC.size(0), 1))),
         logits_(at::empty({rows_, weight_VC.size(0)}, at::kFloat)) {}
 
+  // One chunk holds all rows.
+  bool only() const { return hidden_.size(0) <= rows_; }
+
   // Calls body(first row, rows) for every chunk, its logits computed.
   template <class F>
   void ForEach(F&& body) {
@@ -115,13 +118,15 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
     const Tensor hidden = hidden_in.contiguous(), weight_VC = weight.value.detach();
     Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
     Tensor grad_hidden = want_grad_hidden ? at::empty_like(hidden) : Tensor();
-    const bool direct = options.unit_gradient;
+    Chunk chunk(hidden, weight_VC, targets_R, options);
+    // Several chunks are not added up in bfloat16.
+    const bool direct = options.unit_gradient && weight.grad.defined() &&
+                        (weight.grad.scalar_type() == at::kFloat || chunk.only());
     Tensor grad_weight = !weight.grad.defined() ? Tensor()
                          : direct               ? weight.grad
                                                 : at::empty(weight.grad.sizes(), at::kFloat);
     if (grad_weight.defined() && !direct && hidden.size(0) == 0) grad_weight.zero_();
     const bool want_gradient = grad_hidden.defined() || grad_weight.defined();
-    Chunk chunk(hidden, weight_VC, targets_R, options);
     chunk.ForEach([&](int64_t first, int64_t rows) {
       chunk.Softmax(first, rows, MutableData<float>(logprobs_R), want_gradient,
                     [&](int64_t) { return 1.0 / options.denominator; });

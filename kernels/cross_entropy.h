@@ -10,9 +10,9 @@ struct CrossEntropyOptions {
   double denominator = 1.0;     // The sum of losses is divided by this
   int64_t ignore_index = -100;  // Rows with this target count nothing
   int64_t chunk_rows = 0;       // 0: chosen so that a chunk's logits stay within a few MB
-  // LinearCrossEntropy only: promises that backward() will be called once with gradient 1. dL/dW
-  // then goes straight into weight.grad during the forward pass, without a (V, C) float32 buffer in
-  // between.
+  // LinearCrossEntropy only: promises that backward() will be called once with gradient 1 and that
+  // weight.grad may be added to from the forward pass on. dL/dW then goes straight there, without a
+  // (V, C) float32 buffer in between (bfloat16 gradients: if the rows are one chunk).
   bool unit_gradient = false;
 };
 

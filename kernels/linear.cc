@@ -7,6 +7,7 @@
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
+#include "kernels/weight_gradients.h"
 
 namespace shoal {
 namespace {
@@ -77,12 +78,13 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
       AddColumnSums(grad_RO, bias_grad);
     }
     if (Tensor weight_grad = ctx->saved_data["weight_grad"].toTensor(); weight_grad.defined()) {
-      const Tensor x_RI = Rows(x);
-      if (layout == LinearLayout::kOutIn) {
-        MatMul(grad_RO.t(), x_RI, weight_grad, {.accumulate = true, .bias = {}});
-      } else {
-        MatMul(x_RI.t(), grad_RO, weight_grad, {.accumulate = true, .bias = {}});
-      }
+      DoWeightGradient([grad_RO, x_RI = Rows(x), weight_grad, layout]() mutable {
+        if (layout == LinearLayout::kOutIn) {
+          MatMul(grad_RO.t(), x_RI, weight_grad, {.accumulate = true, .bias = {}});
+        } else {
+          MatMul(x_RI.t(), grad_RO, weight_grad, {.accumulate = true, .bias = {}});
+        }
+      });
     }
     Tensor grad_x;
     if (ctx->needs_input_grad(0)) {
@@ -95,7 +97,24 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 };
 
+struct AddBiasFunction : torch::autograd::Function<AddBiasFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& anchor,
+                        const Parameter& bias) {
+    ctx->saved_data["bias_grad"] = bias.grad;
+    return x + bias.value.detach();
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (Tensor bias_grad = ctx->saved_data["bias_grad"].toTensor(); bias_grad.defined())
+      AddColumnSums(Rows(grads[0]), bias_grad);
+    return {grads[0], Tensor(), Tensor()};
+  }
+};
+
 }  // namespace
+
+Tensor AddBias(const Tensor& x, const Parameter& bias) {
+  return AddBiasFunction::apply(x, bias.value, bias);
+}
 
 Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias,
               LinearLayout layout) {

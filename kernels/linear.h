@@ -17,4 +17,7 @@ enum class LinearLayout {
 Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias = nullptr,
               LinearLayout layout = LinearLayout::kOutIn);
 
+// x + b, over x's last dimension. Backward adds dL/db to bias.grad where that is defined.
+Tensor AddBias(const Tensor& x, const Parameter& bias);
+
 }  // namespace shoal

@@ -256,6 +256,10 @@ void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOp
       << "MatMul: a bias cannot be accumulated";
   if (c_MN.numel() == 0) return;
   at::NoGradGuard no_grad;
+  if (!c_MN.is_contiguous() && c_MN.t().is_contiguous() && !options.bias.defined()) {
+    Tensor c_NM = c_MN.t();
+    return MatMul(b_KN.t(), a_MK.t(), c_NM, options);
+  }
   if (!c_MN.is_contiguous()) {
     Tensor dense = options.accumulate ? c_MN.contiguous() : at::empty(c_MN.sizes(), c_MN.options());
     MatMul(a_MK, b_KN, dense, options);
@@ -286,7 +290,7 @@ MatMulBackend MeasureMatMulBackend(at::ScalarType dtype) {
   constexpr double kBudget = 4e-3;
   const double onednn = BestSeconds([&] { OneDnnMatMul(a, b, c, {}); }, kBudget);
   const double aten = BestSeconds([&] { AtenMatMul(a, b, c, {}); }, kBudget);
-  return onednn <= aten ? MatMulBackend::kOneDnn : MatMulBackend::kAten;
+  return onednn <= 1.2 * aten ? MatMulBackend::kOneDnn : MatMulBackend::kAten;
 }
 
 double MeasureMatMulPeak(at::ScalarType dtype, int num_threads) {

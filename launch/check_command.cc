@@ -10,6 +10,9 @@
 #include "core/recipe_validation.h"
 #include "core/status.h"
 #include "launch/recipe_inputs.h"
+#include "parallel/pipeline/picture.h"
+#include "parallel/pipeline/simulate.h"
+#include "trainer/recipe_options.h"
 
 namespace shoal {
 namespace {
@@ -20,6 +23,16 @@ struct Options {
   int ranks = 1;
   bool resolved = false;
 };
+
+// The pipeline on a virtual clock, a backward pass costing two forward ones.
+absl::StatusOr<std::string> DrawPipeline(const LoadedRecipe& recipe, const BatchPlan& batch) {
+  const absl::StatusOr<Schedule> schedule =
+      PipelineScheduleOf(recipe.proto.parallelism(), batch.accumulation);
+  if (!schedule.ok())
+    return recipe.ErrorAt("parallelism.pipeline_schedule", schedule.status().message());
+  SHOAL_ASSIGN_OR_RETURN(const Simulation simulation, Simulate(*schedule, {}));
+  return DrawSchedule(*schedule, simulation);
+}
 
 // One rank count's errors beside those of the files, and the equations if there are none.
 absl::Status Check(const Options& options) {
@@ -37,6 +50,10 @@ absl::Status Check(const Options& options) {
       absl::StrCat(options.recipe, ": ok\n", mesh.equation, "\n", batch.equation, "\n");
   absl::StrAppend(&text, "tokens a step ", batch.global * seq_length, " = global_batch_size ",
                   batch.global, " * seq_length ", seq_length, "\n");
+  if (mesh.pipeline > 1) {
+    SHOAL_ASSIGN_OR_RETURN(const std::string picture, DrawPipeline(recipe, batch));
+    absl::StrAppend(&text, picture);
+  }
   std::fputs(text.c_str(), stdout);
   return absl::OkStatus();
 }
@@ -45,11 +62,11 @@ absl::Status Check(const Options& options) {
 
 void AddCheckCommand(CommandLine& line) {
   auto options = std::make_shared<Options>();
-  CLI::App* command =
-      line.Add("check", "Check a recipe: all errors at once, or the batch and mesh it makes",
-               "shoal check recipes/quickstart.yaml -n 4 zero.stage=3\n"
-               "shoal check recipes/quickstart.yaml --resolved > all-values.yaml",
-               [options] { return Check(*options); });
+  CLI::App* command = line.Add(
+      "check", "Check a recipe: all errors at once, or the batch, mesh and pipeline it makes",
+      "shoal check recipes/quickstart.yaml -n 4 zero.stage=3\n"
+      "shoal check recipes/quickstart.yaml --resolved > all-values.yaml",
+      [options] { return Check(*options); });
   command->add_option("recipe", options->recipe, "The recipe, a YAML file")->required();
   command->add_option("overrides", options->overrides,
                       "key.sub=value texts that override the recipe");

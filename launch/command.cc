@@ -4,6 +4,7 @@
 #include <exception>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -14,6 +15,13 @@ namespace {
 
 void PrintError(absl::string_view message) {
   std::fprintf(stderr, "shoal: %s\n", std::string(message).c_str());
+}
+
+// "recipe.yaml:12:3: ..."
+bool NamesALine(absl::string_view message) {
+  const size_t colon = message.find(':');
+  return colon != absl::string_view::npos && colon + 1 < message.size() &&
+         absl::ascii_isdigit(message[colon + 1]);
 }
 
 std::vector<std::string> CommandNames(const CLI::App& app) {
@@ -82,7 +90,7 @@ CLI::App* CommandLine::Add(const std::string& name, const std::string& descripti
   command->final_callback([this, action = std::move(action)] {
     const absl::Status status = action();
     // Errors of a recipe stand alone, a line each, so that editors find their file:line:column.
-    if (absl::IsInvalidArgument(status)) {
+    if (absl::IsInvalidArgument(status) && NamesALine(status.message())) {
       std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
     } else if (!status.ok()) {
       PrintError(status.message());

@@ -82,7 +82,7 @@ Fact SharedMemoryFact() {
     return {.name = "/dev/shm",
             .text = "not there",
             .health = Health::kFailure,
-            .cure = "ranks of one host share memory there: mount a tmpfs on /dev/shm"};
+            .cure = "Open MPI's ranks of one host meet there: mount a tmpfs on /dev/shm"};
   }
   const double total = static_cast<double>(stats.f_blocks) * stats.f_frsize;
   const double free = static_cast<double>(stats.f_bavail) * stats.f_frsize;
@@ -90,12 +90,12 @@ Fact SharedMemoryFact() {
                .text = absl::StrCat(FormatBytes(total), ", ", FormatBytes(free), " free"),
                .value = {{"total_bytes", total}, {"free_bytes", free}},
                .health = Health::kOk};
-  if (free < 256 * kMiB) {
+  if (free < 64 * kMiB) {
     fact.health = Health::kWarning;
     fact.cure =
-        "ranks of one host exchange tensors there: enlarge it (mount -o remount,size=50% /dev/shm, "
+        "Open MPI's ranks of one host meet there: enlarge it (mount -o remount,size=50% /dev/shm, "
         "or "
-        "the container's --shm-size), or set comm.transport: mpi in the recipe";
+        "the container's --shm-size)";
   }
   return fact;
 }

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -85,7 +86,7 @@ class SignalQueue {
   SignalQueue() {
     sigset_t signals;
     sigemptyset(&signals);
-    for (int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&signals, signal);
+    for (int signal : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&signals, signal);
     sigprocmask(SIG_BLOCK, &signals, &before_);
     fd_ = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
   }
@@ -138,10 +139,12 @@ int Attend(pid_t child, int output_fd, SignalQueue& signals, LauncherOutput& out
   int next_signal = SIGTERM;
   int status = 0;
   bool ended = false;
+  // Readable once the child has ended; unlike SIGCHLD, no other thread can take that from us.
+  int child_fd = static_cast<int>(syscall(SYS_pidfd_open, child, 0));
   while (true) {
-    pollfd events[] = {{signals.fd(), POLLIN, 0}, {output_fd, POLLIN, 0}};
+    pollfd events[] = {{signals.fd(), POLLIN, 0}, {output_fd, POLLIN, 0}, {child_fd, POLLIN, 0}};
     const int timeout = ended ? 0 : interrupted != 0 ? kPatienceMilliseconds : -1;
-    const int ready = poll(events, 2, timeout);
+    const int ready = poll(events, 3, timeout);
     if (ready < 0 && errno != EINTR) break;
     if (ready == 0 && ended) break;  // What the ranks' orphans still hold open says nothing more
     if (ready == 0) {
@@ -149,15 +152,18 @@ int Attend(pid_t child, int output_fd, SignalQueue& signals, LauncherOutput& out
       next_signal = SIGKILL;
     }
     while (const int signal = signals.Next()) {
-      if (signal == SIGCHLD) {
-        ended |= waitpid(child, &status, WNOHANG) == child;
-      } else if (interrupted == 0) {
+      if (interrupted == 0) {
         interrupted = signal;
         if (signal != SIGINT) kill(child, SIGTERM);
       } else {
         kill(child, next_signal);
         next_signal = SIGKILL;
       }
+    }
+    if (events[2].revents != 0 && waitpid(child, &status, WNOHANG) == child) {
+      ended = true;
+      close(child_fd);
+      child_fd = -1;
     }
     char buffer[65536];
     if (events[1].revents == 0) continue;

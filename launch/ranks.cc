@@ -38,6 +38,10 @@ int RanksOnHost(const RankEnvironment& environment) {
   return Number(std::getenv, "OMPI_COMM_WORLD_LOCAL_SIZE").value_or(environment.size);
 }
 
+void HoldBack(int rank) {
+  if (rank > 0) std::this_thread::sleep_for(kHoldBack + kHoldBackPerRank * std::min(rank, 10));
+}
+
 }  // namespace
 
 absl::StatusOr<RankEnvironment> ReadRankEnvironment(const Variable& variable, int requested_ranks) {
@@ -102,9 +106,13 @@ absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(const RankEnvironment& e
 
 void EndJobOnError(Communicator& comm, const absl::Status& status, int exit_code) {
   if (status.ok() || comm.size() == 1) return;
-  if (comm.rank() > 0)
-    std::this_thread::sleep_for(kHoldBack + kHoldBackPerRank * std::min(comm.rank(), 10));
+  HoldBack(comm.rank());
   comm.Abort(exit_code, std::string(status.message()));
+}
+
+absl::Status HeldBack(const RankEnvironment& environment, const absl::Status& status) {
+  if (!status.ok()) HoldBack(environment.rank);
+  return status;
 }
 
 }  // namespace shoal

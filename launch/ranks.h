@@ -45,6 +45,10 @@ absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(const RankEnvironment& e
 // ranks is told once, by rank 0.
 void EndJobOnError(Communicator& comm, const absl::Status& status, int exit_code);
 
+// Before the ranks have joined: returns `status`, on ranks other than 0 after that moment, in which
+// the launcher ends a job whose rank 0 has failed likewise.
+absl::Status HeldBack(const RankEnvironment& environment, const absl::Status& status);
+
 // Threads for one of `ranks` ranks on this host: its share of the cores this process may use, at
 // least 1.
 int ThreadsPerRank(int ranks);

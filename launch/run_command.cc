@@ -63,20 +63,21 @@ absl::Status RunOnThisRank(const LoadedRecipe& recipe, const RankEnvironment& en
 
 void AddRunCommand(CommandLine& line, int argc, const char* const* argv) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = line.Add(
-      "run", "Do what a recipe asks: train, evaluate, save, export",
-      "shoal run recipes/quickstart.yaml -n 2\n"
-      "shoal run recipes/quickstart.yaml -n 4 training.max_steps=20 zero.stage=1\n"
-      "mpirun -np 4 shoal run recipes/quickstart.yaml",
-      [options, argc, argv]() -> absl::Status {
-        SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment,
-                               ReadRankEnvironment(std::getenv, options->ranks));
-        const bool launch = MustLaunch(environment, options->ranks);
-        SHOAL_ASSIGN_OR_RETURN(const LoadedRecipe recipe,
-                               CheckedRecipe(*options, launch ? options->ranks : environment.size));
-        if (launch) std::exit(LaunchRanks(argc, argv, options->ranks));
-        return RunOnThisRank(recipe, environment);
-      });
+  CLI::App* command =
+      line.Add("run", "Do what a recipe asks: train, evaluate, save, export",
+               "shoal run recipes/quickstart.yaml -n 2\n"
+               "shoal run recipes/quickstart.yaml -n 4 training.max_steps=20 zero.stage=1\n"
+               "mpirun -np 4 shoal run recipes/quickstart.yaml",
+               [options, argc, argv]() -> absl::Status {
+                 SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment,
+                                        ReadRankEnvironment(std::getenv, options->ranks));
+                 const bool launch = MustLaunch(environment, options->ranks);
+                 const absl::StatusOr<LoadedRecipe> recipe =
+                     CheckedRecipe(*options, launch ? options->ranks : environment.size);
+                 if (!recipe.ok()) return HeldBack(environment, recipe.status());
+                 if (launch) std::exit(LaunchRanks(argc, argv, options->ranks));
+                 return RunOnThisRank(*recipe, environment);
+               });
   command->add_option("recipe", options->recipe, "The recipe (YAML)")->required();
   command->add_option("overrides", options->overrides, "key.sub=value, over the recipe's own");
   command

@@ -19,7 +19,8 @@
 
 namespace shoal {
 
-class KeyValueCache;  // models/key_value_cache.h
+class KeyValueCache;   // models/key_value_cache.h
+class TensorParallel;  // parallel/tensor_parallel.h
 
 // What the head computes: the training loss, all logits, or each target's log-probability.
 enum class HeadMode { kLoss, kLogits, kLogprobs };
@@ -31,11 +32,21 @@ struct ForwardContext {
   KeyValueCache* cache = nullptr;  // Inference only: keys and values of earlier tokens, appended to
   HeadMode head_mode = HeadMode::kLoss;
   double loss_denominator = 1.0;  // Of HeadMode::kLoss: the global number of targets
+  // Of HeadMode::kLoss: the loss will be the root of one backward pass, and gradients may be added
+  // from the forward pass on (see CrossEntropyOptions::unit_gradient).
+  bool unit_gradient = false;
+  const TensorParallel* tensor = nullptr;  // Null: one rank holds each matrix whole
+
+  // As TensorParallel's, on the rows of (..., C); Enter gives (B, T, C) and Leave (1, r, C) where
+  // the rows are shared.
+  Tensor Enter(const Tensor& x) const;
+  Tensor Leave(const Tensor& x) const;
 };
 
 // What flows from block to block.
 struct Activations {
-  Tensor hidden_BTC;  // Undefined before the embedding
+  // Undefined before the embedding. (1, r, C) under sequence parallelism: this rank's rows.
+  Tensor hidden_BTC;
   // Set by the head:
   Tensor loss;  // () float32 (float64 in float64 runs): sum of target losses / loss_denominator
   Tensor logits_BTV;   // Only under HeadMode::kLogits

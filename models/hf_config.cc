@@ -5,6 +5,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_join.h"
 
+#include "core/dtype.h"
 #include "models/family.h"
 
 namespace shoal {
@@ -17,19 +18,6 @@ std::string Pretty(const Json& json) {
 
 void SetIfAbsent(Json& json, const std::string& key, Json value) {
   if (!json.contains(key)) json[key] = std::move(value);
-}
-
-const char* DtypeName(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble:
-      return "float64";
-    case at::kBFloat16:
-      return "bfloat16";
-    case at::kHalf:
-      return "float16";
-    default:
-      return "float32";
-  }
 }
 
 const char* ActivationName(Activation activation) {

@@ -9,7 +9,11 @@ namespace shoal {
 
 int64_t Model::num_parameters() const {
   int64_t total = 0;
-  for (const ParameterSpec& spec : unique_parameters()) total += spec.numel();
+  for (const ParameterSpec& spec : unique_parameters()) {
+    int64_t numel = 1;
+    for (int64_t size : spec.full_shape()) numel *= size;
+    total += numel;
+  }
   return total;
 }
 
@@ -29,11 +33,16 @@ double Model::ForwardFlopsPerToken(int64_t sequence_length) const {
   return flops;
 }
 
-absl::StatusOr<Model> BuildModel(const ModelConfig& config) {
+absl::StatusOr<Model> BuildModel(const ModelConfig& config, const TensorPlace& place) {
+  if (config.num_heads % place.size != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(config.num_heads, " attention heads do not divide over tensor_parallel ",
+                     place.size, ", expected a divisor of ", config.num_heads));
+  }
   Model model;
   model.config = config;
   const auto add = [&](int64_t layer, const auto& make) -> absl::Status {
-    ParameterList parameters(model.config, layer);
+    ParameterList parameters(model.config, layer, place);
     model.blocks.push_back(make(parameters));
     return parameters.status();
   };

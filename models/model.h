@@ -9,6 +9,7 @@
 
 #include "models/block.h"
 #include "models/model_config.h"
+#include "parallel/tensor_parallel.h"
 
 namespace shoal {
 
@@ -16,7 +17,7 @@ struct Model {
   ModelConfig config;
   std::vector<std::unique_ptr<Block>> blocks;  // Embedding, layers, head
 
-  // Elements of all weights, tied ones once.
+  // Elements of all weights, tied ones once; of all ranks.
   int64_t num_parameters() const;
   // Every weight once, in block order: what a file of this model holds.
   std::vector<ParameterSpec> unique_parameters() const;
@@ -28,7 +29,8 @@ struct Model {
   int64_t max_positions() const { return config.max_positions; }
 };
 
-// Errors: a family whose table lacks the name of a weight that its blocks have.
-absl::StatusOr<Model> BuildModel(const ModelConfig& config);
+// The part of the model that `place` computes of every block. Errors: a family whose table lacks
+// the name of a weight that its blocks have; attention heads that do not divide over the ranks.
+absl::StatusOr<Model> BuildModel(const ModelConfig& config, const TensorPlace& place = {});
 
 }  // namespace shoal

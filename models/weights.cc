@@ -110,9 +110,9 @@ absl::Status WeightReader::Bind(const Model& model, const std::string& directory
     used.insert(place);
     places_[spec.name] = *place;
     const SafetensorsEntry& entry = EntryAt(*place);
-    if (entry.shape != spec.shape) {
+    if (entry.shape != spec.full_shape()) {
       wrong.push_back(absl::StrCat(spec.name, " is ", ShowShape(entry.shape),
-                                   ", the configuration says ", ShowShape(spec.shape)));
+                                   ", the configuration says ", ShowShape(spec.full_shape())));
     } else if (const auto dtype = DtypeOfSafetensors(entry.dtype);
                !dtype || !at::isFloatingType(*dtype)) {
       wrong.push_back(absl::StrCat(spec.name, " has dtype ", entry.dtype));
@@ -168,6 +168,15 @@ absl::Status WeightReader::Read(const ParameterSpec& spec, int64_t begin, Tensor
   SHOAL_CHECK(place != places_.end())
       << spec.name << " is not of the model that the reader was opened for";
   return files_[place->second.file]->Read(EntryAt(place->second), begin, out);
+}
+
+absl::Status WeightReader::ReadInMemoryOrder(const ParameterSpec& spec, int64_t begin,
+                                             Tensor& out) const {
+  if (!spec.transposed()) return Read(spec, begin, out);
+  Tensor whole = at::empty(spec.full_shape(), out.options());
+  SHOAL_RETURN_IF_ERROR(Read(spec, 0, whole));
+  out.copy_(whole.t().reshape({-1}).narrow(0, begin, out.numel()));
+  return absl::OkStatus();
 }
 
 int64_t WeightReader::bytes_read() const {
@@ -234,7 +243,13 @@ void InitializeSlice(const ParameterSpec& spec, uint64_t seed, int64_t begin, Te
 
 ModelWeights InitializeAllWeights(const Model& model, uint64_t seed, at::ScalarType dtype) {
   return *MakeWeights(model, dtype, at::kCPU, [&](const ParameterSpec& spec, Tensor& out) {
-    InitializeSlice(spec, seed, 0, out);
+    if (!spec.transposed()) {
+      InitializeSlice(spec, seed, 0, out);
+      return absl::OkStatus();
+    }
+    Tensor elements = at::empty({spec.numel()}, out.options());
+    InitializeSlice(spec, seed, 0, elements);
+    out.copy_(elements.view(spec.memory_shape()).t());
     return absl::OkStatus();
   });
 }

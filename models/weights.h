@@ -28,6 +28,10 @@ class WeightReader {
   // out.numel()) of the flattened weight, converted from the file's dtype.
   absl::Status Read(const ParameterSpec& spec, int64_t begin, Tensor& out) const;
 
+  // The same of elements counted in the order of memory (see TensorCut), `out` of one dimension. A
+  // matrix that lies transposed is read whole.
+  absl::Status ReadInMemoryOrder(const ParameterSpec& spec, int64_t begin, Tensor& out) const;
+
   // Bytes of tensors (headers aside) read since Open.
   int64_t bytes_read() const;
 
@@ -53,8 +57,9 @@ absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& mode
                                             const std::string& directory, at::ScalarType dtype,
                                             at::Device device = at::kCPU);
 
-// Contiguous `out` becomes elements [begin, begin + out.numel()) of the weight's initial value: a
-// function of `seed`, the weight's name and the element, the same on any number of ranks.
+// Contiguous `out` becomes elements [begin, begin + out.numel()), in the order of memory, of the
+// whole weight's initial value: a function of `seed`, the weight's name and the element, the same
+// on any number of ranks.
 void InitializeSlice(const ParameterSpec& spec, uint64_t seed, int64_t begin, Tensor& out);
 
 // All weights at their initial values, without gradients.

@@ -9,27 +9,46 @@
 namespace shoal {
 namespace {
 
+// Sum of squares of `count` elements of the slice, those that another rank counts left out.
+double OwnedSquares(const OptimizerSlice& slice, int64_t first, int64_t count) {
+  std::vector<Tensor> owned;
+  bool all = true;
+  const int64_t begin = slice.begin + first;
+  for (const auto& part : slice.layout->Slices(begin, begin + count)) {
+    int64_t at = part.offset - slice.begin;
+    for (const ElementRun& run :
+         RunsInWhole(slice.layout->specs()[part.parameter], part.first, part.count)) {
+      if (run.owned) owned.push_back(slice.gradients.narrow(0, at, run.count));
+      all &= run.owned;
+      at += run.count;
+    }
+  }
+  if (all) owned = {slice.gradients.narrow(0, first, count)};  // Padding is zero
+  double total = 0;
+  for (const Tensor& run : owned) total += SumOfSquares(run);
+  return total;
+}
+
 // Sum of squares of the shard-th shard that the slices hold.
 double ShardSquares(const std::vector<OptimizerSlice>& slices, int shard) {
   double total = 0;
-  for (const OptimizerSlice& slice : slices) {
-    total += SumOfSquares(slice.gradients.narrow(0, shard * slice.shard_numel, slice.shard_numel));
-  }
+  for (const OptimizerSlice& slice : slices)
+    total += OwnedSquares(slice, shard * slice.shard_numel, slice.shard_numel);
   return total;
 }
 
 }  // namespace
 
-double GlobalGradNorm(const std::vector<OptimizerSlice>& slices, Communicator& comm) {
-  if (slices.empty()) return 0;
-  const bool holds_all = slices[0].gradients.numel() != slices[0].shard_numel;
+double GlobalGradNorm(const std::vector<OptimizerSlice>& slices, Communicator& shard,
+                      Communicator& model) {
+  const bool holds_all = !slices.empty() && slices[0].gradients.numel() != slices[0].shard_numel;
   double total = ShardSquares(slices, 0);
   if (holds_all) {
-    for (int shard = 1; shard < comm.size(); ++shard) total += ShardSquares(slices, shard);
+    for (int i = 1; i < shard.size(); ++i) total += ShardSquares(slices, i);
   } else {
-    total = SumOverRanks(comm, total);
+    total = SumOverRanks(shard, total);
   }
-  return std::sqrt(total);
+  return std::sqrt(SumOverRanks(model, total));
 }
 
 double ClipScale(double norm, double max_norm) {

@@ -67,10 +67,16 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) 
                        const Tensor& data) {
     for (const auto& part : layout.Slices(flat_begin, flat_begin + data.numel())) {
       const ParameterSpec& spec = layout.specs()[part.parameter];
-      pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
-                        .spec = &spec,
-                        .begin = part.first,
-                        .data = data.narrow(0, part.offset - flat_begin, part.count)});
+      int64_t at = part.offset - flat_begin;
+      for (const ElementRun& run : RunsInWhole(spec, part.first, part.count)) {
+        if (run.owned || !saving) {
+          pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
+                            .spec = &spec,
+                            .begin = run.first,
+                            .data = data.narrow(0, at, run.count)});
+        }
+        at += run.count;
+      }
     }
   };
   size_t trainable = 0;

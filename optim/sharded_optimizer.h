@@ -30,8 +30,9 @@ class ShardedOptimizer {
     std::string
         name;  // "adam_m/model.norm.weight"; "weights/..." for the master weights, frozen ones too
     const ParameterSpec* spec;
-    int64_t begin;  // Flattened elements [begin, begin + data.numel())
-    Tensor data;    // A view of the live state
+    int64_t
+        begin;    // Elements [begin, begin + data.numel()) of the whole weight as it lies in memory
+    Tensor data;  // A view of the live state
   };
   std::vector<NamedPiece> PiecesToSave() const;
   // What this rank must fill on loading (more than it saves at stage 0). SyncFromMaster() follows.

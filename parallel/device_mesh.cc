@@ -2,6 +2,10 @@
 
 #include <ATen/ops/full.h>
 
+#include <algorithm>
+#include <initializer_list>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
@@ -28,15 +32,51 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
                                                    shape.Equation(), "), the job has ",
                                                    world.size()));
   }
-  if (shape.num_ranks() != shape.shard) {
+  if (shape.context != 1) {
     return absl::UnimplementedError(
-        absl::StrCat("mesh ", shape.Equation(), ": only the shard axis may be larger than 1"));
+        absl::StrCat("mesh ", shape.Equation(), ": the context axis may not be larger than 1"));
   }
+  const int rank = world.rank();
+  const int tensor = rank % shape.tensor;
+  const int shard = rank / shape.tensor % shape.shard;
+  const int replicate = rank / (shape.tensor * shape.shard) % shape.replicate;
+  const int pipeline = rank / (shape.tensor * shape.shard * shape.replicate);
+  // Ranks that agree in the given coordinates are one group; the rest orders them.
+  const auto group = [&](std::initializer_list<std::pair<int, int>> equal) {
+    int color = 0;
+    for (const auto& [coordinate, size] : equal) color = color * size + coordinate;
+    return world.Split(color, rank);
+  };
+  const std::pair<int, int> t{tensor, shape.tensor}, s{shard, shape.shard},
+      r{replicate, shape.replicate}, p{pipeline, shape.pipeline};
   DeviceMesh mesh;
   mesh.shape_ = shape;
-  mesh.shard_ = world.Split(/*color=*/0, world.rank());
-  mesh.control_ = world.Split(/*color=*/0, world.rank());
+  mesh.loss_stage_ = shape.pipeline - 1;
+  mesh.shard_ = group({p, r, t});
+  mesh.replicate_ = group({p, s, t});
+  mesh.tensor_ = group({p, r, s});
+  mesh.pipeline_ = group({r, s, t});
+  mesh.pipeline_gradients_ = group({r, s, t});
+  mesh.control_ = group({});
+  mesh.data_control_ = group({p, t});
+  mesh.shard_control_ = group({p, r, t});
+  mesh.model_control_ = group({r, s});
   return mesh;
+}
+
+int64_t DeviceMesh::bytes_sent() const {
+  int64_t total = 0;
+  for (const auto* axis :
+       {&shard_, &replicate_, &tensor_, &pipeline_, &pipeline_gradients_, &tied_stages_}) {
+    if (*axis) total += (*axis)->counters().bytes_sent;
+  }
+  return total;
+}
+
+Communicator* DeviceMesh::TieStages(const std::vector<int>& stages) {
+  const bool holds = std::find(stages.begin(), stages.end(), pipeline_->rank()) != stages.end();
+  tied_stages_ = pipeline_->Split(holds ? 0 : -1, pipeline_->rank());
+  return tied_stages_.get();
 }
 
 namespace {

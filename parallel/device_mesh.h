@@ -4,13 +4,14 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "parallel/comm/communicator.h"
 
 namespace shoal {
 
-// Sizes of the axes, outermost first. Their product is the number of ranks.
+// Sizes of the axes. Their product is the number of ranks.
 struct MeshShape {
   int replicate = 1;
   int shard = 1;
@@ -23,28 +24,51 @@ struct MeshShape {
   std::string Equation() const;
 };
 
+// Neighbouring ranks, which talk fastest, share a tensor; then come the shards of a replica, the
+// replicas, the stages: rank = ((pipeline * replicates + replicate) * shards + shard) * tensors +
+// tensor.
 class DeviceMesh {
  public:
-  // Collective over `world`, which must outlive the mesh. Axes other than shard must be 1: the
-  // loader refuses recipes that ask for more.
+  // Collective over `world`, which must outlive the mesh. The context axis must be 1: the loader
+  // refuses recipes that ask for more.
   static absl::StatusOr<DeviceMesh> Create(Communicator& world, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }
-  // The ranks over which ZeRO shards and gradients are summed.
-  Communicator& shard() const { return *shard_; }
-  // All ranks, for counts, norms and agreement: its few bytes do not mix with the counted training
-  // traffic.
-  Communicator& control() const { return *control_; }
+
+  // The axes, each a communicator of the ranks that differ in nothing else.
+  Communicator& shard() const { return *shard_; }          // ZeRO's states
+  Communicator& replicate() const { return *replicate_; }  // Copies of those
+  Communicator& tensor() const { return *tensor_; }        // A block's matrices
+  Communicator& pipeline() const { return *pipeline_; }    // The blocks: activations
+  Communicator& pipeline_gradients() const { return *pipeline_gradients_; }  // As pipeline()
+  // Of pipeline ranks `stages`, which hold the same tied weight; null on others. Collective over
+  // all ranks, once.
+  Communicator* TieStages(const std::vector<int>& stages);
+  // Bytes that this rank has sent along all axes.
+  int64_t bytes_sent() const;
+
+  // For counts, norms and agreement: their few bytes do not mix with the counted training traffic.
+  Communicator& control() const { return *control_; }              // All ranks
+  Communicator& data_control() const { return *data_control_; }    // Ranks that read other data
+  Communicator& shard_control() const { return *shard_control_; }  // As shard()
+  Communicator& model_control() const { return *model_control_; }  // Ranks with other weights
+
   // Ranks that read different data, and this rank's place among them.
   int data_parallel_size() const { return shape_.replicate * shape_.shard; }
-  int data_parallel_rank() const { return shard_->rank(); }
+  int data_parallel_rank() const { return data_control_->rank(); }
+  // Of ranks that compute the same loss, the one that reports it.
+  bool reports_loss() const { return tensor_->rank() == 0 && pipeline_->rank() == loss_stage_; }
+  // The pipeline rank that runs the model's head; the last one unless set.
+  void set_loss_stage(int pipeline_rank) { loss_stage_ = pipeline_rank; }
 
  private:
   DeviceMesh() = default;
 
   MeshShape shape_;
-  std::unique_ptr<Communicator> shard_;
-  std::unique_ptr<Communicator> control_;
+  int loss_stage_ = 0;
+  std::unique_ptr<Communicator> shard_, replicate_, tensor_, pipeline_, pipeline_gradients_,
+      tied_stages_;
+  std::unique_ptr<Communicator> control_, data_control_, shard_control_, model_control_;
 };
 
 // Sum over the ranks of `comm`, in rank order. Collective.

@@ -23,8 +23,10 @@ std::vector<FlatLayout::Slice> FlatLayout::Slices(int64_t begin, int64_t end) co
 }
 
 Tensor FlatLayout::View(const Tensor& flat, int parameter) const {
-  return flat.narrow(0, offsets_[parameter], specs_[parameter].numel())
-      .view(specs_[parameter].shape);
+  const ParameterSpec& spec = specs_[parameter];
+  const Tensor elements = flat.narrow(0, offsets_[parameter], spec.numel());
+  if (spec.transposed()) return elements.view({spec.shape[1], spec.shape[0]}).t();
+  return elements.view(spec.shape);
 }
 
 }  // namespace shoal

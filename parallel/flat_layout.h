@@ -35,7 +35,8 @@ class FlatLayout {
   // The parts that lie in flat elements [begin, end), in order, empty ones left out.
   std::vector<Slice> Slices(int64_t begin, int64_t end) const;
 
-  // View of parameter i, in its shape, of a flat tensor of at least numel() elements.
+  // View of parameter i, in its shape (transposed where it lies so), of a flat tensor of at least
+  // numel() elements.
   Tensor View(const Tensor& flat, int parameter) const;
 
  private:

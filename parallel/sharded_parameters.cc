@@ -36,7 +36,9 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
         places[b].push_back({-1, -1});
         continue;
       }
-      int& unit = unit_of[spec.trainable];
+      // The stages that hold a tied weight cut it alike: it is a unit of its own.
+      int alone = -1;
+      int& unit = spec.tied_across_stages ? alone : unit_of[spec.trainable];
       if (unit < 0) {
         unit = static_cast<int>(plans.size());
         plans.push_back(
@@ -64,15 +66,20 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
 }  // namespace
 
 ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
-                                     const ZeroOptions& options, Communicator& comm)
+                                     const ZeroOptions& options, const ShareGroups& groups)
     : options_(options) {
+  Communicator& comm = groups.shard;
   std::vector<std::vector<Place>> places;
   const std::vector<UnitPlan> plans = PlanUnits(blocks, places);
 
-  // A block's trainable and frozen units are gathered together, so each kind has its own arena.
-  std::array<int64_t, 2> largest = {0, 0};  // [trainable], of units that one block alone uses
+  // A block's trainable and frozen units are gathered together, so each kind has its own arena, as
+  // has a unit beside them.
+  const auto takes_turns = [](const UnitPlan& plan) {
+    return plan.first_block == plan.last_block && !plan.specs[0].tied_across_stages;
+  };
+  std::array<int64_t, 2> largest = {0, 0};  // [trainable], of units that take turns
   for (const UnitPlan& plan : plans) {
-    if (plan.first_block != plan.last_block) continue;
+    if (!takes_turns(plan)) continue;
     int64_t& size = largest[plan.trainable];
     size = std::max(size, FlatLayout(plan.specs, comm.size()).padded_numel());
   }
@@ -80,11 +87,11 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
                                                      MakeArenas(largest[true], true, comm)};
   for (const UnitPlan& plan : plans) {
     ShardedUnit::Arenas arenas = shared[plan.trainable];
-    if (plan.first_block != plan.last_block) {
+    if (!takes_turns(plan)) {
       arenas = MakeArenas(FlatLayout(plan.specs, comm.size()).padded_numel(), plan.trainable, comm);
     }
     units_.push_back(
-        std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, comm, arenas));
+        std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, groups, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
   }
   for (const std::vector<Place>& block : places) {
@@ -120,12 +127,18 @@ std::span<const Parameter> ShardedParameters::BeginForward(int block) {
   return blocks_[block].parameters;
 }
 
-void ShardedParameters::BeginBackward(int block, int micro_batch) {
+void ShardedParameters::ZeroGradients(int block, int micro_batch) {
   for (int unit : blocks_[block].units) {
-    if (uses_[unit].last_block != block) continue;
-    units_[unit]->Gather();
-    units_[unit]->ZeroGradients(/*first_micro_batch=*/micro_batch == 0);
+    if (uses_[unit].last_block == block)
+      units_[unit]->ZeroGradients(/*first_micro_batch=*/micro_batch == 0);
   }
+}
+
+std::span<const Parameter> ShardedParameters::BeginBackward(int block) {
+  for (int unit : blocks_[block].units) {
+    if (uses_[unit].last_block == block) units_[unit]->Gather();
+  }
+  return blocks_[block].parameters;
 }
 
 void ShardedParameters::EndBackward(int block, int micro_batch) {
@@ -134,6 +147,10 @@ void ShardedParameters::EndBackward(int block, int micro_batch) {
     units_[unit]->ReduceGradients({.first_micro_batch = micro_batch == 0,
                                    .last_micro_batch = micro_batch == options_.micro_batches - 1});
   }
+}
+
+void ShardedParameters::FinishGradients() {
+  for (const auto& unit : units_) unit->SumTiedGradients();
 }
 
 void ShardedParameters::PublishWeights() {
@@ -154,7 +171,13 @@ std::vector<OptimizerSlice> ShardedParameters::optimizer_slices() const {
 
 int64_t ShardedParameters::num_trainable() const {
   int64_t total = 0;
-  for (const auto& unit : units_) total += unit->trainable() ? unit->layout().numel() : 0;
+  for (const auto& unit : units_) {
+    if (!unit->trainable()) continue;
+    for (const ParameterSpec& spec : unit->layout().specs()) {
+      for (const ElementRun& run : RunsInWhole(spec, 0, spec.numel()))
+        total += run.owned ? run.count : 0;
+    }
+  }
   return total;
 }
 

@@ -3,7 +3,9 @@
 // Use, a step of m micro-batches (this is what trainer/block_runner.cc does):
 //   for each micro-batch i:
 //     for b = 0 .. B-1:   weights = parameters.BeginForward(b);  forward
-//     for b = B-1 .. 0:   parameters.BeginBackward(b, i);  backward;  parameters.EndBackward(b, i)
+//     for b = B-1 .. 0:   parameters.ZeroGradients(b, i);  parameters.BeginBackward(b);  backward;
+//                         parameters.EndBackward(b, i)
+//   parameters.FinishGradients()
 //   gradients of optimizer_slices() are now the sums over ranks;  update them;
 //   parameters.PublishWeights()
 #pragma once
@@ -31,16 +33,20 @@ struct BlockParameters {
 
 class ShardedParameters {
  public:
-  // Collective over `comm`, which must outlive this. Weights start as zeros.
+  // Collective over groups.shard. Weights start as zeros.
   ShardedParameters(const std::vector<BlockParameters>& blocks, const ZeroOptions& options,
-                    Communicator& comm);
+                    const ShareGroups& groups);
 
   // The block's weights, in the order of its specs, until another block's pass begins. Collective,
   // as are the calls below. Under stage 3 each unit is gathered once a forward and once a backward
   // pass.
   std::span<const Parameter> BeginForward(int block);
-  void BeginBackward(int block, int micro_batch);
+  // Before gradients of the block are added, blocks in descending order: not collective.
+  void ZeroGradients(int block, int micro_batch);
+  std::span<const Parameter> BeginBackward(int block);  // The block's weights again
   void EndBackward(int block, int micro_batch);
+  // After the last one of a step: gradients of weights that several pipeline stages hold.
+  void FinishGradients();
   // After the optimizer's step (and once after loading).
   void PublishWeights();
   // After owned weights were written: rounds them to the compute dtype and publishes. Collective.
@@ -49,8 +55,9 @@ class ShardedParameters {
   std::vector<OptimizerSlice> optimizer_slices() const;
   const std::vector<std::unique_ptr<ShardedUnit>>& units() const { return units_; }
   const ZeroOptions& options() const { return options_; }
+  int num_blocks() const { return static_cast<int>(blocks_.size()); }
 
-  int64_t num_trainable() const;  // Elements over all ranks, tied ones once, no padding
+  int64_t num_trainable() const;  // Elements over all shards that this rank owns, no padding
   int64_t num_padded() const;     // Of trainable units, with padding: the P of the formulas
   HeldBytes held_bytes() const;
 

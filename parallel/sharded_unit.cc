@@ -18,11 +18,13 @@ Tensor ZeroedRegistered(Communicator& comm, int64_t numel, at::ScalarType dtype)
 }  // namespace
 
 ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
-                         const ZeroOptions& options, Communicator& comm, const Arenas& arenas)
-    : layout_(std::move(specs), comm.size()),
+                         const ZeroOptions& options, const ShareGroups& groups,
+                         const Arenas& arenas)
+    : layout_(std::move(specs), groups.shard.size()),
       trainable_(trainable),
       options_(options),
-      comm_(comm) {
+      comm_(groups.shard),
+      groups_(groups) {
   const int64_t padded = layout_.padded_numel();
   const int64_t shard = layout_.shard_numel();
   if (options_.stage == 3) {
@@ -67,17 +69,55 @@ void ShardedUnit::ZeroGradients(bool first_micro_batch) {
   if (trainable_ && (first_micro_batch || gradients_sharded())) gradients_full_.zero_();
 }
 
+// Each tensor-parallel rank has added its part: sums, over whole weights, what the ranks hold.
+void ShardedUnit::SumPartialGradients() {
+  if (!groups_.tensor || groups_.tensor->size() == 1) return;
+  const auto numel_of = [](const ParameterSpec& spec) {
+    int64_t numel = 1;
+    for (int64_t size : spec.full_shape()) numel *= size;
+    return numel;
+  };
+  int64_t total = 0;
+  for (const ParameterSpec& spec : layout_.specs())
+    total += spec.partial_gradient ? numel_of(spec) : 0;
+  if (total == 0) return;
+  Tensor wholes = at::zeros({total}, options_.gradient_dtype);
+  // Calls visit(run of this rank's gradients, the same elements of the wholes).
+  const auto for_each_run = [&](const auto& visit) {
+    int64_t whole = 0;
+    for (int i = 0; i < static_cast<int>(layout_.specs().size()); ++i) {
+      const ParameterSpec& spec = layout_.specs()[i];
+      if (!spec.partial_gradient) continue;
+      int64_t at = layout_.offset(i);
+      for (const ElementRun& run : RunsInWhole(spec, 0, spec.numel())) {
+        visit(gradients_full_.narrow(0, at, run.count),
+              wholes.narrow(0, whole + run.first, run.count));
+        at += run.count;
+      }
+      whole += numel_of(spec);
+    }
+  };
+  for_each_run([](const Tensor& mine, const Tensor& whole) { whole.copy_(mine); });
+  groups_.tensor->AllReduce(wholes);
+  for_each_run([](const Tensor& mine, const Tensor& whole) { mine.copy_(whole); });
+}
+
 void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
   if (!trainable_) return;
+  const bool replicated = groups_.replicate && groups_.replicate->size() > 1;
   if (!gradients_sharded()) {
     if (!place.last_micro_batch) return;
+    SumPartialGradients();
     if (options_.stage == 0) {
       comm_.AllReduce(gradients_full_);
+      if (replicated) groups_.replicate->AllReduce(gradients_full_);
     } else {
       comm_.ReduceScatter(gradients_shard_, gradients_full_);
+      if (replicated) groups_.replicate->AllReduce(gradients_shard_);
     }
     return;
   }
+  SumPartialGradients();
   if (place.first_micro_batch) {
     comm_.ReduceScatter(gradients_shard_, gradients_full_);
   } else {
@@ -85,8 +125,14 @@ void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
     comm_.ReduceScatter(reduced, gradients_full_);
     gradients_shard_.add_(reduced);
   }
-  if (place.last_micro_batch && options_.stage == 0)
-    comm_.AllGather(gradients_full_, gradients_shard_);
+  if (!place.last_micro_batch) return;
+  if (replicated) groups_.replicate->AllReduce(gradients_shard_);
+  if (options_.stage == 0) comm_.AllGather(gradients_full_, gradients_shard_);
+}
+
+void ShardedUnit::SumTiedGradients() {
+  if (!trainable_ || !layout_.specs()[0].tied_across_stages) return;
+  groups_.tied_stages->AllReduce(options_.stage == 0 ? gradients_full_ : gradients_shard_);
 }
 
 void ShardedUnit::PublishWeights() {

@@ -16,6 +16,10 @@
 // (N-1)/N); stages 0 and 1 add up locally and reduce once. That changes the order of additions, so
 // under `reduce_every_micro_batch` (run.deterministic) stages 0 and 1 reduce after each one too, at
 // (m + 1) P (N-1)/N and one more shard of gradients.
+//
+// With R replicas of the shards (hybrid sharding, Zhang et al. 2022, MiCS) each rank all-reduces
+// its shard of the gradients (stage 0: all of them) over the replicas too, once a step: 2 P/N
+// (R-1)/R elements more (stage 0: 2 P (R-1)/R).
 #pragma once
 
 #include <memory>
@@ -55,6 +59,15 @@ struct OptimizerSlice {
   int64_t shard_numel;  // n is this, or (stage 0) layout->padded_numel()
 };
 
+// The ranks that share weights; they outlive what is made of them.
+struct ShareGroups {
+  Communicator& shard;                // Each holds a part, by the ZeRO stage
+  Communicator* replicate = nullptr;  // Each holds the same part; null: this rank alone
+  Communicator* tensor = nullptr;     // Those whose partial gradients add up; null: this rank alone
+  // The stages that hold the same tied weight; null: this rank's stage holds none.
+  Communicator* tied_stages = nullptr;
+};
+
 // Bytes that a rank holds, by what they are for.
 struct HeldBytes {
   int64_t weights = 0;
@@ -71,9 +84,9 @@ class ShardedUnit {
     Tensor gradients;  // Stages 2 and 3, trainable units: gradient dtype
   };
 
-  // Collective over `comm`, which must outlive the unit. `trainable` is of all specs alike.
+  // Collective over groups.shard. `trainable` is of all specs alike.
   ShardedUnit(std::vector<ParameterSpec> specs, bool trainable, const ZeroOptions& options,
-              Communicator& comm, const Arenas& arenas);
+              const ShareGroups& groups, const Arenas& arenas);
 
   const FlatLayout& layout() const { return layout_; }
   bool trainable() const { return trainable_; }
@@ -90,6 +103,9 @@ class ShardedUnit {
   };
   // After the last such block. Collective.
   void ReduceGradients(const MicroBatchPlace& place);
+  // After all reductions: weights that another pipeline stage holds too. Collective over
+  // groups.tied_stages.
+  void SumTiedGradients();
   // After the optimizer has written its slice: stages 1 and 2 gather the new weights. Collective.
   void PublishWeights();
 
@@ -107,12 +123,14 @@ class ShardedUnit {
 
  private:
   Tensor Shard(const Tensor& full) const;
+  void SumPartialGradients();
   bool gradients_sharded() const { return options_.reduces_each_micro_batch(); }
 
   FlatLayout layout_;
   bool trainable_;
   ZeroOptions options_;
-  Communicator& comm_;
+  Communicator& comm_;  // groups_.shard
+  const ShareGroups groups_;
 
   Tensor weights_full_;   // (P) compute dtype; stage 3: the arena
   Tensor weights_shard_;  // (P/N) compute dtype; below stage 3 a view of weights_full_

@@ -1,64 +1,200 @@
 #include "trainer/block_runner.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
+
+#include "core/status.h"
+#include "parallel/tensor_parallel.h"
 
 namespace shoal {
 
-BlockRunner::BlockPass BlockRunner::Forward(int block, const Batch& batch, const Tensor& hidden_BTC,
-                                            double denominator) {
-  BlockPass pass;
-  if (hidden_BTC.defined()) {
-    pass.in.hidden_BTC = hidden_BTC.detach();
-    pass.in.hidden_BTC.set_requires_grad(at::GradMode::is_enabled());
-  }
-  ForwardContext context;
-  context.weights = parameters_.BeginForward(block);
-  context.batch = &batch;
-  context.loss_denominator = denominator;
-  pass.out = model_.blocks[block]->Forward(context, pass.in);
-  return pass;
+RunnerOptions OneStage(const Model& model, int micro_batches) {
+  return {.schedule = *MakeSchedule(ScheduleKind::k1F1B, 1, micro_batches, 1),
+          .stages = {{0, static_cast<int>(model.blocks.size())}}};
 }
 
-void BlockRunner::Backward(int block, int micro_batch, BlockPass pass, Tensor& grad_hidden_BTC) {
-  parameters_.BeginBackward(block, micro_batch);
-  const bool is_head = pass.out.loss.defined();
-  const Tensor& root = is_head ? pass.out.loss : pass.out.hidden_BTC;
+struct BlockRunner::Step {
+  std::span<const Batch> micro_batches;
+  double denominator;
+  std::vector<std::map<int, ChunkPass>> passes;  // [chunk][micro-batch]
+  Box activations, gradients;
+  double loss = 0;
+};
+
+BlockRunner::BlockRunner(const Model& model, ShardedParameters& parameters, RunnerOptions options)
+    : model_(model), parameters_(parameters), options_(std::move(options)) {
+  int local = 0;
+  for (int chunk = 0; chunk < options_.schedule.chunks; ++chunk) {
+    first_local_.push_back(local);
+    local += options_.stages[StageOfChunk(chunk)].size();
+  }
+  for (const Action& action : options_.schedule.actions[rank()])
+    splits_backward_ |= action.kind == Action::Kind::kBackwardWeight;
+}
+
+int BlockRunner::Local(int chunk, int block) const {
+  return first_local_[chunk] + block - options_.stages[StageOfChunk(chunk)].first;
+}
+
+ForwardContext BlockRunner::Context(const Batch& batch, double denominator) const {
+  return {
+      .weights = {}, .batch = &batch, .loss_denominator = denominator, .tensor = options_.tensor};
+}
+
+Tensor BlockRunner::Take(Box& box, Communicator* comm, int from_stage, int stage, int micro_batch,
+                         const Batch& batch) const {
+  const int from = options_.schedule.PlaceOf(from_stage).rank;
+  if (from == rank()) return box.extract({stage, micro_batch}).mapped();
+  const int64_t B = batch.tokens_BT.size(0), T = batch.tokens_BT.size(1);
+  const bool shares_rows = options_.tensor && options_.tensor->sequence_parallel();
+  Tensor tensor =
+      at::empty({shares_rows ? 1 : B, shares_rows ? B * T / options_.tensor->place().size : T,
+                 model_.config.hidden_size},
+                parameters_.options().compute_dtype);
+  comm->Recv(tensor, from);
+  return tensor;
+}
+
+void BlockRunner::Give(Box& box, Communicator* comm, int to_stage, int micro_batch,
+                       const Tensor& tensor) const {
+  const int to = options_.schedule.PlaceOf(to_stage).rank;
+  if (to == rank())
+    box[{to_stage, micro_batch}] = tensor;
+  else
+    comm->Send(tensor.contiguous(), to);
+}
+
+void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_is_next) {
+  const Batch& batch = step.micro_batches[micro_batch];
+  const int stage = StageOfChunk(chunk);
+  const BlockRange range = options_.stages[stage];
+  ChunkPass& pass = step.passes[chunk][micro_batch];
+  Tensor hidden;
+  if (stage > 0)
+    hidden = Take(step.activations, options_.activations, stage - 1, stage, micro_batch, batch);
+  for (int block = range.first; block < range.end; ++block) {
+    BlockPass& made = pass.blocks.emplace_back();
+    const bool is_layer = block > 0 && !IsHead(block);
+    made.recompute = is_layer && (options_.recompute == Recompute::kFull ||
+                                  (options_.recompute == Recompute::kSelective && block % 2 == 0));
+    if (hidden.defined()) {
+      made.in.hidden_BTC = hidden.detach();
+      made.in.hidden_BTC.set_requires_grad(true);
+    }
+    ForwardContext context = Context(batch, step.denominator);
+    // The head adds its gradients as it computes, if nothing comes between.
+    context.unit_gradient = IsHead(block) && backward_is_next;
+    if (context.unit_gradient) {
+      parameters_.ZeroGradients(Local(chunk, block), micro_batch);
+      pass.head_zeroed = true;
+    }
+    context.weights = parameters_.BeginForward(Local(chunk, block));
+    const at::AutoGradMode grad_mode(!made.recompute);
+    made.out = model_.blocks[block]->Forward(context, made.in);
+    hidden = made.out.hidden_BTC;
+    if (made.recompute) made.out = {};
+  }
+  if (IsHead(range.end - 1))
+    step.loss += pass.blocks.back().out.loss.item<double>();
+  else
+    Give(step.activations, options_.activations, stage + 1, micro_batch, hidden.detach());
+}
+
+void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int block, ChunkPass& pass,
+                                Tensor& gradient) {
+  BlockPass made = std::move(pass.blocks.back());
+  pass.blocks.pop_back();
+  const int local = Local(chunk, block);
+  if (!splits_backward_ && !(IsHead(block) && pass.head_zeroed))
+    parameters_.ZeroGradients(local, micro_batch);
+  const std::span<const Parameter> weights = parameters_.BeginBackward(local);
+  if (made.recompute) {
+    ForwardContext context = Context(step.micro_batches[micro_batch], step.denominator);
+    context.weights = weights;
+    made.out = model_.blocks[block]->Forward(context, made.in);
+  }
+  const Tensor& root = IsHead(block) ? made.out.loss : made.out.hidden_BTC;
   if (root.requires_grad()) {
     torch::autograd::backward(
-        {root}, is_head ? std::vector<Tensor>{} : std::vector<Tensor>{grad_hidden_BTC});
+        {root}, IsHead(block) ? std::vector<Tensor>{} : std::vector<Tensor>{gradient});
   }
-  grad_hidden_BTC = pass.in.hidden_BTC.defined() ? pass.in.hidden_BTC.grad() : Tensor();
-  parameters_.EndBackward(block, micro_batch);
+  gradient = made.in.hidden_BTC.defined() ? made.in.hidden_BTC.grad() : Tensor();
+  if (!splits_backward_) parameters_.EndBackward(local, micro_batch);
+}
+
+void BlockRunner::Backward(Step& step, int chunk, int micro_batch, bool split) {
+  const int stage = StageOfChunk(chunk);
+  const BlockRange range = options_.stages[stage];
+  ChunkPass& pass = step.passes[chunk].at(micro_batch);
+  Tensor gradient;
+  if (!IsHead(range.end - 1)) {
+    gradient = Take(step.gradients, options_.gradients, stage + 1, stage, micro_batch,
+                    step.micro_batches[micro_batch]);
+  }
+  {
+    std::unique_ptr<DeferWeightGradients> defer;
+    if (split) defer = std::make_unique<DeferWeightGradients>(pass.weight_work);
+    for (int block = range.end - 1; block >= range.first; --block)
+      BlockBackward(step, chunk, micro_batch, block, pass, gradient);
+  }
+  if (stage > 0) Give(step.gradients, options_.gradients, stage - 1, micro_batch, gradient);
+  if (!split) step.passes[chunk].erase(micro_batch);
 }
 
 double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, double denominator) {
-  const int num_blocks = static_cast<int>(model_.blocks.size());
-  double loss = 0;
-  for (int i = 0; i < static_cast<int>(micro_batches.size()); ++i) {
-    std::vector<BlockPass> passes;
-    Tensor hidden_BTC;
-    for (int b = 0; b < num_blocks; ++b) {
-      passes.push_back(Forward(b, micro_batches[i], hidden_BTC, denominator));
-      hidden_BTC = passes.back().out.hidden_BTC;
-    }
-    loss += passes.back().out.loss.item<double>();
-    Tensor grad_hidden_BTC;
-    for (int b = num_blocks - 1; b >= 0; --b) {
-      Backward(b, i, std::move(passes.back()), grad_hidden_BTC);
-      passes.pop_back();
+  using enum Action::Kind;
+  const std::vector<Action>& actions = options_.schedule.actions[rank()];
+  SHOAL_CHECK(static_cast<int>(micro_batches.size()) == options_.schedule.micro_batches);
+  Step step{.micro_batches = micro_batches,
+            .denominator = denominator,
+            .passes = std::vector<std::map<int, ChunkPass>>(options_.schedule.chunks)};
+  const int num_blocks = parameters_.num_blocks(), last = options_.schedule.micro_batches - 1;
+  // Halves of different micro-batches interleave: gradients add up over the step, then reduce.
+  for (int block = num_blocks - 1; splits_backward_ && block >= 0; --block)
+    parameters_.ZeroGradients(block, /*micro_batch=*/0);
+  for (size_t i = 0; i < actions.size(); ++i) {
+    const auto [kind, chunk, micro_batch] = actions[i];
+    switch (kind) {
+      case kForward:
+        Forward(step, chunk, micro_batch,
+                i + 1 < actions.size() && actions[i + 1] == Action{kBackward, chunk, micro_batch});
+        break;
+      case kBackward:
+      case kBackwardInput:
+        Backward(step, chunk, micro_batch, kind == kBackwardInput);
+        break;
+      case kBackwardWeight:
+        for (const auto& product : step.passes[chunk].at(micro_batch).weight_work) product();
+        step.passes[chunk].erase(micro_batch);
+        break;
     }
   }
-  return loss;
+  for (int block = num_blocks - 1; splits_backward_ && block >= 0; --block)
+    parameters_.EndBackward(block, last);
+  parameters_.FinishGradients();
+  return step.loss;
 }
 
 double BlockRunner::Loss(const Batch& batch, double denominator) {
-  at::NoGradGuard no_grad;
-  Activations out;
-  for (int b = 0; b < static_cast<int>(model_.blocks.size()); ++b) {
-    out = Forward(b, batch, out.hidden_BTC, denominator).out;
+  const at::NoGradGuard no_grad;
+  Box handed_over;
+  const int num_stages = static_cast<int>(options_.stages.size());
+  for (int stage = 0; stage < num_stages; ++stage) {
+    const Schedule::Place place = options_.schedule.PlaceOf(stage);
+    if (place.rank != rank()) continue;
+    Activations out;
+    if (stage > 0)
+      out.hidden_BTC = Take(handed_over, options_.activations, stage - 1, stage, 0, batch);
+    for (int block = options_.stages[stage].first; block < options_.stages[stage].end; ++block) {
+      ForwardContext context = Context(batch, denominator);
+      context.weights = parameters_.BeginForward(Local(place.chunk, block));
+      out = model_.blocks[block]->Forward(context, out);
+    }
+    if (stage + 1 == num_stages) return out.loss.item<double>();
+    Give(handed_over, options_.activations, stage + 1, 0, out.hidden_BTC);
   }
-  return out.loss.item<double>();
+  return 0;
 }
 
 }  // namespace shoal

@@ -1,26 +1,50 @@
-// Runs a model's blocks forward and backward over sharded weights. Each block is differentiated on
-// its own, from the output it left to the input it took, so its weights need to be gathered, and
-// its graph to live, just then.
+// Runs a rank's blocks forward and backward over sharded weights, in the order of a pipeline
+// schedule; gradient accumulation is the schedule of one stage. Each block is differentiated on its
+// own, from the output it left to the input it took, so its weights need to be gathered, and its
+// graph to live, just then.
 #pragma once
 
+#include <map>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "core/batch.h"
+#include "kernels/weight_gradients.h"
 #include "models/model.h"
+#include "parallel/pipeline/schedule.h"
+#include "parallel/pipeline/stage_split.h"
 #include "parallel/sharded_parameters.h"
 
 namespace shoal {
 
+// Activations that are not kept for the backward pass but computed again (Chen et al. 2016): none,
+// those of every second layer, of every layer. Only a layer's input is then kept.
+enum class Recompute { kNone, kSelective, kFull };
+
+struct RunnerOptions {
+  const TensorParallel* tensor = nullptr;  // What the model was built for; null: one rank
+  Recompute recompute = Recompute::kNone;
+  Schedule schedule;               // Of this step's micro-batches
+  std::vector<BlockRange> stages;  // The blocks of each stage of the pipeline
+  // The ranks of the pipeline, twice: activations and gradients must not wait for each other. Null:
+  // one rank.
+  Communicator* activations = nullptr;
+  Communicator* gradients = nullptr;
+};
+
+// One stage, whose schedule accumulates gradients.
+RunnerOptions OneStage(const Model& model, int micro_batches);
+
 class BlockRunner {
  public:
-  // Both must outlive the runner.
-  BlockRunner(const Model& model, ShardedParameters& parameters)
-      : model_(model), parameters_(parameters) {}
+  // All must outlive the runner. `parameters` are of this rank's blocks, its chunks one after the
+  // other.
+  BlockRunner(const Model& model, ShardedParameters& parameters, RunnerOptions options);
 
   // Forward and backward of every micro-batch (there are options().micro_batches of them). Leaves
   // the reduced gradients in the optimizer's slices. Returns this rank's sum of target losses /
-  // denominator. Collective.
+  // denominator, 0 where it has no head. Collective.
   double ForwardBackward(std::span<const Batch> micro_batches, double denominator);
 
   // Loss as above, without gradients. Collective.
@@ -30,13 +54,40 @@ class BlockRunner {
   struct BlockPass {
     Activations in;  // Its hidden_BTC is a leaf of the block's own graph
     Activations out;
+    bool recompute = false;  // `out` has no graph: it is made anew
   };
+  // One micro-batch in one chunk, between its forward and its backward.
+  struct ChunkPass {
+    std::vector<BlockPass> blocks;
+    WeightGradientWork weight_work;
+    bool head_zeroed = false;  // The head's gradients were zeroed before its forward pass
+  };
+  struct Step;
 
-  BlockPass Forward(int block, const Batch& batch, const Tensor& hidden_BTC, double denominator);
-  void Backward(int block, int micro_batch, BlockPass pass, Tensor& grad_hidden_BTC);
+  int rank() const { return options_.activations ? options_.activations->rank() : 0; }
+  int StageOfChunk(int chunk) const { return options_.schedule.StageOf(rank(), chunk); }
+  bool IsHead(int block) const { return block + 1 == static_cast<int>(model_.blocks.size()); }
+  // Of `parameters`, by the block's number in the model.
+  int Local(int chunk, int block) const;
+
+  ForwardContext Context(const Batch& batch, double denominator) const;
+  void Forward(Step& step, int chunk, int micro_batch, bool backward_is_next);
+  void Backward(Step& step, int chunk, int micro_batch, bool split);
+  void BlockBackward(Step& step, int chunk, int micro_batch, int block, ChunkPass& pass,
+                     Tensor& gradient);
+
+  // Tensors between stages, by message or, within a rank, by hand.
+  using Box = std::map<std::pair<int, int>, Tensor>;  // By (stage that wants it, micro-batch)
+  Tensor Take(Box& box, Communicator* comm, int from_stage, int stage, int micro_batch,
+              const Batch& batch) const;
+  void Give(Box& box, Communicator* comm, int to_stage, int micro_batch,
+            const Tensor& tensor) const;
 
   const Model& model_;
   ShardedParameters& parameters_;
+  RunnerOptions options_;
+  std::vector<int> first_local_;  // By chunk: place of its first block among this rank's
+  bool splits_backward_ = false;  // The schedule makes backward passes in halves
 };
 
 }  // namespace shoal

@@ -5,6 +5,7 @@
 #include <google/protobuf/util/json_util.h>
 
 #include "absl/strings/str_cat.h"
+#include "core/dtype.h"
 #include "core/status.h"
 #include "optim/adamw.h"
 #include "optim/sgd.h"
@@ -12,15 +13,7 @@
 namespace shoal {
 
 at::ScalarType ComputeDtype(const Recipe& recipe) {
-  switch (recipe.model().dtype()) {
-    case float32:
-      return at::kFloat;
-    case bfloat16:
-      return at::kBFloat16;
-    case float64:
-      return at::kDouble;
-  }
-  return at::kFloat;
+  return *DtypeFromName(Dtype_Name(recipe.model().dtype()));
 }
 
 MeshShape ShapeOf(const MeshPlan& plan) {
@@ -37,6 +30,11 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch) {
                       .gradient_dtype = at::kFloat,
                       .micro_batches = static_cast<int>(batch.accumulation),
                       .reduce_every_micro_batch = recipe.run().deterministic()};
+  const ParallelismSection& parallelism = recipe.parallelism();
+  const bool halves = parallelism.pipeline_schedule() == ParallelismSection::zb_h1 ||
+                      parallelism.pipeline_schedule() == ParallelismSection::zbv;
+  // Halves of different micro-batches interleave, so nothing is reduced before all are done.
+  if (halves) options.reduce_every_micro_batch = false;
   const bool adds_up = batch.accumulation > 1;
   switch (recipe.zero().gradient_dtype()) {
     case ZeroSection::auto_dtype:
@@ -50,6 +48,26 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch) {
       break;
   }
   return options;
+}
+
+absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelism,
+                                            int64_t micro_batches) {
+  static constexpr ScheduleKind kKinds[] = {ScheduleKind::k1F1B, ScheduleKind::kGpipe,
+                                            ScheduleKind::kInterleaved1F1B, ScheduleKind::kZbH1,
+                                            ScheduleKind::kZbV};
+  const ScheduleKind kind = kKinds[parallelism.pipeline_schedule()];
+  const bool several = kind == ScheduleKind::kInterleaved1F1B || kind == ScheduleKind::kZbV;
+  int chunks = parallelism.pipeline_chunks();
+  if (chunks == 0) chunks = several && parallelism.pipeline_parallel() > 1 ? 2 : 1;
+  return MakeSchedule(kind, parallelism.pipeline_parallel(), static_cast<int>(micro_batches),
+                      chunks);
+}
+
+absl::StatusOr<std::vector<BlockRange>> StagesOf(const Model& model, int stages,
+                                                 int64_t seq_length) {
+  std::vector<double> costs;
+  for (const auto& block : model.blocks) costs.push_back(block->ForwardFlopsPerToken(seq_length));
+  return SplitByCost(costs, stages);
 }
 
 LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps) {

@@ -11,6 +11,8 @@
 #include "optim/lr_schedule.h"
 #include "optim/update_rule.h"
 #include "parallel/device_mesh.h"
+#include "parallel/pipeline/schedule.h"
+#include "parallel/pipeline/stage_split.h"
 #include "parallel/sharded_unit.h"
 
 namespace shoal {
@@ -18,6 +20,12 @@ namespace shoal {
 at::ScalarType ComputeDtype(const Recipe& recipe);
 MeshShape ShapeOf(const MeshPlan& plan);
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch);
+// The pipeline's schedule. InvalidArgument: sizes that the kind does not take.
+absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelism,
+                                            int64_t micro_batches);
+// Blocks of every stage, cut so that stages cost alike. InvalidArgument: too few blocks.
+absl::StatusOr<std::vector<BlockRange>> StagesOf(const Model& model, int stages,
+                                                 int64_t seq_length);
 LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps);
 std::unique_ptr<UpdateRule> UpdateRuleOf(const OptimizerSection& optimizer);
 

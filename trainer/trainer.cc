@@ -18,8 +18,8 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   const auto start = std::chrono::steady_clock::now();
-  Communicator& control = parts_.mesh.control();
-  const int64_t bytes_before = parts_.mesh.shard().counters().bytes_sent;
+  DeviceMesh& mesh = parts_.mesh;
+  const int64_t bytes_before = mesh.bytes_sent();
 
   SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches,
                          parts_.batches.MicroBatches(progress_.step));
@@ -30,13 +30,14 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
     targets += batch.num_targets;
     metrics.tokens += batch.tokens_BT.numel();
   }
-  targets = SumOverRanks(control, targets);
-  metrics.tokens = SumOverRanks(control, metrics.tokens);
+  targets = SumOverRanks(mesh.data_control(), targets);
+  metrics.tokens = SumOverRanks(mesh.data_control(), metrics.tokens);
 
   const double local_loss =
       parts_.runner.ForwardBackward(micro_batches, std::max<int64_t>(1, targets));
-  metrics.loss = SumOverRanks(control, local_loss);
-  metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), control);
+  metrics.loss = SumOverRanks(mesh.control(), mesh.reports_loss() ? local_loss : 0.0);
+  metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), mesh.shard_control(),
+                                     mesh.model_control());
 
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
@@ -46,7 +47,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   }
   ++progress_.step;
   progress_.tokens += metrics.tokens;
-  metrics.bytes_sent = parts_.mesh.shard().counters().bytes_sent - bytes_before;
+  metrics.bytes_sent = mesh.bytes_sent() - bytes_before;
   metrics.seconds = SecondsSince(start);
   return metrics;
 }

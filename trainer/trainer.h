@@ -21,7 +21,7 @@ struct StepMetrics {
   double grad_norm = 0;  // Before clipping
   double learning_rate = 0;
   int64_t tokens = 0;      // Read by this step, over all ranks
-  int64_t bytes_sent = 0;  // By this rank's shard communicator
+  int64_t bytes_sent = 0;  // By this rank, along all axes of the mesh
   double seconds = 0;
   bool skipped = false;  // Loss or gradients were not finite: weights and states are as before
 };

@@ -1,11 +1,13 @@
 #include "trainer/training_run.h"
 
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "checkpoint/agreement.h"
 #include "core/metrics_console.h"
 #include "core/metrics_jsonl.h"
 #include "core/status.h"
 #include "core/tensorboard_writer.h"
+#include "kernels/matmul.h"
 #include "trainer/hooks/save_hook.h"
 #include "trainer/weights_setup.h"
 
@@ -23,6 +25,13 @@ class LoaderBatches final : public BatchSource {
  private:
   const DataLoader& loader_;
 };
+
+// "4, 3, 3".
+std::string StageSizes(const std::vector<BlockRange>& stages) {
+  return absl::StrJoin(stages, ", ", [](std::string* out, const BlockRange& range) {
+    absl::StrAppend(out, range.size());
+  });
+}
 
 bool Reports(const LoggingSection& logging, LoggingSection::Sink sink) {
   if (logging.report_to().empty()) return true;
@@ -47,12 +56,22 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(world, ShapeOf(plan)));
   auto run = std::unique_ptr<TrainingRun>(new TrainingRun(recipe, environment, std::move(mesh)));
   SHOAL_ASSIGN_OR_RETURN(run->batch_, PlanBatch(recipe, run->mesh_.data_parallel_size()));
+  run->ChooseProductLibrary();
   SHOAL_RETURN_IF_ERROR(run->Prepare());
   SHOAL_RETURN_IF_ERROR(run->BuildModelAndLoader());
+  SHOAL_RETURN_IF_ERROR(run->PlanStages());
   SHOAL_RETURN_IF_ERROR(run->BuildStates());
   run->Describe();
   SHOAL_RETURN_IF_ERROR(run->FillStates());
   return run;
+}
+
+void TrainingRun::ChooseProductLibrary() {
+  const at::ScalarType dtype = ComputeDtype(recipe_.proto);
+  if (recipe_.proto.run().deterministic() || dtype == at::kDouble) return;
+  Communicator& control = mesh_.control();
+  const bool aten = control.rank() == 0 && MeasureMatMulBackend(dtype) == MatMulBackend::kAten;
+  if (SumOverRanks(control, int64_t{aten}) > 0) SetMatMulBackend(dtype, MatMulBackend::kAten);
 }
 
 absl::Status TrainingRun::Prepare() {
@@ -81,7 +100,19 @@ absl::Status TrainingRun::BuildModelAndLoader() {
   const Recipe& recipe = recipe_.proto;
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
                          ModelConfigOf(recipe_, environment_.files, prepared_.vocab_size));
-  SHOAL_ASSIGN_OR_RETURN(model_, BuildModel(config));
+  const bool sequence_parallel = recipe.parallelism().sequence_parallel();
+  if (mesh_.shape().tensor > 1) tensor_.emplace(mesh_.tensor(), sequence_parallel);
+  absl::StatusOr<Model> model = BuildModel(config, tensor_ ? tensor_->place() : TensorPlace());
+  if (!model.ok()) return recipe_.ErrorAt("parallelism.tensor_parallel", model.status().message());
+  model_ = *std::move(model);
+  const int64_t rows = batch_.per_device * recipe.data().seq_length();
+  if (tensor_ && sequence_parallel && rows % mesh_.shape().tensor != 0) {
+    return recipe_.ErrorAt(
+        "parallelism.tensor_parallel",
+        absl::StrFormat("a micro-batch's %d sequences * %d tokens do not divide over %d ranks: "
+                        "change the batch or set sequence_parallel: false",
+                        batch_.per_device, recipe.data().seq_length(), mesh_.shape().tensor));
+  }
   SHOAL_ASSIGN_OR_RETURN(DataLoader loader,
                          DataLoader::Create({.prepared = prepared_,
                                              .data = recipe.data(),
@@ -97,14 +128,45 @@ absl::Status TrainingRun::BuildModelAndLoader() {
   return absl::OkStatus();
 }
 
+absl::Status TrainingRun::PlanStages() {
+  const Recipe& recipe = recipe_.proto;
+  absl::StatusOr<Schedule> schedule = PipelineScheduleOf(recipe.parallelism(), batch_.accumulation);
+  if (!schedule.ok())
+    return recipe_.ErrorAt("parallelism.pipeline_chunks", schedule.status().message());
+  absl::StatusOr<std::vector<BlockRange>> stages =
+      StagesOf(model_, schedule->stages(), recipe.data().seq_length());
+  if (!stages.ok())
+    return recipe_.ErrorAt("parallelism.pipeline_parallel", stages.status().message());
+  static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
+                                             Recompute::kFull};
+  runner_options_ = {.tensor = tensor_ ? &*tensor_ : nullptr,
+                     .recompute = kRecompute[recipe.training().activation_checkpointing()],
+                     .schedule = *std::move(schedule),
+                     .stages = *std::move(stages)};
+  if (mesh_.shape().pipeline > 1) {
+    runner_options_.activations = &mesh_.pipeline();
+    runner_options_.gradients = &mesh_.pipeline_gradients();
+  }
+  const Schedule& order = runner_options_.schedule;
+  mesh_.set_loss_stage(order.PlaceOf(order.stages() - 1).rank);
+  return absl::OkStatus();
+}
+
 absl::Status TrainingRun::BuildStates() {
   std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(),
                                   recipe_.proto.model().freeze().end());
   absl::StatusOr<std::vector<BlockParameters>> blocks = DescribeParameters(model_, freeze);
   if (!blocks.ok()) return recipe_.ErrorAt("model.freeze", blocks.status().message());
-  parameters_ = std::make_unique<ShardedParameters>(*blocks, ZeroOptionsOf(recipe_.proto, batch_),
-                                                    mesh_.shard());
-  if (parameters_->num_trainable() == 0)
+  const Schedule& schedule = runner_options_.schedule;
+  std::vector<BlockRange> chunks;
+  for (int chunk = 0; chunk < schedule.chunks; ++chunk)
+    chunks.push_back(runner_options_.stages[schedule.StageOf(mesh_.pipeline().rank(), chunk)]);
+  Communicator* tied_stages =
+      mesh_.TieStages(RanksWithTiedWeights(*blocks, schedule, runner_options_.stages));
+  parameters_ = std::make_unique<ShardedParameters>(OfChunks(*blocks, chunks),
+                                                    ZeroOptionsOf(recipe_.proto, batch_),
+                                                    GroupsOf(mesh_, tied_stages));
+  if (SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
   optimizer_ = std::make_unique<ShardedOptimizer>(
       UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
@@ -116,12 +178,19 @@ void TrainingRun::Describe() const {
   const HeldBytes held = parameters_->held_bytes();
   const Logger& log = environment_.log;
   const int64_t total = model_.num_parameters();
+  const int64_t trained = SumOverRanks(mesh_.model_control(), parameters_->num_trainable());
+  const std::string layout =
+      mesh_.shape().pipeline == 1
+          ? ""
+          : absl::StrFormat(", %s with %d stages of %s blocks",
+                            NameOf(runner_options_.schedule.kind),
+                            runner_options_.schedule.stages(), StageSizes(runner_options_.stages));
   log.Info(absl::StrFormat("model     %s, %.2fM parameters, %.2fM trained, computed in %s",
                            model_.config.json.value("model_type", "?"), total * 1e-6,
-                           parameters_->num_trainable() * 1e-6,
+                           trained * 1e-6,
                            Dtype_Name(recipe_.proto.model().dtype())));
-  log.Info(absl::StrFormat("mesh      %s, ZeRO stage %d", mesh_.shape().Equation(),
-                           recipe_.proto.zero().stage()));
+  log.Info(absl::StrFormat("mesh      %s, ZeRO stage %d%s", mesh_.shape().Equation(),
+                           recipe_.proto.zero().stage(), layout));
   log.Info(absl::StrFormat("batch     %s, %d tokens a step", batch_.equation,
                            batch_.global * recipe_.proto.data().seq_length()));
   log.Info(absl::StrFormat("data      %d sequences an epoch, %d steps are %.2f epochs",
@@ -243,13 +312,15 @@ TrainerState TrainingRun::ConstantState() const {
   layout.set_zero_stage(recipe_.proto.zero().stage());
   layout.set_shard(mesh_.shape().shard);
   layout.set_replicate(mesh_.shape().replicate);
+  layout.set_tensor(mesh_.shape().tensor);
+  layout.set_pipeline(mesh_.shape().pipeline);
   (*state.mutable_extra())["config_json"] = model_.config.json.dump();
   return state;
 }
 
 absl::Status TrainingRun::Train() {
   const Recipe& recipe = recipe_.proto;
-  BlockRunner runner(model_, *parameters_);
+  BlockRunner runner(model_, *parameters_, runner_options_);
   LoaderBatches batches(*loader_);
   Trainer trainer({.num_steps = num_steps_,
                    .max_grad_norm = recipe.training().max_grad_norm(),

@@ -31,8 +31,12 @@ class TrainingRun {
  private:
   TrainingRun(const LoadedRecipe& recipe, const TaskEnvironment& environment, DeviceMesh mesh);
 
+  // The library that multiplies fastest on this machine, the same on all ranks; a deterministic run
+  // depends on no measurement.
+  void ChooseProductLibrary();
   absl::Status Prepare();  // Data and tokenizer, by rank 0
   absl::Status BuildModelAndLoader();
+  absl::Status PlanStages();
   absl::Status BuildStates();  // Sharded weights, optimizer
   absl::Status FillStates();   // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);
@@ -46,6 +50,8 @@ class TrainingRun {
   const TaskEnvironment& environment_;
   const RunPaths paths_;
   DeviceMesh mesh_;
+  std::optional<TensorParallel> tensor_;  // Empty: one rank holds each matrix whole
+  RunnerOptions runner_options_;
   BatchPlan batch_;
   PreparedData prepared_;
   std::unique_ptr<DataLoader> loader_;

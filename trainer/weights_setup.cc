@@ -1,6 +1,7 @@
 #include "trainer/weights_setup.h"
 
 #include <regex>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -45,6 +46,62 @@ std::vector<ShardedOptimizer::NamedPiece> OwnedWeights(const ShardedOptimizer& o
 
 }  // namespace
 
+ShareGroups GroupsOf(const DeviceMesh& mesh, Communicator* tied_stages) {
+  return {.shard = mesh.shard(),
+          .replicate = &mesh.replicate(),
+          .tensor = &mesh.tensor(),
+          .tied_stages = tied_stages};
+}
+
+std::vector<BlockParameters> OfChunks(const std::vector<BlockParameters>& model,
+                                      const std::vector<BlockRange>& chunks) {
+  std::vector<int> local(model.size(), -1);
+  std::vector<BlockParameters> mine;
+  for (const BlockRange& chunk : chunks) {
+    for (int block = chunk.first; block < chunk.end; ++block) {
+      local[block] = static_cast<int>(mine.size());
+      mine.push_back(model[block]);
+    }
+  }
+  for (size_t block = 0; block < model.size(); ++block) {
+    for (size_t i = 0; i < model[block].ties.size(); ++i) {
+      const auto& tie = model[block].ties[i];
+      if (!tie) continue;
+      const int borrower = local[block], owner = local[tie->block];
+      if (borrower >= 0 && owner >= 0) {
+        mine[borrower].ties[i]->block = owner;
+      } else if (borrower >= 0) {
+        ParameterSpec copy = model[tie->block].specs[tie->parameter];
+        copy.owned = false;
+        copy.tied_across_stages = true;
+        mine[borrower].specs[i] = std::move(copy);
+        mine[borrower].ties[i].reset();
+      } else if (owner >= 0) {
+        mine[owner].specs[tie->parameter].tied_across_stages = true;
+      }
+    }
+  }
+  return mine;
+}
+
+std::vector<int> RanksWithTiedWeights(const std::vector<BlockParameters>& model,
+                                      const Schedule& schedule,
+                                      const std::vector<BlockRange>& stages) {
+  const auto rank_of = [&](int block) {
+    for (int stage = 0;; ++stage) {
+      if (block < stages[stage].end) return schedule.PlaceOf(stage).rank;
+    }
+  };
+  std::set<int> ranks;
+  for (int block = 0; block < static_cast<int>(model.size()); ++block) {
+    for (const auto& tie : model[block].ties) {
+      if (tie && rank_of(block) != rank_of(tie->block))
+        ranks.insert({rank_of(block), rank_of(tie->block)});
+    }
+  }
+  return {ranks.begin(), ranks.end()};
+}
+
 absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(
     const Model& model, const std::vector<std::string>& freeze) {
   std::vector<BlockParameters> blocks;
@@ -70,7 +127,7 @@ void InitializeWeights(uint64_t seed, ShardedOptimizer& optimizer, ShardedParame
 absl::Status ReadWeights(const WeightReader& reader, ShardedOptimizer& optimizer,
                          ShardedParameters& parameters) {
   for (auto& piece : OwnedWeights(optimizer)) {
-    SHOAL_RETURN_IF_ERROR(reader.Read(*piece.spec, piece.begin, piece.data));
+    SHOAL_RETURN_IF_ERROR(reader.ReadInMemoryOrder(*piece.spec, piece.begin, piece.data));
   }
   parameters.SyncFromMaster();
   return absl::OkStatus();

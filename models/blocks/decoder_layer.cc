@@ -24,7 +24,7 @@ LinearLayout LayoutOf(const ModelConfig& config) {
                                                                      : LinearLayout::kInOut;
 }
 
-Projection::Options QkvOptions(const ModelConfig& config) {
+Projection::Options QkvOptions(const ModelConfig& config, const HeadShare& heads) {
   const bool fused = config.family->stack.attention == StackOptions::Attention::kFused;
   const int64_t q = config.num_heads * config.head_dim,
                 kv = config.num_key_value_heads * config.head_dim;
@@ -34,14 +34,23 @@ Projection::Options QkvOptions(const ModelConfig& config) {
           .outs = {q, kv, kv},
           .bias = config.attention_bias,
           .layout = LayoutOf(config),
-          .stddev = config.initializer_range};
+          .stddev = config.initializer_range,
+          .cut = Projection::Options::Cut::kOutputs,
+          .ranges = heads.MatrixRanges()};
 }
 
 bool IsGated(const ModelConfig& config) {
   return config.family->stack.mlp == StackOptions::Mlp::kGated;
 }
 
-Projection::Options UpOptions(const ModelConfig& config) {
+// This rank's share of the MLP's inner width, once an output that has that width; none on one rank.
+std::vector<std::vector<TensorCut::Range>> WidthRanges(const ModelConfig& config, size_t outputs,
+                                                       const TensorPlace& place) {
+  if (place.size == 1) return {};
+  return {outputs, {EvenRange(config.intermediate_size, place)}};
+}
+
+Projection::Options UpOptions(const ModelConfig& config, const TensorPlace& place) {
   const int64_t width = config.intermediate_size;
   return {
       .in = config.hidden_size,
@@ -50,12 +59,14 @@ Projection::Options UpOptions(const ModelConfig& config) {
       .outs = IsGated(config) ? std::vector<int64_t>{width, width} : std::vector<int64_t>{width},
       .bias = config.mlp_bias,
       .layout = LayoutOf(config),
-      .stddev = config.initializer_range};
+      .stddev = config.initializer_range,
+      .cut = Projection::Options::Cut::kOutputs,
+      .ranges = WidthRanges(config, IsGated(config) ? 2 : 1, place)};
 }
 
 // Of a matrix that writes to the residual stream.
 Projection::Options ResidualOptions(const ModelConfig& config, const char* slot, int64_t in,
-                                    bool bias) {
+                                    bool bias, std::vector<std::vector<TensorCut::Range>> ranges) {
   const bool scaled =
       config.family->stack.residual_init == StackOptions::ResidualInit::kDepthScaled;
   return {.in = in,
@@ -63,7 +74,15 @@ Projection::Options ResidualOptions(const ModelConfig& config, const char* slot,
           .outs = {config.hidden_size},
           .bias = bias,
           .layout = LayoutOf(config),
-          .stddev = config.initializer_range / (scaled ? std::sqrt(2.0 * config.num_layers) : 1.0)};
+          .stddev = config.initializer_range / (scaled ? std::sqrt(2.0 * config.num_layers) : 1.0),
+          .cut = Projection::Options::Cut::kInputs,
+          .ranges = std::move(ranges)};
+}
+
+// Inputs of the attention's last product: what this rank's query heads put out.
+std::vector<std::vector<TensorCut::Range>> QueryRows(const HeadShare& heads) {
+  const auto ranges = heads.MatrixRanges();
+  return ranges.empty() ? ranges : std::vector<std::vector<TensorCut::Range>>{ranges[0]};
 }
 
 Tensor Activate(Activation activation, const Tensor& x) {
@@ -86,21 +105,22 @@ Tensor Activate(Activation activation, const Tensor& x) {
 DecoderLayer::DecoderLayer(ParameterList& parameters, const ModelConfig& config, int64_t layer,
                            std::shared_ptr<RotaryCache> rotary)
     : layer_(layer),
-      num_heads_(config.num_heads),
-      num_key_value_heads_(config.num_key_value_heads),
       head_dim_(config.head_dim),
+      heads_(config, parameters.place()),
+      attention_flops_(static_cast<double>(config.num_heads * config.head_dim)),
       scale_(AttentionScale(config, layer)),
       gated_(IsGated(config)),
       activation_(config.activation),
       rotary_(std::move(rotary)),
       attention_norm_(parameters, config, "layer.attention_norm"),
-      qkv_(parameters, QkvOptions(config)),
+      qkv_(parameters, QkvOptions(config, heads_)),
       o_(parameters, ResidualOptions(config, "layer.o", config.num_heads * config.head_dim,
-                                     config.attention_bias)),
+                                     config.attention_bias, QueryRows(heads_))),
       mlp_norm_(parameters, config, "layer.mlp_norm"),
-      up_(parameters, UpOptions(config)),
+      up_(parameters, UpOptions(config, parameters.place())),
       down_(parameters,
-            ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias)) {
+            ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias,
+                            WidthRanges(config, 1, parameters.place()))) {
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());
 }
@@ -109,21 +129,24 @@ Activations DecoderLayer::Forward(const ForwardContext& ctx, const Activations& 
   const Tensor attended_BTC = Attention(ctx, attention_norm_.Forward(ctx.weights, in.hidden_BTC));
   const auto [normed_BTC, sum_BTC] = mlp_norm_.AddForward(ctx.weights, attended_BTC, in.hidden_BTC);
   Activations out;
-  out.hidden_BTC = sum_BTC + Mlp(ctx.weights, normed_BTC);
+  out.hidden_BTC = sum_BTC + Mlp(ctx, normed_BTC);
   return out;
 }
 
 Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) const {
-  const int64_t B = x_BTC.size(0), T = x_BTC.size(1);
-  const std::vector<Tensor> qkv = qkv_.Forward(ctx.weights, x_BTC);
-  Tensor q_BTNH = qkv[0].view({B, T, num_heads_, head_dim_});
-  Tensor k_BTKH = qkv[1].view({B, T, num_key_value_heads_, head_dim_});
-  const Tensor v_BTKH = qkv[2].view({B, T, num_key_value_heads_, head_dim_});
+  const Tensor& positions_BT = ctx.batch->positions_BT;
+  const int64_t B = positions_BT.size(0), T = positions_BT.size(1);
+  const std::vector<Tensor> qkv = qkv_.Forward(ctx.weights, ctx.Enter(x_BTC));
+  Tensor q_BTNH = qkv[0].view({B, T, heads_.queries(), head_dim_});
+  Tensor k_BTKH = qkv[1].view({B, T, heads_.key_values(), head_dim_});
+  Tensor v_BTKH = qkv[2].view({B, T, heads_.key_values(), head_dim_});
   if (rotary_) {
-    const RotaryTable table = rotary_->For(x_BTC, ctx.batch->positions_BT);
-    q_BTNH = ApplyRotary(q_BTNH, ctx.batch->positions_BT, table);
-    k_BTKH = ApplyRotary(k_BTKH, ctx.batch->positions_BT, table);
+    const RotaryTable table = rotary_->For(x_BTC, positions_BT);
+    q_BTNH = ApplyRotary(q_BTNH, positions_BT, table);
+    k_BTKH = ApplyRotary(k_BTKH, positions_BT, table);
   }
+  k_BTKH = heads_.ForQueries(k_BTKH);
+  v_BTKH = heads_.ForQueries(v_BTKH);
   Tensor out_BTNH;
   if (ctx.cache) {
     const KeyValueCache::View past = ctx.cache->Append(layer_, k_BTKH, v_BTKH);
@@ -132,26 +155,31 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
     out_BTNH = CausalAttention(q_BTNH, k_BTKH, v_BTKH,
                                {.scale = scale_, .documents_BT = ctx.batch->documents_BT});
   }
-  return o_.Forward(ctx.weights, out_BTNH.reshape({B, T, num_heads_ * head_dim_}))[0];
+  const Tensor part_BTC =
+      o_.Forward(ctx.weights, out_BTNH.reshape({B, T, heads_.queries() * head_dim_}))[0];
+  return o_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC));
 }
 
-Tensor DecoderLayer::Mlp(std::span<const Parameter> weights, const Tensor& x_BTC) const {
-  const std::vector<Tensor> inner_BTF = up_.Forward(weights, x_BTC);
-  if (!gated_) return down_.Forward(weights, Activate(activation_, inner_BTF[0]))[0];
-  const Tensor gated_BTF = activation_ == Activation::kSilu
-                               ? SwiGlu(inner_BTF[0], inner_BTF[1])
-                               : Activate(activation_, inner_BTF[0]) * inner_BTF[1];
-  return down_.Forward(weights, gated_BTF)[0];
+Tensor DecoderLayer::Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const {
+  const std::vector<Tensor> inner_BTF = up_.Forward(ctx.weights, ctx.Enter(x_BTC));
+  Tensor activated_BTF;
+  if (!gated_) {
+    activated_BTF = Activate(activation_, inner_BTF[0]);
+  } else if (activation_ == Activation::kSilu) {
+    activated_BTF = SwiGlu(inner_BTF[0], inner_BTF[1]);
+  } else {
+    activated_BTF = Activate(activation_, inner_BTF[0]) * inner_BTF[1];
+  }
+  const Tensor part_BTC = down_.Forward(ctx.weights, activated_BTF)[0];
+  return down_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC));
 }
 
 double DecoderLayer::ForwardFlopsPerToken(int64_t sequence_length) const {
-  const double products = static_cast<double>(qkv_.multiply_adds() + o_.multiply_adds() +
-                                              up_.multiply_adds() + down_.multiply_adds());
+  const double products =
+      qkv_.multiply_adds() + o_.multiply_adds() + up_.multiply_adds() + down_.multiply_adds();
   // q k^T and the weighted sum of v, each N H multiply-adds a visible place, half of the places on
   // average.
-  const double attention =
-      static_cast<double>(num_heads_ * head_dim_) * static_cast<double>(sequence_length);
-  return 2 * (products + attention);
+  return 2 * (products + attention_flops_ * static_cast<double>(sequence_length));
 }
 
 }  // namespace shoal

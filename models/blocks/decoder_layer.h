@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "models/block.h"
+#include "models/blocks/head_share.h"
 #include "models/blocks/norm_layer.h"
 #include "models/blocks/projection.h"
 #include "models/blocks/rotary_cache.h"
@@ -25,11 +26,13 @@ class DecoderLayer : public Block {
 
  private:
   Tensor Attention(const ForwardContext& ctx, const Tensor& x_BTC) const;
-  Tensor Mlp(std::span<const Parameter> weights, const Tensor& x_BTC) const;
+  Tensor Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const;
 
   const int64_t layer_;
-  const int64_t num_heads_, num_key_value_heads_, head_dim_;
-  const double scale_;  // Of q k^T
+  const int64_t head_dim_;
+  const HeadShare heads_;         // This rank's
+  const double attention_flops_;  // Of all ranks, a token and a place of its sequence
+  const double scale_;            // Of q k^T
   const bool gated_;
   const Activation activation_;
   const std::shared_ptr<RotaryCache> rotary_;

@@ -20,11 +20,22 @@ void CheckIndices(const Tensor& indices, int64_t size, int64_t ignored, const ch
   }
 }
 
+TensorCut VocabularyCut(int64_t vocab_size, const TensorPlace& place) {
+  TensorCut cut{.dim = 0};
+  if (place.size == 1) return cut;
+  cut.full_size = vocab_size;
+  cut.ranges = {EvenRange(vocab_size, place)};
+  return cut;
+}
+
 EmbeddingBlock::EmbeddingBlock(ParameterList& parameters, const ModelConfig& config)
-    : vocab_size_(config.vocab_size), max_positions_(config.max_positions) {
+    : vocab_size_(config.vocab_size),
+      rows_(EvenRange(config.vocab_size, parameters.place())),
+      max_positions_(config.max_positions) {
   const double stddev = config.initializer_range;
   const int tokens =
-      parameters.Matrix("embedding.tokens", {vocab_size_, config.hidden_size}, stddev);
+      parameters.Matrix("embedding.tokens", {rows_.end - rows_.begin, config.hidden_size}, stddev,
+                        VocabularyCut(vocab_size_, parameters.place()));
   SHOAL_CHECK(tokens == kTokens);
   if (config.family->stack.positions == StackOptions::Positions::kLearned) {
     positions_ =
@@ -38,10 +49,19 @@ Activations EmbeddingBlock::Forward(const ForwardContext& ctx, const Activations
   const Batch& batch = *ctx.batch;
   CheckIndices(batch.tokens_BT, vocab_size_, 0, "token");
   Activations out;
-  out.hidden_BTC = Embedding(batch.tokens_BT, ctx.weights[kTokens]);
+  const Parameter& table = ctx.weights[kTokens];
+  Tensor positions = batch.positions_BT;
+  if (ctx.tensor) {
+    const Tensor part_RC = ctx.tensor->Embedding(batch.tokens_BT.reshape({-1}), table, rows_);
+    out.hidden_BTC = ctx.Leave(part_RC.view({positions.size(0), positions.size(1), -1}));
+    positions = ctx.tensor->Rows(positions.reshape({-1}));
+  } else {
+    out.hidden_BTC = Embedding(batch.tokens_BT, table);
+  }
   if (positions_ >= 0) {
     CheckIndices(batch.positions_BT, max_positions_, 0, "position");
-    out.hidden_BTC = out.hidden_BTC + Embedding(batch.positions_BT, ctx.weights[positions_]);
+    out.hidden_BTC =
+        out.hidden_BTC + Embedding(positions, ctx.weights[positions_]).view(out.hidden_BTC.sizes());
   }
   return out;
 }

@@ -19,9 +19,13 @@ class EmbeddingBlock : public Block {
 
  private:
   int64_t vocab_size_;
+  TensorCut::Range rows_;  // Of the vocabulary, this rank's
   int64_t max_positions_;
   int positions_ = -1;
 };
+
+// How tensor-parallel ranks share a table or matrix with a row for every token.
+TensorCut VocabularyCut(int64_t vocab_size, const TensorPlace& place);
 
 // Throws std::out_of_range unless all of `indices` (int64; `ignored` aside) are in [0, size). Looks
 // at tensors of the CPU alone: a GPU would have to be waited for.

@@ -11,9 +11,12 @@ namespace shoal {
 HeadBlock::HeadBlock(ParameterList& parameters, const ModelConfig& config)
     : vocab_size_(config.vocab_size),
       hidden_size_(config.hidden_size),
+      rows_(EvenRange(config.vocab_size, parameters.place())),
       norm_(parameters, config, "head.norm") {
   const char* slot = config.tie_word_embeddings ? "embedding.tokens" : "head.weight";
-  weight_ = parameters.Matrix(slot, {vocab_size_, hidden_size_}, config.initializer_range);
+  weight_ =
+      parameters.Matrix(slot, {rows_.end - rows_.begin, hidden_size_}, config.initializer_range,
+                        VocabularyCut(vocab_size_, parameters.place()));
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());
   if (config.tie_word_embeddings)
@@ -21,20 +24,32 @@ HeadBlock::HeadBlock(ParameterList& parameters, const ModelConfig& config)
 }
 
 Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
-  const Tensor normed_BTC = norm_.Forward(ctx.weights, in.hidden_BTC);
+  const Tensor normed_BTC = ctx.Enter(norm_.Forward(ctx.weights, in.hidden_BTC));
   const Parameter& weight = ctx.weights[weight_];
   Activations out;
   if (ctx.head_mode == HeadMode::kLogits) {
+    SHOAL_CHECK(!ctx.tensor) << "logits of a vocabulary that tensor-parallel ranks share";
     out.logits_BTV = Linear(normed_BTC, weight);
     return out;
   }
   const Tensor& targets_BT = ctx.batch->targets_BT;
   CheckIndices(targets_BT, vocab_size_, Batch::kIgnoreIndex, "target");
   const CrossEntropyOptions options{.denominator = ctx.loss_denominator,
-                                    .ignore_index = Batch::kIgnoreIndex};
+                                    .ignore_index = Batch::kIgnoreIndex,
+                                    .unit_gradient = ctx.unit_gradient};
   const Tensor rows_RC = normed_BTC.reshape({-1, hidden_size_}),
                targets_R = targets_BT.reshape({-1});
-  if (ctx.head_mode == HeadMode::kLoss) {
+  if (ctx.tensor) {
+    const TensorParallel::VocabularyOptions shared{.vocabulary = vocab_size_,
+                                                   .range = rows_,
+                                                   .denominator = ctx.loss_denominator,
+                                                   .ignore_index = Batch::kIgnoreIndex};
+    if (ctx.head_mode == HeadMode::kLoss)
+      out.loss = ctx.tensor->CrossEntropy(rows_RC, weight, targets_R, shared);
+    else
+      out.logprobs_BT =
+          ctx.tensor->Logprobs(rows_RC, weight, targets_R, shared).view(targets_BT.sizes());
+  } else if (ctx.head_mode == HeadMode::kLoss) {
     out.loss = LinearCrossEntropy(rows_RC, weight, targets_R, options);
   } else {
     out.logprobs_BT = LinearLogprobs(rows_RC, weight, targets_R, options).view(targets_BT.sizes());

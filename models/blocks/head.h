@@ -11,12 +11,14 @@ class HeadBlock : public Block {
  public:
   HeadBlock(ParameterList& parameters, const ModelConfig& config);
 
-  // Throws std::out_of_range for a target outside the vocabulary.
+  // Throws std::out_of_range for a target outside the vocabulary. HeadMode::kLogits: on one
+  // tensor-parallel rank only.
   Activations Forward(const ForwardContext& ctx, const Activations& in) const override;
   double ForwardFlopsPerToken(int64_t sequence_length) const override;
 
  private:
   const int64_t vocab_size_, hidden_size_;
+  const TensorCut::Range rows_;  // Of the vocabulary, this rank's
   const NormLayer norm_;
   int weight_;
 };

@@ -7,6 +7,7 @@
 #include "core/parameter.h"
 #include "core/status.h"
 #include "models/model_config.h"
+#include "parallel/tensor_parallel.h"
 
 namespace shoal {
 
@@ -14,21 +15,27 @@ namespace shoal {
 // error.
 class ParameterList {
  public:
-  ParameterList(const ModelConfig& config, int64_t layer) : config_(config), layer_(layer) {}
+  ParameterList(const ModelConfig& config, int64_t layer, const TensorPlace& place)
+      : config_(config), layer_(layer), place_(place) {}
 
-  // Each returns the place of the weight in the block's parameters.
-  int Matrix(const std::string& slot, std::vector<int64_t> shape, double stddev);
+  // Each returns the place of the weight in the block's parameters. Shapes are of this rank's part.
+  int Matrix(const std::string& slot, std::vector<int64_t> shape, double stddev,
+             const TensorCut& cut = {});
   int Scale(const std::string& slot, int64_t size);  // Of a norm: starts at one
-  int Bias(const std::string& slot, int64_t size);   // Starts at zero
+  int Bias(const std::string& slot, int64_t size, const TensorCut& cut = {});  // Starts at zero
+
+  const TensorPlace& place() const { return place_; }
 
   const absl::Status& status() const { return status_; }
   std::vector<ParameterSpec> Take() { return std::move(specs_); }
 
  private:
-  int Add(const std::string& slot, std::vector<int64_t> shape, Initializer init, bool decay);
+  int Add(const std::string& slot, std::vector<int64_t> shape, Initializer init, bool decay,
+          const TensorCut& cut);
 
   const ModelConfig& config_;
   int64_t layer_;
+  TensorPlace place_;
   std::vector<ParameterSpec> specs_;
   absl::Status status_;
 };

@@ -39,33 +39,79 @@ std::optional<Parameter> JoinAdjacent(std::span<const Parameter> parameters) {
   return joined;
 }
 
+namespace {
+
+int64_t Total(const std::vector<TensorCut::Range>& ranges) {
+  int64_t total = 0;
+  for (const TensorCut::Range& range : ranges) total += range.end - range.begin;
+  return total;
+}
+
+// One cut of outputs that lie end to end in one matrix.
+TensorCut Joined(int dim, const std::vector<int64_t>& outs,
+                 std::span<const std::vector<TensorCut::Range>> ranges) {
+  TensorCut cut{.dim = dim};
+  if (ranges.empty()) return cut;
+  for (size_t i = 0; i < outs.size(); ++i) {
+    for (TensorCut::Range range : ranges[i]) {
+      range.begin += cut.full_size;
+      range.end += cut.full_size;
+      cut.ranges.push_back(range);
+    }
+    cut.full_size += outs[i];
+  }
+  return cut;
+}
+
+}  // namespace
+
 Projection::Projection(ParameterList& parameters, const Options& options)
-    : in_(options.in),
-      outs_(options.outs),
-      layout_(options.layout),
+    : layout_(options.layout),
+      bias_later_(options.cut == Options::Cut::kInputs && parameters.place().size > 1),
       first_bias_(-1),
       count_(static_cast<int>(options.slots.size())) {
-  SHOAL_CHECK(count_ == 1 || options.slots.size() == outs_.size());
+  SHOAL_CHECK(count_ == 1 || options.slots.size() == options.outs.size());
+  const bool cut_outputs = options.cut == Options::Cut::kOutputs, shared = !options.ranges.empty();
+  SHOAL_CHECK(shared == (parameters.place().size > 1));
+  multiply_adds_ = static_cast<double>(options.in) *
+                   std::accumulate(options.outs.begin(), options.outs.end(), int64_t{0});
+  const int64_t in = shared && !cut_outputs ? Total(options.ranges[0]) : options.in;
+  for (size_t i = 0; i < options.outs.size(); ++i)
+    outs_.push_back(shared && cut_outputs ? Total(options.ranges[i]) : options.outs[i]);
+
+  // Outputs [first, last) that matrix i holds.
+  const auto first = [&](int i) { return count_ == 1 ? 0 : i; };
+  const auto last = [&](int i) { return count_ == 1 ? static_cast<int>(outs_.size()) : i + 1; };
   const auto out = [&](int i) {
-    return count_ == 1 ? std::accumulate(outs_.begin(), outs_.end(), int64_t{0}) : outs_[i];
+    return std::accumulate(outs_.begin() + first(i), outs_.begin() + last(i), int64_t{0});
   };
+  const auto cut_of_outputs = [&](int i, int dim) {
+    const std::vector<int64_t> outs(options.outs.begin() + first(i),
+                                    options.outs.begin() + last(i));
+    return Joined(dim, outs,
+                  shared ? std::span(options.ranges).subspan(first(i), outs.size())
+                         : std::span<const std::vector<TensorCut::Range>>());
+  };
+  const bool out_in = layout_ == LinearLayout::kOutIn;
   for (int i = 0; i < count_; ++i) {
-    const std::vector<int64_t> shape = layout_ == LinearLayout::kOutIn
-                                           ? std::vector<int64_t>{out(i), in_}
-                                           : std::vector<int64_t>{in_, out(i)};
-    const int place = parameters.Matrix(options.slots[i] + ".weight", shape, options.stddev);
+    const std::vector<int64_t> shape =
+        out_in ? std::vector<int64_t>{out(i), in} : std::vector<int64_t>{in, out(i)};
+    const TensorCut cut = cut_outputs ? cut_of_outputs(i, out_in ? 0 : 1)
+                                      : Joined(out_in ? 1 : 0, {options.in}, options.ranges);
+    const int place = parameters.Matrix(options.slots[i] + ".weight", shape, options.stddev, cut);
     if (i == 0) first_weight_ = place;
   }
   for (int i = 0; options.bias && i < count_; ++i) {
-    const int place = parameters.Bias(options.slots[i] + ".bias", out(i));
+    const int place = parameters.Bias(options.slots[i] + ".bias", out(i),
+                                      cut_outputs ? cut_of_outputs(i, 0) : TensorCut{});
     if (i == 0) first_bias_ = place;
   }
 }
 
 std::vector<Tensor> Projection::Forward(std::span<const Parameter> weights, const Tensor& x) const {
   const auto matrices = weights.subspan(first_weight_, count_);
-  const auto biases =
-      first_bias_ < 0 ? std::span<const Parameter>() : weights.subspan(first_bias_, count_);
+  const auto biases = first_bias_ < 0 || bias_later_ ? std::span<const Parameter>()
+                                                     : weights.subspan(first_bias_, count_);
   if (count_ == 1 || layout_ == LinearLayout::kOutIn) {
     const std::optional<Parameter> matrix = JoinAdjacent(matrices);
     const std::optional<Parameter> bias = biases.empty() ? std::nullopt : JoinAdjacent(biases);
@@ -82,8 +128,8 @@ std::vector<Tensor> Projection::Forward(std::span<const Parameter> weights, cons
   return outputs;
 }
 
-int64_t Projection::multiply_adds() const {
-  return in_ * std::accumulate(outs_.begin(), outs_.end(), int64_t{0});
+Tensor Projection::AddBiasTo(std::span<const Parameter> weights, const Tensor& sum) const {
+  return first_bias_ >= 0 && bias_later_ ? AddBias(sum, weights[first_bias_]) : sum;
 }
 
 }  // namespace shoal

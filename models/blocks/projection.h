@@ -33,18 +33,28 @@ class Projection {
     bool bias = false;
     LinearLayout layout = LinearLayout::kOutIn;
     double stddev = 0.02;
+    // What tensor-parallel ranks share: the outputs, each rank computing its own of each, or the
+    // inputs, each computing a part of the sum (the bias is then added after Leave, by AddBiasTo).
+    enum class Cut { kOutputs, kInputs };
+    Cut cut = Cut::kOutputs;
+    // This rank's, of a group of several: one list an output, or one for the inputs.
+    std::vector<std::vector<TensorCut::Range>> ranges;
   };
   Projection(ParameterList& parameters, const Options& options);
 
   // x: (..., in). One tensor (..., outs[i]) an output; views of one product where that is possible.
+  // Sizes are of this rank's part. With the bias, unless it waits for AddBiasTo.
   std::vector<Tensor> Forward(std::span<const Parameter> weights, const Tensor& x) const;
+  // Adds the bias that Forward left out, if there is one.
+  Tensor AddBiasTo(std::span<const Parameter> weights, const Tensor& sum) const;
 
-  int64_t multiply_adds() const;  // A token
+  double multiply_adds() const { return multiply_adds_; }  // A token's, over all ranks
 
  private:
-  int64_t in_;
+  double multiply_adds_;
   std::vector<int64_t> outs_;
   LinearLayout layout_;
+  bool bias_later_;
   int first_weight_;
   int first_bias_;  // -1: none
   int count_;       // Of matrices

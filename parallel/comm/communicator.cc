@@ -4,13 +4,13 @@
 #include <cstring>
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 namespace shoal {
 namespace {
 
 at::Tensor ToBytes(const std::string& text, int64_t numel) {
-  at::Tensor bytes = at::empty({numel}, at::kByte);
-  std::memset(bytes.mutable_data_ptr(), 0, numel);
+  at::Tensor bytes = at::zeros({numel}, at::kByte);
   if (!text.empty()) std::memcpy(bytes.mutable_data_ptr(), text.data(), text.size());
   return bytes;
 }

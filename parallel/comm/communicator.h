@@ -65,7 +65,8 @@ class Communicator {
   virtual void Broadcast(at::Tensor& tensor, int root) = 0;
   // out, in: (size * n); slice j of in goes to slice rank of j's out. Not in place.
   virtual void AllToAll(at::Tensor& out, const at::Tensor& in) = 0;
-  // Point to point, matched in order per pair of ranks. Not collective.
+  // Point to point, matched in order per pair of ranks. Not collective. Send does not wait for its
+  // receiver: what there is no room for is copied and moves on during this thread's later calls.
   virtual void Send(const at::Tensor& tensor, int destination) = 0;
   virtual void Recv(at::Tensor& tensor, int source) = 0;
   virtual void Barrier() = 0;

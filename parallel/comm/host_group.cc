@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/comm/pending_sends.h"
 
 namespace shoal {
 namespace {
@@ -19,6 +20,7 @@ constexpr int64_t kPage = 4096;
 constexpr int64_t kSpinNanoseconds = 30'000;
 // A broken group rings every doorbell; the longest sleep only bounds the damage of a lost one.
 constexpr int64_t kSleepNanoseconds = 200'000'000;
+constexpr int64_t kUnsentNanoseconds = 50'000;  // A sleep while messages wait for room
 constexpr int kReasonBytes = 2000;
 
 int64_t RoundUp(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
@@ -142,13 +144,15 @@ bool HostGroup::Wait(const std::function<bool()>& ready) {
     }
   }
   while (true) {
+    const bool nothing_unsent = PendingSends::MoveOn();
     const uint32_t rings = bell.rings.load();
     if (ready()) return true;
     ThrowIfBroken();
     const int64_t waited = Now() - start;
     if (waited >= limit) return false;
     bell.sleeping.store(1);
-    FutexWait(bell.rings, rings, std::min(kSleepNanoseconds, limit - waited));
+    FutexWait(bell.rings, rings,
+              std::min(nothing_unsent ? kSleepNanoseconds : kUnsentNanoseconds, limit - waited));
     bell.sleeping.store(0);
   }
 }
@@ -182,23 +186,55 @@ std::string HostGroup::AbsentRanks(uint64_t arrivals) {
   return absl::StrCat(count == 1 ? "rank " : "ranks ", names);
 }
 
-void HostGroup::Send(const std::byte* data, int64_t bytes, int32_t tag, int destination) {
+bool HostGroup::PutPieces(const std::byte* rest, int64_t total, int32_t tag, int destination,
+                          int64_t& done) {
   Channel& line = channel(rank_, destination);
-  int64_t done = 0;
   do {
-    ThrowIfBroken();
     const uint64_t index = line.written.load();
-    if (!Wait([&] { return index - line.read.load() < kChannelPieces; })) {
-      Fail(absl::StrCat("Send of ", bytes, " bytes: rank ", rank_, " waited ",
-                        absl::FormatDuration(timeout_), " for rank ", destination, " to receive"));
-    }
-    const int64_t part = std::min(kPieceBytes, bytes - done);
-    if (part > 0) std::memcpy(piece(rank_, destination, index), data + done, part);
-    line.pieces[index % kChannelPieces] = {bytes, tag};
+    if (index - line.read.load() >= kChannelPieces) return false;
+    const int64_t part = std::min(kPieceBytes, total - done);
+    if (part > 0) std::memcpy(piece(rank_, destination, index), rest, part);
+    line.pieces[index % kChannelPieces] = {total, tag};
     line.written.store(index + 1);
     Ring(destination);
+    rest += part;
     done += part;
-  } while (done < bytes);
+  } while (done < total);
+  return true;
+}
+
+bool HostGroup::SendUnsent() {
+  if (broken()) unsent_.clear();
+  for (auto& [destination, messages] : unsent_) {
+    while (!messages.empty()) {
+      Unsent& first = messages.front();
+      const int64_t before = first.total - static_cast<int64_t>(first.bytes.size());
+      if (!PutPieces(first.bytes.data() + (first.done - before), first.total, first.tag,
+                     destination, first.done)) {
+        break;
+      }
+      messages.pop_front();
+    }
+  }
+  std::erase_if(unsent_, [](const auto& entry) { return entry.second.empty(); });
+  return unsent_.empty();
+}
+
+void HostGroup::Send(const std::byte* data, int64_t bytes, int32_t tag, int destination) {
+  ThrowIfBroken();
+  int64_t done = 0;
+  SendUnsent();
+  const bool waits = unsent_.contains(destination);
+  if (!waits && PutPieces(data, bytes, tag, destination, done)) return;
+  unsent_[destination].push_back({{data + done, data + bytes}, bytes, tag, done});
+  PendingSends::Add(this, [this] { return SendUnsent(); });
+}
+
+HostGroup::~HostGroup() {
+  const int64_t start = Now();
+  while (!SendUnsent() && Now() - start < absl::ToInt64Nanoseconds(timeout_))
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  PendingSends::Remove(this);
 }
 
 void HostGroup::Recv(std::byte* data, int64_t bytes, int32_t tag, int source) {

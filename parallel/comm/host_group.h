@@ -11,9 +11,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "parallel/comm/signature.h"
@@ -45,7 +48,7 @@ struct Slot {
 class HostGroup {
  public:
   static constexpr int64_t kStagingBytes = 1 << 20;  // Of each of a rank's two staging buffers
-  static constexpr int kChannelPieces = 4;           // Pieces of a channel in flight
+  static constexpr int kChannelPieces = 16;          // Pieces of a channel in flight
   static constexpr int64_t kPieceBytes = 1 << 18;
 
   // What the region must measure, zero-filled. Pages are touched only when used.
@@ -53,6 +56,11 @@ class HostGroup {
 
   // `region` is page-aligned and at least RegionBytes(size) long.
   HostGroup(std::shared_ptr<std::byte> region, int size, int rank, absl::Duration timeout);
+
+  // Waits, as long as a call may take, for the peers to take what was sent.
+  ~HostGroup();
+  HostGroup(const HostGroup&) = delete;
+  HostGroup& operator=(const HostGroup&) = delete;
 
   int size() const { return size_; }
   int rank() const { return rank_; }
@@ -65,8 +73,9 @@ class HostGroup {
   Slot& slot(int parity, int rank);
   std::byte* staging(int rank, int half);
 
-  // Moves `bytes` to or from a peer, matched in order; `tag` (a dtype) must agree. Send returns
-  // once the bytes are copied out, which a few pieces are without the peer's doing.
+  // Moves `bytes` to or from a peer, matched in order; `tag` (a dtype) must agree. Send copies the
+  // bytes and returns: a few pieces go into the channel, the rest waits for room there (see
+  // pending_sends.h).
   void Send(const std::byte* data, int64_t bytes, int32_t tag, int destination);
   void Recv(std::byte* data, int64_t bytes, int32_t tag, int source);
 
@@ -81,10 +90,23 @@ class HostGroup {
   struct Channel;
   struct Layout;
 
+  // What is left of a message that found no room.
+  struct Unsent {
+    std::vector<std::byte> bytes;  // From `done` on
+    int64_t total;
+    int32_t tag;
+    int64_t done;
+  };
+
   Header& header();
   Doorbell& doorbell(int rank);
   Channel& channel(int source, int destination);
   std::byte* piece(int source, int destination, uint64_t index);
+
+  // Puts bytes [done, total) of a message, which begin at `rest`, into the channel as far as there
+  // is room. True when the message is out.
+  bool PutPieces(const std::byte* rest, int64_t total, int32_t tag, int destination, int64_t& done);
+  bool SendUnsent();  // True when nothing is left
 
   void Ring(int rank);
   // Sleeps until `ready`; false when the timeout has passed first. Throws if the group is broken.
@@ -99,6 +121,7 @@ class HostGroup {
   absl::Duration timeout_;
   int64_t spin_nanoseconds_;
   uint64_t arrivals_ = 0;
+  std::map<int, std::deque<Unsent>> unsent_;  // By destination
 };
 
 }  // namespace shoal

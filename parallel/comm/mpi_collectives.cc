@@ -10,18 +10,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "core/dtype.h"
 #include "parallel/comm/host_reduce.h"
+#include "parallel/comm/pending_sends.h"
 
 namespace shoal {
 namespace {
 
 enum Tag { kSignatureTag = 1, kHeaderTag = 2, kDataTag = 3 };
-
-// Precedes a message between two ranks.
-struct MessageHeader {
-  int64_t bytes;
-  int32_t dtype;
-};
 
 // `count` bytes in a row, the next such `stride` bytes further: one slice's part of a chunk.
 class StridedBytes {
@@ -70,6 +66,9 @@ MpiCommunicator::MpiCommunicator(std::shared_ptr<MpiRuntime> runtime, MPI_Comm c
 }
 
 MpiCommunicator::~MpiCommunicator() {
+  const absl::Time deadline = absl::Now() + options_.timeout;
+  while (broken_.empty() && !SendUnsent() && absl::Now() < deadline) sched_yield();
+  PendingSends::Remove(this);
   if (broken_.empty()) MPI_Comm_free(&comm_);
 }
 
@@ -94,6 +93,7 @@ std::vector<int> MpiCommunicator::WaitAll(std::vector<MPI_Request>& requests) {
         MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
         "MPI_Testall");
     if (done) return {};
+    PendingSends::MoveOn();
     if (polls < 200) continue;
     sched_yield();
     if (polls % 256 == 0 && absl::Now() > deadline) break;
@@ -256,19 +256,29 @@ void MpiCommunicator::Send(const at::Tensor& tensor, int destination) {
   CheckPointToPoint("Send", tensor, destination, size_, rank_);
   if (!broken_.empty()) throw CommError(broken_);
   Count(tensor.nbytes());
-  const MessageHeader header{static_cast<int64_t>(tensor.nbytes()),
-                             static_cast<int32_t>(tensor.scalar_type())};
-  std::vector<MPI_Request> requests(1);
-  MPI_Isend(&header, sizeof(header), MPI_BYTE, destination, kHeaderTag, comm_, &requests[0]);
-  ForChunks(header.bytes, 1, 1, [&](int64_t begin, int count) {
-    requests.emplace_back();
-    MPI_Isend(Bytes(tensor) + begin, count, MPI_BYTE, destination, kDataTag, comm_,
-              &requests.back());
+  Unsent& message = unsent_.emplace_back();
+  message.header = {static_cast<int64_t>(tensor.nbytes()),
+                    static_cast<int64_t>(tensor.scalar_type())};
+  message.data = tensor.clone();
+  const auto post = [&](const void* data, int count, int tag) {
+    message.requests.emplace_back();
+    Check(MPI_Isend(data, count, MPI_BYTE, destination, tag, comm_, &message.requests.back()),
+          "MPI_Isend");
+  };
+  post(message.header.data(), sizeof(message.header), kHeaderTag);
+  ForChunks(tensor.nbytes(), 1, 1,
+            [&](int64_t begin, int count) { post(Bytes(message.data) + begin, count, kDataTag); });
+  if (!SendUnsent()) PendingSends::Add(this, [this] { return SendUnsent(); });
+}
+
+bool MpiCommunicator::SendUnsent() {
+  unsent_.remove_if([](Unsent& message) {
+    int done = 0;
+    MPI_Testall(static_cast<int>(message.requests.size()), message.requests.data(), &done,
+                MPI_STATUSES_IGNORE);
+    return done != 0;
   });
-  if (WaitAll(requests).empty()) return;
-  Fail(absl::StrCat("Send of ", header.bytes, " bytes: rank ", rank_, " waited ",
-                    absl::FormatDuration(options_.timeout), " for rank ", destination,
-                    " to receive"));
+  return unsent_.empty();
 }
 
 void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
@@ -279,13 +289,13 @@ void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
   const std::string late =
       absl::StrCat("Recv of ", bytes, " bytes: rank ", rank_, " waited ",
                    absl::FormatDuration(options_.timeout), " for rank ", source, " to send");
-  MessageHeader header{};
+  std::array<int64_t, 2> header{};  // As Unsent::header
   std::vector<MPI_Request> requests(1);
-  MPI_Irecv(&header, sizeof(header), MPI_BYTE, source, kHeaderTag, comm_, &requests[0]);
+  MPI_Irecv(header.data(), sizeof(header), MPI_BYTE, source, kHeaderTag, comm_, &requests[0]);
   if (!WaitAll(requests).empty()) Fail(late);
-  if (header.bytes != bytes || header.dtype != static_cast<int32_t>(tensor.scalar_type())) {
-    Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", header.bytes, " bytes of ",
-                      c10::toString(static_cast<at::ScalarType>(header.dtype)), "; rank ", rank_,
+  if (header[0] != bytes || header[1] != static_cast<int64_t>(tensor.scalar_type())) {
+    Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", header[0], " bytes of ",
+                      DtypeName(static_cast<at::ScalarType>(header[1])), "; rank ", rank_,
                       " receives ", bytes, " bytes of ", c10::toString(tensor.scalar_type())));
   }
   requests.clear();

@@ -9,7 +9,9 @@
 #define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links
 #include <mpi.h>
 
+#include <array>
 #include <functional>
+#include <list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,6 +50,7 @@ class MpiCommunicator final : public Communicator {
   void Meet(Signature signature);
   // Waits for all `requests`; returns the indices of those still open when the timeout passes.
   std::vector<int> WaitAll(std::vector<MPI_Request>& requests);
+  bool SendUnsent();  // True when nothing is left
   // Splits [0, numel) into chunks of at most options_.chunk_bytes / `copies`.
   void ForChunks(int64_t numel, int64_t element, int64_t copies,
                  const std::function<void(int64_t begin, int count)>& body);
@@ -63,6 +66,13 @@ class MpiCommunicator final : public Communicator {
   int size_ = 1;
   uint64_t sequence_ = 0;
   std::string broken_;  // Why nothing more can be called
+  // A message on its way, with what MPI still reads of it.
+  struct Unsent {
+    std::array<int64_t, 2> header;  // Bytes, dtype
+    at::Tensor data;
+    std::vector<MPI_Request> requests;
+  };
+  std::list<Unsent> unsent_;
 };
 
 }  // namespace shoal

@@ -13,6 +13,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace shoal {
@@ -102,7 +103,11 @@ std::string MpiRuntime::library() const {
 }
 
 void MpiRuntime::Abort(int exit_code, const std::string& reason) {
-  if (!reason.empty()) std::fprintf(stderr, "shoal: rank %d: %s\n", rank_, reason.c_str());
+  if (absl::StartsWith(reason, "rank ")) {  // It names the rank already
+    std::fprintf(stderr, "shoal: %s\n", reason.c_str());
+  } else if (!reason.empty()) {
+    std::fprintf(stderr, "shoal: rank %d: %s\n", rank_, reason.c_str());
+  }
   std::fflush(nullptr);
   MPI_Abort(MPI_COMM_WORLD, exit_code);
   std::_Exit(exit_code);

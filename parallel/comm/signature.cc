@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "core/dtype.h"
 
 namespace shoal {
 namespace {
@@ -39,27 +40,6 @@ const char* Name(ReduceOp op) {
   return "unknown";
 }
 
-const char* Name(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return "float32";
-    case at::kDouble:
-      return "float64";
-    case at::kBFloat16:
-      return "bfloat16";
-    case at::kHalf:
-      return "float16";
-    case at::kLong:
-      return "int64";
-    case at::kInt:
-      return "int32";
-    case at::kByte:
-      return "uint8";
-    default:
-      return c10::toString(dtype);
-  }
-}
-
 [[noreturn]] void Refuse(const char* call, const std::string& why) {
   throw CommError(absl::StrCat(call, ": ", why));
 }
@@ -76,8 +56,8 @@ void CheckMovable(const char* call, const at::Tensor& tensor) {
 void CheckReducible(const char* call, at::ScalarType dtype) {
   if (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kLong)
     return;
-  Refuse(call,
-         absl::StrCat("cannot reduce ", Name(dtype), "; use float32, float64, bfloat16 or int64"));
+  Refuse(call, absl::StrCat("cannot reduce ", DtypeName(dtype),
+                            "; use float32, float64, bfloat16 or int64"));
 }
 
 void CheckPair(const char* call, const at::Tensor& out, int64_t out_numel, const at::Tensor& in,
@@ -85,8 +65,8 @@ void CheckPair(const char* call, const at::Tensor& out, int64_t out_numel, const
   CheckMovable(call, out);
   CheckMovable(call, in);
   if (out.scalar_type() != in.scalar_type()) {
-    Refuse(call,
-           absl::StrCat("out is ", Name(out.scalar_type()), ", in is ", Name(in.scalar_type())));
+    Refuse(call, absl::StrCat("out is ", DtypeName(out.scalar_type()), ", in is ",
+                              DtypeName(in.scalar_type())));
   }
   if (out.numel() != out_numel || in.numel() != in_numel) {
     Refuse(call, absl::StrCat("out has ", out.numel(), " elements and in has ", in.numel(),
@@ -123,7 +103,7 @@ std::string Describe(const Signature& s) {
       s.kind == CollectiveKind::kAllReduce || s.kind == CollectiveKind::kReduceScatter;
   if (reduces) absl::StrAppend(&text, Name(s.op), ", ");
   if (s.kind != CollectiveKind::kBarrier && s.kind != CollectiveKind::kSplit) {
-    absl::StrAppend(&text, Name(s.dtype), ", ", s.numel, " elements");
+    absl::StrAppend(&text, DtypeName(s.dtype), ", ", s.numel, " elements");
   }
   if (s.kind == CollectiveKind::kBroadcast) absl::StrAppend(&text, ", root ", s.root);
   return absl::StrCat(text, "), call ", s.sequence);

@@ -42,10 +42,6 @@ LoadedRecipe Load(const std::string& text, const std::vector<std::string>& overr
   return recipe.ok() ? *std::move(recipe) : LoadedRecipe();
 }
 
-std::string ErrorOf(const std::string& text, const std::vector<std::string>& overrides = {}) {
-  return std::string(ParseRecipe(text, "train.yaml", overrides).status().message());
-}
-
 TEST(Recipe, HoldsValuesDefaultsAndPlaces) {
   const LoadedRecipe recipe = Load(kGood);
   EXPECT_EQ(recipe.proto.training().max_steps(), 100);
@@ -232,9 +228,9 @@ TEST(RecipeReference, EveryKeyAndValueHasACommentAndAReadableRange) {
     RangeOf(*doc.field);  // A malformed one would stop the test
     for (size_t i = 0; i < doc.value_comments.size(); ++i) {
       const bool plain = doc.field->enum_type()->value(i)->name() != "auto_dtype";
-      if (plain)
-        EXPECT_NE(doc.value_comments[i], "")
-            << doc.path << " " << EnumYamlName(*doc.field->enum_type()->value(i));
+      if (!plain) continue;
+      EXPECT_NE(doc.value_comments[i], "")
+          << doc.path << " " << EnumYamlName(*doc.field->enum_type()->value(i));
     }
   }
   EXPECT_EQ(paths.count("data.train.path"), 1u);

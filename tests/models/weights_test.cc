@@ -125,7 +125,8 @@ TEST(InitializeTest, SlicesAreTheWholesParts) {
   for (size_t b = 0; b < weights.size(); ++b) {
     for (size_t i = 0; i < weights[b].size(); ++i) {
       const ParameterSpec& spec = model.blocks[b]->parameters()[i];
-      const Tensor whole = weights[b][i].value.view({-1});
+      const Tensor& value = weights[b][i].value;
+      const Tensor whole = (spec.transposed() ? value.t() : value).reshape({-1});
       const int64_t begin = spec.numel() / 5 + 1, n = spec.numel() / 3;
       Tensor slice = at::empty({n});
       InitializeSlice(spec, 11, begin, slice);

@@ -49,7 +49,7 @@ Values Train(const std::string& rule, int ranks, int stage, at::ScalarType dtype
   std::vector<Values> saved(ranks);
   const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
     ShardedParameters parameters(
-        Blocks(), {.stage = stage, .compute_dtype = dtype, .gradient_dtype = dtype}, comm);
+        Blocks(), {.stage = stage, .compute_dtype = dtype, .gradient_dtype = dtype}, {comm});
     ShardedOptimizer optimizer(MakeRule(rule), parameters, {});
     for (auto& piece : optimizer.PiecesToLoad()) {
       for (int64_t i = 0; i < piece.data.numel(); ++i) {
@@ -59,13 +59,15 @@ Values Train(const std::string& rule, int ranks, int stage, at::ScalarType dtype
     parameters.SyncFromMaster();
     for (int step = 1; step <= 5; ++step) {
       for (int b = 1; b >= 0; --b) {
-        parameters.BeginBackward(b, 0);
+        parameters.ZeroGradients(b, 0);
+        parameters.BeginBackward(b);
         for (const Parameter& p : parameters.BeginForward(b)) {
           if (p.grad.defined()) p.grad.fill_(0.1 * step + 0.01 * comm.rank() + 0.3 * b);
         }
         parameters.EndBackward(b, 0);
       }
-      const double norm = GlobalGradNorm(parameters.optimizer_slices(), comm);
+      const double norm =
+          GlobalGradNorm(parameters.optimizer_slices(), comm, *comm.Split(comm.rank(), 0));
       optimizer.Step({.learning_rate = 0.01, .grad_scale = ClipScale(norm, 1.0), .step = step});
     }
     Collect(optimizer.PiecesToSave(), saved[comm.rank()]);
@@ -117,15 +119,18 @@ TEST(ShardedOptimizer, LeavesFrozenWeightsAndSparesNormsFromDecay) {
 TEST(GlobalGradNorm, IsTheNormOfTheSumOverRanks) {
   for (int stage = 0; stage <= 3; ++stage) {
     const absl::Status status = RunRanks(2, [&](Communicator& comm) {
-      ShardedParameters parameters(Blocks(), {.stage = stage}, comm);
+      ShardedParameters parameters(Blocks(), {.stage = stage}, {comm});
       for (int b = 1; b >= 0; --b) {
-        parameters.BeginBackward(b, 0);
+        parameters.ZeroGradients(b, 0);
+        parameters.BeginBackward(b);
         for (const Parameter& p : parameters.BeginForward(b)) {
           if (p.grad.defined()) p.grad.fill_(comm.rank() + 1);
         }
         parameters.EndBackward(b, 0);
       }
-      EXPECT_DOUBLE_EQ(GlobalGradNorm(parameters.optimizer_slices(), comm), std::sqrt(23 * 9.0));
+      EXPECT_DOUBLE_EQ(
+          GlobalGradNorm(parameters.optimizer_slices(), comm, *comm.Split(comm.rank(), 0)),
+          std::sqrt(23 * 9.0));
       return absl::OkStatus();
     });
     ASSERT_TRUE(status.ok()) << status;

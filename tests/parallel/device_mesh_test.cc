@@ -18,7 +18,7 @@ TEST(DeviceMesh, RefusesAnotherNumberOfRanksAndAxesItLacks) {
   const absl::Status status = RunRanks(2, [](Communicator& world) {
     EXPECT_THAT(std::string(DeviceMesh::Create(world, {.shard = 3}).status().message()),
                 ::testing::HasSubstr("needs 3 ranks"));
-    EXPECT_EQ(DeviceMesh::Create(world, {.tensor = 2}).status().code(),
+    EXPECT_EQ(DeviceMesh::Create(world, {.context = 2}).status().code(),
               absl::StatusCode::kUnimplemented);
     return absl::OkStatus();
   });

@@ -45,7 +45,8 @@ void RunStep(ShardedParameters& parameters, int rank) {
   for (int m = 0; m < parameters.options().micro_batches; ++m) {
     for (int b = 0; b < num_blocks; ++b) parameters.BeginForward(b);
     for (int b = num_blocks - 1; b >= 0; --b) {
-      parameters.BeginBackward(b, m);
+      parameters.ZeroGradients(b, m);
+      parameters.BeginBackward(b);
       const auto bound =
           parameters.BeginForward(b);  // Collective, and harmless here: the same weights again
       for (int i = 0; i < static_cast<int>(bound.size()); ++i) {
@@ -82,7 +83,7 @@ TEST(ShardedParameters, EveryStageSumsTheSameBits) {
           ShardedParameters parameters(
               Blocks(),
               {.stage = stage, .micro_batches = micro_batches, .reduce_every_micro_batch = true},
-              comm);
+              {comm});
           RunStep(parameters, comm.rank());
           const auto all = GatheredGradients(parameters, comm);
           if (comm.rank() == 0) by_stage[stage] = all;
@@ -115,12 +116,13 @@ TEST(ShardedParameters, SendsTheBytesOfTheFormula) {
             blocks[1].specs[2].trainable = true;
             ShardedParameters parameters(
                 blocks, {.stage = stage, .micro_batches = m, .reduce_every_micro_batch = every},
-                comm);
+                {comm});
             const int64_t before = comm.counters().bytes_sent;
             for (int i = 0; i < m; ++i) {
               for (int b = 0; b < 3; ++b) parameters.BeginForward(b);
               for (int b = 2; b >= 0; --b) {
-                parameters.BeginBackward(b, i);
+                parameters.ZeroGradients(b, i);
+                parameters.BeginBackward(b);
                 parameters.EndBackward(b, i);
               }
             }
@@ -149,7 +151,7 @@ TEST(ShardedParameters, HoldsTheBytesOfTheFormula) {
         ShardedParameters parameters(
             blocks,
             {.stage = stage, .compute_dtype = at::kBFloat16, .gradient_dtype = at::kBFloat16},
-            comm);
+            {comm});
         const int64_t p = parameters.num_padded();
         const HeldBytes held = parameters.held_bytes();
         EXPECT_EQ(held.weights, stage == 3 ? 2 * p / ranks : 2 * p);
@@ -167,7 +169,7 @@ TEST(ShardedParameters, GathersWhatWasWrittenToTheMasterWeights) {
   for (int stage = 0; stage <= 3; ++stage) {
     const absl::Status status = RunRanks(3, [&](Communicator& comm) {
       ShardedParameters parameters(Blocks(), {.stage = stage, .compute_dtype = at::kBFloat16},
-                                   comm);
+                                   {comm});
       for (const auto& unit : parameters.units()) {
         Tensor owned = unit->owned_weights();
         for (int64_t i = 0; i < owned.numel(); ++i)

@@ -1,5 +1,6 @@
 #include "tests/trainer/training_job.h"
 
+#include <cmath>
 #include <limits>
 
 #include <ATen/ops/arange.h>
@@ -7,12 +8,14 @@
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "core/random.h"
 #include "core/status.h"
 #include "models/weights.h"
 #include "optim/adamw.h"
 #include "optim/sgd.h"
 #include "parallel/comm/local_communicator.h"
+#include "trainer/recipe_options.h"
 #include "trainer/weights_setup.h"
 
 namespace shoal {
@@ -22,19 +25,19 @@ constexpr int64_t kGlobalBatch = 36;
 constexpr int64_t kSeqLength = 7;
 constexpr int64_t kVocab = 31;
 
-Json ConfigOf(const std::string& model) {
+Json ConfigOf(const std::string& model, int layers) {
   if (model == "gpt2") {
     return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},
-            {"n_layer", 2},         {"n_head", 3},          {"n_positions", 16},
+            {"n_layer", layers},    {"n_head", 3},          {"n_positions", 16},
             {"resid_pdrop", 0.0},   {"embd_pdrop", 0.0},    {"attn_pdrop", 0.0}};
   }
   return {{"model_type", "llama"},
           {"vocab_size", kVocab},
           {"hidden_size", 12},
           {"intermediate_size", 17},
-          {"num_hidden_layers", 2},
-          {"num_attention_heads", 4},
-          {"num_key_value_heads", 2},
+          {"num_hidden_layers", layers},
+          {"num_attention_heads", model == "llama-uneven" ? 6 : 4},
+          {"num_key_value_heads", model == "llama-uneven" ? 3 : 2},
           {"head_dim", 4},
           {"max_position_embeddings", 16},
           {"rms_norm_eps", 1e-5},
@@ -48,7 +51,7 @@ class RandomSequences final : public BatchSource {
   RandomSequences(const TrainingJob& job, int rank) : job_(job), rank_(rank) {}
 
   absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override {
-    const int64_t rows = kGlobalBatch / (job_.ranks * job_.micro_batches);
+    const int64_t rows = kGlobalBatch / (job_.data_ranks() * job_.micro_batches);
     std::vector<Batch> batches;
     for (int m = 0; m < job_.micro_batches; ++m) {
       Batch batch{
@@ -57,7 +60,7 @@ class RandomSequences final : public BatchSource {
           .positions_BT = at::arange(kSeqLength, at::kLong).expand({rows, kSeqLength}).contiguous(),
           .documents_BT = {}};
       for (int64_t row = 0; row < rows; ++row) {
-        FillRow(batch, row, step * kGlobalBatch + (m * job_.ranks + rank_) * rows + row);
+        FillRow(batch, row, step * kGlobalBatch + (m * job_.data_ranks() + rank_) * rows + row);
       }
       batches.push_back(std::move(batch));
     }
@@ -119,25 +122,45 @@ std::unique_ptr<UpdateRule> MakeRule(const TrainingJob& job) {
 
 absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
                               const std::function<absl::Status(JobParts)>& train) {
-  SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, {.shard = job.ranks}));
-  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, ModelConfigFromJson(ConfigOf(job.model)));
-  SHOAL_ASSIGN_OR_RETURN(const Model model, BuildModel(config));
+  SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, job.mesh()));
+  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
+                         ModelConfigFromJson(ConfigOf(job.model, job.layers)));
+  std::optional<TensorParallel> tensor;
+  if (job.tensor > 1) tensor.emplace(mesh.tensor(), job.sequence_parallel);
+  SHOAL_ASSIGN_OR_RETURN(const Model model,
+                         BuildModel(config, tensor ? tensor->place() : TensorPlace()));
   SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockParameters> blocks,
                          DescribeParameters(model, job.freeze));
+  SHOAL_ASSIGN_OR_RETURN(Schedule schedule,
+                         MakeSchedule(job.schedule, job.pipeline, job.micro_batches, job.chunks));
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockRange> stages,
+                         StagesOf(model, schedule.stages(), kSeqLength));
+  std::vector<BlockRange> chunks;
+  for (int chunk = 0; chunk < job.chunks; ++chunk)
+    chunks.push_back(stages[schedule.StageOf(mesh.pipeline().rank(), chunk)]);
+  Communicator* tied = mesh.TieStages(RanksWithTiedWeights(blocks, schedule, stages));
+  mesh.set_loss_stage(schedule.PlaceOf(schedule.stages() - 1).rank);
+  const bool halves = job.schedule == ScheduleKind::kZbH1 || job.schedule == ScheduleKind::kZbV;
   ShardedParameters parameters(
-      blocks,
+      OfChunks(blocks, chunks),
       {.stage = job.stage,
        .compute_dtype = job.dtype,
        .gradient_dtype =
            job.dtype == at::kBFloat16 && job.micro_batches > 1 ? at::kFloat : job.dtype,
        .micro_batches = job.micro_batches,
-       .reduce_every_micro_batch = job.deterministic},
-      mesh.shard());
+       .reduce_every_micro_batch = job.deterministic && !halves},
+      GroupsOf(mesh, tied));
   ShardedOptimizer optimizer(MakeRule(job), parameters, {});
   InitializeWeights(/*seed=*/3, optimizer, parameters);
 
-  BlockRunner runner(model, parameters);
-  RandomSequences batches(job, comm.rank());
+  BlockRunner runner(model, parameters,
+                     {.tensor = tensor ? &*tensor : nullptr,
+                      .recompute = job.recompute,
+                      .schedule = schedule,
+                      .stages = stages,
+                      .activations = job.pipeline > 1 ? &mesh.pipeline() : nullptr,
+                      .gradients = job.pipeline > 1 ? &mesh.pipeline_gradients() : nullptr});
+  RandomSequences batches(job, mesh.data_parallel_rank());
   Trainer trainer(
       {.num_steps = job.steps,
        .max_grad_norm = job.max_grad_norm,
@@ -179,7 +202,9 @@ TrainingResult RunTrainingJob(const TrainingJob& job) {
       if (comm.rank() == 0) result.steps = steps;
       for (const auto& piece : parts.optimizer.PiecesToSave()) {
         auto& whole = result.state[piece.name];
-        whole.resize(piece.spec->numel());
+        int64_t numel = 1;
+        for (int64_t size : piece.spec->memory_shape()) numel *= size;
+        whole.resize(numel);
         const Tensor data = piece.data.to(at::kDouble);
         std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
       }
@@ -188,6 +213,48 @@ TrainingResult RunTrainingJob(const TrainingJob& job) {
   });
   EXPECT_TRUE(status.ok()) << status;
   return result;
+}
+
+// Losses, norms, weights and moments to the last bit.
+void ExpectSameBits(const TrainingResult& got, const TrainingResult& want,
+                    const std::string& what) {
+  ASSERT_EQ(got.steps.size(), want.steps.size()) << what;
+  for (size_t i = 0; i < got.steps.size(); ++i) {
+    EXPECT_EQ(got.steps[i].loss, want.steps[i].loss) << what << ", step " << i + 1;
+    EXPECT_EQ(got.steps[i].grad_norm, want.steps[i].grad_norm) << what << ", step " << i + 1;
+  }
+  ASSERT_EQ(got.state.size(), want.state.size()) << what;
+  for (const auto& [name, values] : want.state)
+    EXPECT_EQ(got.state.at(name), values) << what << ": " << name;
+}
+
+void ExpectClose(const TrainingResult& got, const TrainingResult& want, double tolerance,
+                 const std::string& what) {
+  ASSERT_EQ(got.steps.size(), want.steps.size()) << what;
+  for (size_t i = 0; i < got.steps.size(); ++i) {
+    EXPECT_NEAR(got.steps[i].loss, want.steps[i].loss, tolerance * std::abs(want.steps[i].loss))
+        << what;
+    EXPECT_NEAR(got.steps[i].grad_norm, want.steps[i].grad_norm,
+                tolerance * want.steps[i].grad_norm)
+        << what;
+  }
+  for (const auto& [name, values] : want.state) {
+    double largest = 0;
+    for (double v : values) largest = std::max(largest, std::abs(v));
+    for (size_t i = 0; i < values.size(); ++i) {
+      ASSERT_NEAR(got.state.at(name)[i], values[i], tolerance * largest)
+          << what << ": " << name << "[" << i << "]";
+    }
+  }
+}
+
+std::string Describe(const TrainingJob& job) {
+  std::string text = absl::StrCat(job.model, " stage ", job.stage, ", ", job.mesh().Equation(),
+                                  ", ", job.micro_batches, " micro-batches");
+  if (job.pipeline > 1)
+    absl::StrAppend(&text, ", ", NameOf(job.schedule), " of ", job.chunks, " chunks");
+  if (!job.sequence_parallel) absl::StrAppend(&text, ", whole rows");
+  return text;
 }
 
 }  // namespace shoal

@@ -12,9 +12,17 @@
 namespace shoal {
 
 struct TrainingJob {
-  std::string model = "llama";  // "llama", "llama-tied", "gpt2"
+  std::string model = "llama";  // "llama", "llama-tied", "llama-uneven", "gpt2"
   at::ScalarType dtype = at::kDouble;
-  int ranks = 1;
+  int ranks = 1;  // Of the whole mesh; the shard axis takes what the others leave
+  int replicate = 1;
+  int tensor = 1;
+  bool sequence_parallel = true;
+  int pipeline = 1;
+  ScheduleKind schedule = ScheduleKind::k1F1B;
+  int chunks = 1;
+  Recompute recompute = Recompute::kNone;
+  int layers = 2;
   int stage = 0;
   int micro_batches = 1;
   int steps = 4;
@@ -23,6 +31,14 @@ struct TrainingJob {
   bool sgd = false;  // Else AdamW. SGD sees the gradients' scale
   std::vector<std::string> freeze = {};
   int poison_step = -1;  // In this step (from 0) the last rank's loss is not finite
+
+  int data_ranks() const { return ranks / (tensor * pipeline); }
+  MeshShape mesh() const {
+    return {.replicate = replicate,
+            .shard = data_ranks() / replicate,
+            .tensor = tensor,
+            .pipeline = pipeline};
+  }
 };
 
 struct TrainingResult {
@@ -33,6 +49,13 @@ struct TrainingResult {
 // The global batch is 36 sequences of ragged numbers of targets, whatever the number of ranks and
 // micro-batches.
 TrainingResult RunTrainingJob(const TrainingJob& job);
+
+// Losses, norms, weights and moments to the last bit.
+void ExpectSameBits(const TrainingResult& got, const TrainingResult& want, const std::string& what);
+// Relative to the largest element of each tensor.
+void ExpectClose(const TrainingResult& got, const TrainingResult& want, double tolerance,
+                 const std::string& what);
+std::string Describe(const TrainingJob& job);
 
 // Of one rank, for jobs that do more. `train` is called with everything built.
 struct JobParts {

@@ -1,50 +1,10 @@
 // One job under every ZeRO stage, number of ranks and way of cutting the batch.
-#include <cmath>
-
 #include <gtest/gtest.h>
 
 #include "tests/trainer/training_job.h"
 
 namespace shoal {
 namespace {
-
-// Losses, norms, weights and moments to the last bit.
-void ExpectSameBits(const TrainingResult& got, const TrainingResult& want,
-                    const std::string& what) {
-  ASSERT_EQ(got.steps.size(), want.steps.size()) << what;
-  for (size_t i = 0; i < got.steps.size(); ++i) {
-    EXPECT_EQ(got.steps[i].loss, want.steps[i].loss) << what << ", step " << i + 1;
-    EXPECT_EQ(got.steps[i].grad_norm, want.steps[i].grad_norm) << what << ", step " << i + 1;
-  }
-  ASSERT_EQ(got.state.size(), want.state.size()) << what;
-  for (const auto& [name, values] : want.state)
-    EXPECT_EQ(got.state.at(name), values) << what << ": " << name;
-}
-
-void ExpectClose(const TrainingResult& got, const TrainingResult& want, double tolerance,
-                 const std::string& what) {
-  ASSERT_EQ(got.steps.size(), want.steps.size()) << what;
-  for (size_t i = 0; i < got.steps.size(); ++i) {
-    EXPECT_NEAR(got.steps[i].loss, want.steps[i].loss, tolerance * std::abs(want.steps[i].loss))
-        << what;
-    EXPECT_NEAR(got.steps[i].grad_norm, want.steps[i].grad_norm,
-                tolerance * want.steps[i].grad_norm)
-        << what;
-  }
-  for (const auto& [name, values] : want.state) {
-    double largest = 0;
-    for (double v : values) largest = std::max(largest, std::abs(v));
-    for (size_t i = 0; i < values.size(); ++i) {
-      ASSERT_NEAR(got.state.at(name)[i], values[i], tolerance * largest)
-          << what << ": " << name << "[" << i << "]";
-    }
-  }
-}
-
-std::string Describe(const TrainingJob& job) {
-  return job.model + " stage " + std::to_string(job.stage) + ", " + std::to_string(job.ranks) +
-         " ranks, " + std::to_string(job.micro_batches) + " micro-batches";
-}
 
 TEST(ZeroEquality, StagesAreEqualToTheLastBit) {
   for (const char* model : {"llama", "llama-tied", "gpt2"}) {

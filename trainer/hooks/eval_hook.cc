@@ -12,8 +12,8 @@ absl::Status EvalHook::Evaluate(int64_t step) {
     loss += runner_.Loss(batch, /*denominator=*/1.0);
     targets += batch.num_targets;
   }
-  loss = SumOverRanks(mesh_.control(), loss);
-  targets = SumOverRanks(mesh_.control(), targets);
+  loss = SumOverRanks(mesh_.control(), mesh_.reports_loss() ? loss : 0.0);
+  targets = SumOverRanks(mesh_.data_control(), targets);
   loss_ = loss / static_cast<double>(targets);
   evaluated_step_ = step;
   MetricsRow row;

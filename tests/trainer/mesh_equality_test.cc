@@ -1,0 +1,197 @@
+// The equivalence lattice: one job on every mesh, schedule and option equals one process.
+#include <cstdlib>
+
+#include <gtest/gtest.h>
+
+#include "tests/trainer/training_job.h"
+
+namespace shoal {
+namespace {
+
+constexpr double kTolerance = 1e-11;
+
+const TrainingResult& OneProcess(const std::string& model, int layers, bool sgd) {
+  static std::map<std::tuple<std::string, int, bool>, TrainingResult> results;
+  const auto key = std::make_tuple(model, layers, sgd);
+  if (!results.contains(key))
+    results[key] = RunTrainingJob({.model = model, .layers = layers, .steps = 3, .sgd = sgd});
+  return results[key];
+}
+
+void ExpectEqualToOneProcess(TrainingJob job) {
+  job.steps = 3;
+  ExpectClose(RunTrainingJob(job), OneProcess(job.model, job.layers, job.sgd), kTolerance,
+              Describe(job));
+}
+
+TEST(MeshEquality, TensorParallel) {
+  for (const char* model : {"llama", "llama-tied", "gpt2"}) {
+    for (bool sequence_parallel : {true, false}) {
+      for (int tensor : {2, 3, 4}) {
+        const int heads = std::string(model) == "gpt2" ? 3 : 4;
+        if (heads % tensor != 0) continue;
+        for (int stage : {0, 3}) {
+          // A micro-batch's 7-token rows divide over the ranks.
+          const int data_ranks = tensor == 4 ? 1 : 2;
+          ExpectEqualToOneProcess({.model = model,
+                                   .ranks = data_ranks * tensor,
+                                   .tensor = tensor,
+                                   .sequence_parallel = sequence_parallel,
+                                   .stage = stage,
+                                   .micro_batches = 3});
+        }
+      }
+    }
+  }
+}
+
+TEST(MeshEquality, KeyValueHeadsThatRanksShare) {
+  for (int tensor : {2, 3, 6}) {
+    for (int stage : {0, 2}) {
+      for (bool sequence_parallel : {true, false}) {
+        ExpectEqualToOneProcess({.model = "llama-uneven",
+                                 .ranks = tensor,
+                                 .tensor = tensor,
+                                 .sequence_parallel = sequence_parallel,
+                                 .stage = stage,
+                                 .sgd = true});
+      }
+    }
+  }
+}
+
+TEST(MeshEquality, HybridSharding) {
+  for (int stage = 0; stage <= 3; ++stage) {
+    for (int micro_batches : {1, 3}) {
+      ExpectEqualToOneProcess(
+          {.ranks = 4, .replicate = 2, .stage = stage, .micro_batches = micro_batches});
+    }
+  }
+}
+
+struct PipelineCase {
+  ScheduleKind schedule;
+  int chunks;
+  int highest_stage;
+};
+const PipelineCase kPipelines[] = {{ScheduleKind::kGpipe, 1, 3},
+                                   {ScheduleKind::k1F1B, 1, 3},
+                                   {ScheduleKind::kInterleaved1F1B, 2, 3},
+                                   {ScheduleKind::kZbH1, 1, 1},
+                                   {ScheduleKind::kZbV, 2, 1}};
+
+TEST(MeshEquality, PipelineParallel) {
+  for (const char* model : {"llama", "llama-tied", "gpt2"}) {
+    for (const PipelineCase& c : kPipelines) {
+      for (int pipeline : {2, 3}) {
+        for (int micro_batches : {pipeline, 2 * pipeline, pipeline + 1}) {
+          if (36 % micro_batches != 0) continue;
+          for (int stage = 0; stage <= c.highest_stage; stage += c.highest_stage) {
+            ExpectEqualToOneProcess({.model = model,
+                                     .ranks = pipeline,
+                                     .pipeline = pipeline,
+                                     .schedule = c.schedule,
+                                     .chunks = c.chunks,
+                                     .layers = 4,
+                                     .stage = stage,
+                                     .micro_batches = micro_batches});
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(MeshEquality, SchedulesAddUpInTheOrderOfGradientAccumulation) {
+  TrainingJob job{.layers = 4, .micro_batches = 6, .deterministic = false};
+  const TrainingResult accumulated = RunTrainingJob(job);
+  for (const PipelineCase& c : kPipelines) {
+    job.ranks = job.pipeline = 2;
+    job.schedule = c.schedule;
+    job.chunks = c.chunks;
+    const TrainingResult result = RunTrainingJob(job);
+    for (const auto& [name, values] : accumulated.state)
+      EXPECT_EQ(result.state.at(name), values) << Describe(job) << ": " << name;
+  }
+}
+
+TEST(MeshEquality, RecomputedActivationsGiveTheSameBits) {
+  for (const char* model : {"llama", "gpt2"}) {
+    for (int stage : {0, 3}) {
+      TrainingJob job{.model = model, .ranks = 2, .layers = 3, .stage = stage, .micro_batches = 3};
+      const TrainingResult kept = RunTrainingJob(job);
+      for (Recompute recompute : {Recompute::kSelective, Recompute::kFull}) {
+        job.recompute = recompute;
+        ExpectSameBits(RunTrainingJob(job), kept, Describe(job));
+      }
+    }
+  }
+}
+
+// All axes at once, every stage and schedule, tied and not.
+TEST(MeshEquality, ThreeAxes) {
+  for (const char* model : {"llama", "llama-tied"}) {
+    for (const PipelineCase& c : kPipelines) {
+      for (int stage = 0; stage <= c.highest_stage; ++stage) {
+        ExpectEqualToOneProcess({.model = model,
+                                 .ranks = 8,
+                                 .tensor = 2,
+                                 .sequence_parallel = stage % 2 == 0,
+                                 .pipeline = 2,
+                                 .schedule = c.schedule,
+                                 .chunks = c.chunks,
+                                 .recompute = stage == 3 ? Recompute::kFull : Recompute::kNone,
+                                 .layers = 4,
+                                 .stage = stage,
+                                 .micro_batches = 3,
+                                 .sgd = stage == 2});
+      }
+    }
+  }
+}
+
+// Every mesh of up to 8 ranks with every stage and schedule: minutes. SHOAL_FULL_LATTICE=1 runs it.
+TEST(MeshEquality, FullLattice) {
+  if (std::getenv("SHOAL_FULL_LATTICE") == nullptr) GTEST_SKIP() << "SHOAL_FULL_LATTICE is not set";
+  int jobs = 0;
+  for (const char* model : {"llama", "llama-tied", "gpt2"}) {
+    for (int tensor : {1, 2, 3, 4}) {
+      if ((std::string(model) == "gpt2" ? 3 : 4) % tensor != 0) continue;
+      for (int pipeline : {1, 2, 3, 4}) {
+        for (int shard : {1, 2, 3}) {
+          for (int replicate : {1, 2}) {
+            const int ranks = tensor * pipeline * shard * replicate;
+            if (ranks > 8) continue;
+            for (const PipelineCase& c : kPipelines) {
+              if (pipeline == 1 && c.schedule != ScheduleKind::k1F1B) continue;
+              for (int stage = 0; stage <= c.highest_stage; ++stage) {
+                for (int micro_batches : {1, 3, 6}) {
+                  if (36 % (shard * replicate * micro_batches) != 0) continue;
+                  // Rows of a micro-batch divide over the tensor-parallel ranks.
+                  const bool rows_divide =
+                      36 / (shard * replicate * micro_batches) * 7 % tensor == 0;
+                  ExpectEqualToOneProcess({.model = model,
+                                           .ranks = ranks,
+                                           .replicate = replicate,
+                                           .tensor = tensor,
+                                           .sequence_parallel = rows_divide,
+                                           .pipeline = pipeline,
+                                           .schedule = c.schedule,
+                                           .chunks = c.chunks,
+                                           .layers = 6,
+                                           .stage = stage,
+                                           .micro_batches = micro_batches});
+                  ++jobs;
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  std::printf("%d jobs equal one process to %g\n", jobs, kTolerance);
+}
+
+}  // namespace
+}  // namespace shoal
