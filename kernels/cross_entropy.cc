@@ -87,6 +87,7 @@ class Chunk {
   }
 
   Tensor gradient(int64_t rows) const { return gradient_.narrow(0, 0, rows); }
+  Tensor logits(int64_t rows) const { return logits_.narrow(0, 0, rows); }
 
  private:
   const Tensor hidden_, weight_, targets_;
@@ -94,6 +95,38 @@ class Chunk {
   int64_t rows_;
   Tensor logits_;    // (rows, V) float32
   Tensor gradient_;  // (rows, V) of hidden's dtype
+};
+
+// What label smoothing changes of a chunk: part of each target is spread over the vocabulary.
+class Smoothing {
+ public:
+  Smoothing(const Tensor& logits, const Tensor& targets_R, const CrossEntropyOptions& options)
+      : share_(options.label_smoothing) {
+    if (share_ == 0) return;
+    valid_ = targets_R.ne(options.ignore_index);
+    places_ = targets_R.masked_fill(valid_.logical_not(), 0).unsqueeze(1);
+    target_logits_ = logits.gather(1, places_).squeeze(1);
+    means_ = logits.mean(1);
+  }
+
+  // Log-probabilities of the targets become those of the smoothed ones.
+  void Smooth(Tensor logprobs_R) const {
+    if (share_ == 0) return;
+    const Tensor mean_logprobs = means_ - (target_logits_ - logprobs_R);
+    logprobs_R.mul_(1 - share_).add_(mean_logprobs * valid_, share_);
+  }
+
+  // The gradient of logits, each row scaled by `scale`.
+  void SmoothGradient(Tensor gradient_RV, double scale) const {
+    if (share_ == 0) return;
+    const Tensor moved = valid_.unsqueeze(1).to(gradient_RV.scalar_type()).mul_(share_ * scale);
+    gradient_RV.sub_(moved / gradient_RV.size(1));
+    gradient_RV.scatter_add_(1, places_, moved);
+  }
+
+ private:
+  double share_;
+  Tensor valid_, places_, target_logits_, means_;
 };
 
 // Adds what a chunk of logit gradients gives to the hidden states' and the weight's gradients,
@@ -128,9 +161,12 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
     if (grad_weight.defined() && !direct && hidden.size(0) == 0) grad_weight.zero_();
     const bool want_gradient = grad_hidden.defined() || grad_weight.defined();
     chunk.ForEach([&](int64_t first, int64_t rows) {
+      const Smoothing smoothing(chunk.logits(rows), targets_R.narrow(0, first, rows), options);
       chunk.Softmax(first, rows, MutableData<float>(logprobs_R), want_gradient,
                     [&](int64_t) { return 1.0 / options.denominator; });
+      smoothing.Smooth(logprobs_R.narrow(0, first, rows));
       if (!want_gradient) return;
+      smoothing.SmoothGradient(chunk.gradient(rows), 1.0 / options.denominator);
       AddChunkGradients(chunk.gradient(rows), hidden, weight_VC, grad_hidden, grad_weight, first,
                         direct || first > 0);
     });

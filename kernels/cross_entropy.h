@@ -10,6 +10,10 @@ struct CrossEntropyOptions {
   double denominator = 1.0;     // The sum of losses is divided by this
   int64_t ignore_index = -100;  // Rows with this target count nothing
   int64_t chunk_rows = 0;       // 0: chosen so that a chunk's logits stay within a few MB
+  // LinearCrossEntropy only: this share of each row's target is spread evenly over the vocabulary
+  // (Szegedy et al. 2016), so the row's loss is (1 - s) (-logprob of the target) + s
+  // mean(-logprob).
+  double label_smoothing = 0.0;
   // LinearCrossEntropy only: promises that backward() will be called once with gradient 1 and that
   // weight.grad may be added to from the forward pass on. dL/dW then goes straight there, without a
   // (V, C) float32 buffer in between (bfloat16 gradients: if the rows are one chunk).

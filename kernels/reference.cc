@@ -153,7 +153,14 @@ Tensor LinearLogprobs(const Tensor& hidden_RC, const Tensor& weight, const Tenso
 
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Tensor& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options) {
-  return LinearLogprobs(hidden_RC, weight, targets_R, options).sum().neg() / options.denominator;
+  const Tensor sum = LinearLogprobs(hidden_RC, weight, targets_R, options).sum();
+  if (options.label_smoothing == 0) return sum.neg() / options.denominator;
+  const Tensor valid_R = targets_R != options.ignore_index;
+  const at::ScalarType type = ComputeType(hidden_RC);
+  const Tensor logprobs = at::log_softmax(at::matmul(hidden_RC.to(type), weight.to(type).t()), -1);
+  const Tensor means_R = logprobs.mean(1) * valid_R;
+  return ((1 - options.label_smoothing) * sum + options.label_smoothing * means_R.sum()).neg() /
+         options.denominator;
 }
 
 void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,

@@ -29,7 +29,7 @@ enum ExitCode {
   kExitInternal = 70,      // A defect of Shoal
   kExitIo = 74,            // Disk or network
   kExitTimeout = 76,       // A rank that did not come
-  kExitDivergence = 77,    // Non-finite losses or gradients
+  kExitDivergence = 77,    // Non-finite losses or gradients; `parity`: two runs that differ
 };
 
 // InvalidArgument, FailedPrecondition, OutOfRange, Unimplemented, AlreadyExists: usage. DataLoss:

@@ -4,6 +4,8 @@
 #include "launch/export_command.h"
 #include "launch/generate_command.h"
 #include "launch/inspect_command.h"
+#include "launch/parity_command.h"
+#include "launch/plan_command.h"
 #include "launch/report_command.h"
 #include "launch/run_command.h"
 #include "launch/schema_command.h"
@@ -14,7 +16,9 @@ int main(int argc, char** argv) {
   shoal::CommandLine line(SHOAL_VERSION);
   shoal::AddRunCommand(line, argc, argv);
   shoal::AddCheckCommand(line);
+  shoal::AddPlanCommand(line);
   shoal::AddSchemaCommand(line);
+  shoal::AddParityCommand(line);
   shoal::AddGenerateCommand(line);
   shoal::AddScoreCommand(line);
   shoal::AddTokenizeCommand(line);

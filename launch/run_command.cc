@@ -14,6 +14,7 @@
 #include "launch/launcher.h"
 #include "launch/ranks.h"
 #include "launch/recipe_inputs.h"
+#include "launch/run_lock.h"
 #include "trainer/run_task.h"
 
 namespace shoal {
@@ -48,13 +49,19 @@ absl::Status RunOnThisRank(const LoadedRecipe& recipe, const RankEnvironment& en
   for (const std::string& notice : recipe.notices) log.Info(notice);
   PosixFileSystem files;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const absl::Status status = RunTask(recipe, *world,
-                                      {.files = files,
-                                       .log = log,
-                                       .version = SHOAL_VERSION,
-                                       .threads_per_rank = GetNumThreads(),
-                                       .preparation_threads = cores,
-                                       .rewrite_line = isatty(STDOUT_FILENO) == 1});
+  const TaskEnvironment task{.files = files,
+                             .log = log,
+                             .version = SHOAL_VERSION,
+                             .threads_per_rank = GetNumThreads(),
+                             .preparation_threads = cores,
+                             .rewrite_line = isatty(STDOUT_FILENO) == 1};
+  absl::Status status;
+  if (world->rank() == 0) {
+    const absl::StatusOr<RunLock> lock = RunLock::Take(recipe.proto.run().output_dir());
+    status = lock.ok() ? RunTask(recipe, *world, task) : lock.status();
+  } else {
+    status = RunTask(recipe, *world, task);
+  }
   EndJobOnError(*world, status, StatusToExitCode(status));
   return status;
 }

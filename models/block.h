@@ -32,6 +32,7 @@ struct ForwardContext {
   KeyValueCache* cache = nullptr;  // Inference only: keys and values of earlier tokens, appended to
   HeadMode head_mode = HeadMode::kLoss;
   double loss_denominator = 1.0;  // Of HeadMode::kLoss: the global number of targets
+  double label_smoothing = 0.0;   // Of HeadMode::kLoss (see CrossEntropyOptions)
   // Of HeadMode::kLoss: the loss will be the root of one backward pass, and gradients may be added
   // from the forward pass on (see CrossEntropyOptions::unit_gradient).
   bool unit_gradient = false;

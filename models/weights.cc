@@ -172,10 +172,15 @@ absl::Status WeightReader::Read(const ParameterSpec& spec, int64_t begin, Tensor
 
 absl::Status WeightReader::ReadInMemoryOrder(const ParameterSpec& spec, int64_t begin,
                                              Tensor& out) const {
-  if (!spec.transposed()) return Read(spec, begin, out);
-  Tensor whole = at::empty(spec.full_shape(), out.options());
-  SHOAL_RETURN_IF_ERROR(Read(spec, 0, whole));
-  out.copy_(whole.t().reshape({-1}).narrow(0, begin, out.numel()));
+  if (!spec.transposed() || out.numel() == 0) return Read(spec, begin, out);
+  const int64_t rows = spec.full_shape()[0], columns = spec.full_shape()[1];
+  const int64_t first = begin / rows, end = (begin + out.numel() - 1) / rows + 1;  // Columns
+  Tensor part = at::empty({rows, end - first}, out.options());
+  for (int64_t row = 0; row < rows; ++row) {
+    Tensor of_row = part[row];
+    SHOAL_RETURN_IF_ERROR(Read(spec, row * columns + first, of_row));
+  }
+  out.copy_(part.t().reshape({-1}).narrow(0, begin - first * rows, out.numel()));
   return absl::OkStatus();
 }
 

@@ -8,95 +8,37 @@
 #include "core/status.h"
 
 namespace shoal {
-namespace {
-
-// Where spec i of a block lives: which unit, and its place there.
-struct Place {
-  int unit;
-  int index;
-};
-
-struct UnitPlan {
-  std::vector<ParameterSpec> specs;
-  bool trainable;
-  int first_block;
-  int last_block;
-};
-
-// Cuts the blocks' own weights into units (trainable and frozen apart) and resolves ties.
-std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
-                                std::vector<std::vector<Place>>& places) {
-  std::vector<UnitPlan> plans;
-  places.resize(blocks.size());
-  for (int b = 0; b < static_cast<int>(blocks.size()); ++b) {
-    int unit_of[2] = {-1, -1};  // [trainable]
-    for (size_t i = 0; i < blocks[b].specs.size(); ++i) {
-      const ParameterSpec& spec = blocks[b].specs[i];
-      if (blocks[b].ties[i]) {
-        places[b].push_back({-1, -1});
-        continue;
-      }
-      // The stages that hold a tied weight cut it alike: it is a unit of its own.
-      int alone = -1;
-      int& unit = spec.tied_across_stages ? alone : unit_of[spec.trainable];
-      if (unit < 0) {
-        unit = static_cast<int>(plans.size());
-        plans.push_back(
-            {.specs = {}, .trainable = spec.trainable, .first_block = b, .last_block = b});
-      }
-      places[b].push_back({unit, static_cast<int>(plans[unit].specs.size())});
-      plans[unit].specs.push_back(spec);
-    }
-  }
-  for (int b = 0; b < static_cast<int>(blocks.size()); ++b) {
-    for (size_t i = 0; i < blocks[b].specs.size(); ++i) {
-      const auto& tie = blocks[b].ties[i];
-      if (!tie) continue;
-      const Place owner = places[tie->block][tie->parameter];
-      SHOAL_CHECK(owner.unit >= 0)
-          << "a weight is tied to a tied weight: " << blocks[b].specs[i].name;
-      places[b][i] = owner;
-      plans[owner.unit].first_block = std::min(plans[owner.unit].first_block, b);
-      plans[owner.unit].last_block = std::max(plans[owner.unit].last_block, b);
-    }
-  }
-  return plans;
-}
-
-}  // namespace
-
 ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
                                      const ZeroOptions& options, const ShareGroups& groups)
     : options_(options) {
   Communicator& comm = groups.shard;
-  std::vector<std::vector<Place>> places;
+  std::vector<std::vector<UnitPlace>> places;
   const std::vector<UnitPlan> plans = PlanUnits(blocks, places);
 
-  // A block's trainable and frozen units are gathered together, so each kind has its own arena, as
-  // has a unit beside them.
-  const auto takes_turns = [](const UnitPlan& plan) {
-    return plan.first_block == plan.last_block && !plan.specs[0].tied_across_stages;
-  };
   std::array<int64_t, 2> largest = {0, 0};  // [trainable], of units that take turns
   for (const UnitPlan& plan : plans) {
-    if (!takes_turns(plan)) continue;
+    if (!plan.takes_turns()) continue;
     int64_t& size = largest[plan.trainable];
     size = std::max(size, FlatLayout(plan.specs, comm.size()).padded_numel());
   }
-  const std::array<ShardedUnit::Arenas, 2> shared = {MakeArenas(largest[false], false, comm),
-                                                     MakeArenas(largest[true], true, comm)};
+  // [block, by turns][trainable]
+  std::vector<std::array<ShardedUnit::Arenas, 2>> shared;
+  for (int turn = 0; turn < (options_.overlap ? 2 : 1); ++turn) {
+    shared.push_back(
+        {MakeArenas(largest[false], false, comm), MakeArenas(largest[true], true, comm)});
+  }
   for (const UnitPlan& plan : plans) {
-    ShardedUnit::Arenas arenas = shared[plan.trainable];
-    if (!takes_turns(plan)) {
+    ShardedUnit::Arenas arenas = shared[plan.first_block % shared.size()][plan.trainable];
+    if (!plan.takes_turns()) {
       arenas = MakeArenas(FlatLayout(plan.specs, comm.size()).padded_numel(), plan.trainable, comm);
     }
     units_.push_back(
         std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, groups, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
   }
-  for (const std::vector<Place>& block : places) {
+  for (const std::vector<UnitPlace>& block : places) {
     BlockView view;
-    for (const Place& place : block) {
+    for (const UnitPlace& place : block) {
       view.parameters.push_back(units_[place.unit]->parameters()[place.index]);
       view.units.push_back(place.unit);
     }
@@ -104,6 +46,24 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
     view.units.erase(std::unique(view.units.begin(), view.units.end()), view.units.end());
     blocks_.push_back(std::move(view));
   }
+  gathers_.resize(units_.size(), 0);
+  if (options_.overlap) queue_ = std::make_unique<CommQueue>();
+}
+
+CommQueue::Ticket ShardedParameters::Do(std::function<void()> work) {
+  if (queue_) return queue_->Post(std::move(work));
+  work();
+  return 0;
+}
+
+void ShardedParameters::Await(CommQueue::Ticket& ticket) {
+  if (ticket > 0) queue_->Wait(ticket);
+  ticket = 0;
+}
+
+void ShardedParameters::Gather(int unit) {
+  if (options_.stage != 3 || gathers_[unit] > 0) return;  // Under way
+  gathers_[unit] = Do([this, unit] { units_[unit]->Gather(); });
 }
 
 ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable,
@@ -120,36 +80,54 @@ ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable,
   return arenas;
 }
 
-std::span<const Parameter> ShardedParameters::BeginForward(int block) {
+std::span<const Parameter> ShardedParameters::BeginForward(int block, int next) {
   for (int unit : blocks_[block].units) {
-    if (uses_[unit].first_block == block) units_[unit]->Gather();
+    if (uses_[unit].first_block == block) Gather(unit);
+  }
+  for (int unit : blocks_[block].units) Await(gathers_[unit]);
+  if (queue_ && next >= 0) {
+    for (int unit : blocks_[next].units) {
+      if (uses_[unit].first_block == next) Gather(unit);
+    }
   }
   return blocks_[block].parameters;
 }
 
 void ShardedParameters::ZeroGradients(int block, int micro_batch) {
   for (int unit : blocks_[block].units) {
-    if (uses_[unit].last_block == block)
-      units_[unit]->ZeroGradients(/*first_micro_batch=*/micro_batch == 0);
+    if (uses_[unit].last_block != block) continue;
+    Await(reductions_[units_[unit]->gradient_buffer()]);
+    units_[unit]->ZeroGradients(/*first_micro_batch=*/micro_batch == 0);
   }
 }
 
-std::span<const Parameter> ShardedParameters::BeginBackward(int block) {
+std::span<const Parameter> ShardedParameters::BeginBackward(int block, int next) {
   for (int unit : blocks_[block].units) {
-    if (uses_[unit].last_block == block) units_[unit]->Gather();
+    if (uses_[unit].last_block == block) Gather(unit);
+  }
+  for (int unit : blocks_[block].units) Await(gathers_[unit]);
+  if (queue_ && next >= 0) {
+    for (int unit : blocks_[next].units) {
+      if (uses_[unit].last_block == next) Gather(unit);
+    }
   }
   return blocks_[block].parameters;
 }
 
 void ShardedParameters::EndBackward(int block, int micro_batch) {
+  const ShardedUnit::MicroBatchPlace place{
+      .first_micro_batch = micro_batch == 0,
+      .last_micro_batch = micro_batch == options_.micro_batches - 1};
   for (int unit : blocks_[block].units) {
     if (uses_[unit].first_block != block) continue;
-    units_[unit]->ReduceGradients({.first_micro_batch = micro_batch == 0,
-                                   .last_micro_batch = micro_batch == options_.micro_batches - 1});
+    units_[unit]->SumPartialGradients(place);
+    reductions_[units_[unit]->gradient_buffer()] =
+        Do([this, unit, place] { units_[unit]->ReduceGradients(place); });
   }
 }
 
 void ShardedParameters::FinishGradients() {
+  if (queue_) queue_->Drain();
   for (const auto& unit : units_) unit->SumTiedGradients();
 }
 

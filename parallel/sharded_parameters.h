@@ -10,26 +10,19 @@
 //   parameters.PublishWeights()
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <vector>
 
 #include "core/parameter.h"
+#include "parallel/comm/comm_queue.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/sharded_unit.h"
+#include "parallel/unit_plan.h"
 
 namespace shoal {
-
-// A block's weights: its own, and those that it borrows from another block (tied embeddings).
-struct BlockParameters {
-  struct Tie {
-    int block;
-    int parameter;
-  };
-  std::vector<ParameterSpec> specs;
-  std::vector<std::optional<Tie>> ties;  // One a spec; set: the spec is that block's
-};
 
 class ShardedParameters {
  public:
@@ -39,13 +32,16 @@ class ShardedParameters {
 
   // The block's weights, in the order of its specs, until another block's pass begins. Collective,
   // as are the calls below. Under stage 3 each unit is gathered once a forward and once a backward
-  // pass.
-  std::span<const Parameter> BeginForward(int block);
+  // pass. `next`: the block whose pass of the same kind follows, which is gathered meanwhile under
+  // options().overlap; -1: not known.
+  std::span<const Parameter> BeginForward(int block, int next = -1);
   // Before gradients of the block are added, blocks in descending order: not collective.
   void ZeroGradients(int block, int micro_batch);
-  std::span<const Parameter> BeginBackward(int block);  // The block's weights again
+  // The block's weights again; blocks in descending order.
+  std::span<const Parameter> BeginBackward(int block, int next = -1);
   void EndBackward(int block, int micro_batch);
-  // After the last one of a step: gradients of weights that several pipeline stages hold.
+  // After the last one of a step: all reductions are done, those of weights that several pipeline
+  // stages hold too.
   void FinishGradients();
   // After the optimizer's step (and once after loading).
   void PublishWeights();
@@ -71,6 +67,11 @@ class ShardedParameters {
     int last_block;
   };
 
+  // Runs `work` of a unit at once or, under overlap, later.
+  CommQueue::Ticket Do(std::function<void()> work);
+  void Await(CommQueue::Ticket& ticket);
+  void Gather(int unit);
+
   ShardedUnit::Arenas MakeArenas(int64_t numel, bool trainable, Communicator& comm);
 
   ZeroOptions options_;
@@ -78,6 +79,9 @@ class ShardedParameters {
   std::vector<UnitUse> uses_;  // One a unit
   std::vector<BlockView> blocks_;
   int64_t arena_bytes_ = 0;
+  std::vector<CommQueue::Ticket> gathers_;  // One a unit: posted and not yet waited for; 0: none
+  std::map<const void*, CommQueue::Ticket> reductions_;  // By gradient buffer
+  std::unique_ptr<CommQueue> queue_;  // Null: no overlap. Last: its thread uses all of the above
 };
 
 }  // namespace shoal

@@ -70,8 +70,9 @@ void ShardedUnit::ZeroGradients(bool first_micro_batch) {
 }
 
 // Each tensor-parallel rank has added its part: sums, over whole weights, what the ranks hold.
-void ShardedUnit::SumPartialGradients() {
-  if (!groups_.tensor || groups_.tensor->size() == 1) return;
+void ShardedUnit::SumPartialGradients(const MicroBatchPlace& place) {
+  if (!trainable_ || !groups_.tensor || groups_.tensor->size() == 1) return;
+  if (!gradients_sharded() && !place.last_micro_batch) return;
   const auto numel_of = [](const ParameterSpec& spec) {
     int64_t numel = 1;
     for (int64_t size : spec.full_shape()) numel *= size;
@@ -107,7 +108,6 @@ void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
   const bool replicated = groups_.replicate && groups_.replicate->size() > 1;
   if (!gradients_sharded()) {
     if (!place.last_micro_batch) return;
-    SumPartialGradients();
     if (options_.stage == 0) {
       comm_.AllReduce(gradients_full_);
       if (replicated) groups_.replicate->AllReduce(gradients_full_);
@@ -117,7 +117,6 @@ void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
     }
     return;
   }
-  SumPartialGradients();
   if (place.first_micro_batch) {
     comm_.ReduceScatter(gradients_shard_, gradients_full_);
   } else {

@@ -37,6 +37,9 @@ struct ZeroOptions {
   at::ScalarType gradient_dtype = at::kFloat;  // Gradients held and sent
   int micro_batches = 1;                       // A step
   bool reduce_every_micro_batch = false;       // In stages 0 and 1 too; see the note above
+  // Gathers run ahead of the blocks and reductions beside them, on a thread of their own. Buffers
+  // that units take turns in are there twice.
+  bool overlap = false;
 
   // Weights as the optimizer sees them: float32 unless the model computes in float64.
   at::ScalarType master_dtype() const {
@@ -101,8 +104,13 @@ class ShardedUnit {
     bool first_micro_batch;
     bool last_micro_batch;
   };
-  // After the last such block. Collective.
+  // After the last such block. Collective: over groups.tensor, then over the others.
+  void SumPartialGradients(const MicroBatchPlace& place);
   void ReduceGradients(const MicroBatchPlace& place);
+  // Memory of the gradients before reduction; units that take turns in it have the same.
+  const void* gradient_buffer() const {
+    return trainable_ ? gradients_full_.const_data_ptr() : nullptr;
+  }
   // After all reductions: weights that another pipeline stage holds too. Collective over
   // groups.tied_stages.
   void SumTiedGradients();
@@ -123,7 +131,6 @@ class ShardedUnit {
 
  private:
   Tensor Shard(const Tensor& full) const;
-  void SumPartialGradients();
   bool gradients_sharded() const { return options_.reduces_each_micro_batch(); }
 
   FlatLayout layout_;

@@ -55,7 +55,8 @@ class TensorParallel {
     TensorCut::Range range;  // Of it, this rank's
     double denominator = 1.0;
     int64_t ignore_index = -100;
-    int64_t chunk_rows = 0;  // 0: chosen so that a chunk's logits stay within a few MB
+    int64_t chunk_rows = 0;        // 0: chosen so that a chunk's logits stay within a few MB
+    double label_smoothing = 0.0;  // Of CrossEntropy: as CrossEntropyOptions has it
   };
   // As LinearCrossEntropy and LinearLogprobs of kernels/cross_entropy.h over a vocabulary that is
   // cut by rows. hidden: (R, C), the same on all ranks; its gradient is a part of a sum, as Enter's

@@ -56,14 +56,21 @@ class VocabularyChunks {
                                           : at::full({rows}, -INFINITY, logits.options());
       parallel_.MaxOverRanks(largest);
       logits.sub_(largest.unsqueeze(1));
-      // Row 0: the target's logit if it is ours; row 1: the sum of exponentials.
-      Tensor sums = at::zeros({2, rows}, logits.options());
+      // Row 0: the target's logit if it is ours; row 1: the sum of exponentials; row 2, if labels
+      // are smoothed: the sum of logits.
+      const bool smooths = options_.label_smoothing > 0;
+      Tensor sums = at::zeros({smooths ? 3 : 2, rows}, logits.options());
+      if (smooths) sums[2].copy_(logits.sum(1));
       const Tensor places = OwnTargets(targets);
       Tensor target_logits = sums[0], exponentials = sums[1];
       target_logits.index_copy_(0, places, logits.index({places, LocalTargets(targets, places)}));
       logits.exp_();
       exponentials.copy_(logits.sum(1));
       parallel_.SumOverRanks(sums);
+      if (smooths) {
+        target_logits.lerp_(sums[2] / static_cast<double>(options_.vocabulary),
+                            options_.label_smoothing);
+      }
       Tensor logprobs = target_logits - exponentials.log();
       logprobs.masked_fill_(targets == options_.ignore_index, 0);
       logits.div_(exponentials.unsqueeze(1));
@@ -72,14 +79,18 @@ class VocabularyChunks {
   }
 
   // Turns a chunk's probabilities into (onehot - softmax) * scale, the gradient of sum(scale *
-  // logprob).
+  // logprob); labels are smoothed where `options` says so.
   void ToGradient(int64_t first, const Tensor& scale_R, Tensor& probabilities) const {
     const Tensor targets = targets_.narrow(0, first, probabilities.size(0));
     const Tensor scale = scale_R.masked_fill(targets == options_.ignore_index, 0);
+    const double share = options_.label_smoothing;
     probabilities.mul_(scale.neg().unsqueeze(1));
+    if (share > 0)
+      probabilities.add_((scale * (share / static_cast<double>(options_.vocabulary))).unsqueeze(1));
     const Tensor places = OwnTargets(targets);
     const Tensor columns = LocalTargets(targets, places);
-    probabilities.index_put_({places, columns}, scale.index_select(0, places), /*accumulate=*/true);
+    probabilities.index_put_({places, columns}, scale.index_select(0, places) * (1 - share),
+                             /*accumulate=*/true);
   }
 
   // Adds what gradients of a chunk's logits give to those of the hidden states and the weight,
@@ -215,8 +226,10 @@ Tensor TensorParallel::CrossEntropy(const Tensor& hidden_RC, const Parameter& we
 
 Tensor TensorParallel::Logprobs(const Tensor& hidden_RC, const Parameter& weight_vC,
                                 const Tensor& targets_R, const VocabularyOptions& options) const {
+  VocabularyOptions plain = options;
+  plain.label_smoothing = 0;
   return LogprobsFunction::apply(hidden_RC, weight_vC.value, this, weight_vC.grad,
-                                 targets_R.contiguous(), options);
+                                 targets_R.contiguous(), plain);
 }
 
 }  // namespace shoal

@@ -83,13 +83,15 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
       made.in.hidden_BTC.set_requires_grad(true);
     }
     ForwardContext context = Context(batch, step.denominator);
+    context.label_smoothing = options_.label_smoothing;
     // The head adds its gradients as it computes, if nothing comes between.
     context.unit_gradient = IsHead(block) && backward_is_next;
     if (context.unit_gradient) {
       parameters_.ZeroGradients(Local(chunk, block), micro_batch);
       pass.head_zeroed = true;
     }
-    context.weights = parameters_.BeginForward(Local(chunk, block));
+    context.weights = parameters_.BeginForward(
+        Local(chunk, block), block + 1 < range.end ? Local(chunk, block + 1) : -1);
     const at::AutoGradMode grad_mode(!made.recompute);
     made.out = model_.blocks[block]->Forward(context, made.in);
     hidden = made.out.hidden_BTC;
@@ -108,7 +110,9 @@ void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int bloc
   const int local = Local(chunk, block);
   if (!splits_backward_ && !(IsHead(block) && pass.head_zeroed))
     parameters_.ZeroGradients(local, micro_batch);
-  const std::span<const Parameter> weights = parameters_.BeginBackward(local);
+  const bool is_first = block == options_.stages[StageOfChunk(chunk)].first;
+  const std::span<const Parameter> weights =
+      parameters_.BeginBackward(local, is_first ? -1 : local - 1);
   if (made.recompute) {
     ForwardContext context = Context(step.micro_batches[micro_batch], step.denominator);
     context.weights = weights;
@@ -188,7 +192,9 @@ double BlockRunner::Loss(const Batch& batch, double denominator) {
       out.hidden_BTC = Take(handed_over, options_.activations, stage - 1, stage, 0, batch);
     for (int block = options_.stages[stage].first; block < options_.stages[stage].end; ++block) {
       ForwardContext context = Context(batch, denominator);
-      context.weights = parameters_.BeginForward(Local(place.chunk, block));
+      const bool is_last = block + 1 == options_.stages[stage].end;
+      context.weights = parameters_.BeginForward(Local(place.chunk, block),
+                                                 is_last ? -1 : Local(place.chunk, block + 1));
       out = model_.blocks[block]->Forward(context, out);
     }
     if (stage + 1 == num_stages) return out.loss.item<double>();

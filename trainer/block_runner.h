@@ -25,6 +25,7 @@ enum class Recompute { kNone, kSelective, kFull };
 struct RunnerOptions {
   const TensorParallel* tensor = nullptr;  // What the model was built for; null: one rank
   Recompute recompute = Recompute::kNone;
+  double label_smoothing = 0.0;    // Of the training loss (see CrossEntropyOptions)
   Schedule schedule;               // Of this step's micro-batches
   std::vector<BlockRange> stages;  // The blocks of each stage of the pipeline
   // The ranks of the pipeline, twice: activations and gradients must not wait for each other. Null:

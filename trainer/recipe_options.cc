@@ -24,7 +24,7 @@ MeshShape ShapeOf(const MeshPlan& plan) {
           .pipeline = plan.pipeline};
 }
 
-ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch) {
+ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Communicator& shard) {
   ZeroOptions options{.stage = recipe.zero().stage(),
                       .compute_dtype = ComputeDtype(recipe),
                       .gradient_dtype = at::kFloat,
@@ -35,6 +35,11 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch) {
                       parallelism.pipeline_schedule() == ParallelismSection::zbv;
   // Halves of different micro-batches interleave, so nothing is reduced before all are done.
   if (halves) options.reduce_every_micro_batch = false;
+  const ZeroSection::OverlapComm overlap = recipe.zero().overlap_comm();
+  // Between threads or processes of one host, moving is work for the same cores.
+  const bool leaves_host = shard.name() != "local" && shard.name() != "shm";
+  options.overlap = shard.size() > 1 && (overlap == ZeroSection::overlap ||
+                                         (overlap == ZeroSection::auto_overlap && leaves_host));
   const bool adds_up = batch.accumulation > 1;
   switch (recipe.zero().gradient_dtype()) {
     case ZeroSection::auto_dtype:

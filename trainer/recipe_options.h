@@ -19,7 +19,8 @@ namespace shoal {
 
 at::ScalarType ComputeDtype(const Recipe& recipe);
 MeshShape ShapeOf(const MeshPlan& plan);
-ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch);
+// `shard`: the ranks that will share the states.
+ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Communicator& shard);
 // The pipeline's schedule. InvalidArgument: sizes that the kind does not take.
 absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelism,
                                             int64_t micro_batches);

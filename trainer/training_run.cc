@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "core/tensorboard_writer.h"
 #include "kernels/matmul.h"
+#include "parallel/pipeline/simulate.h"
 #include "trainer/hooks/save_hook.h"
 #include "trainer/weights_setup.h"
 
@@ -141,6 +142,7 @@ absl::Status TrainingRun::PlanStages() {
                                              Recompute::kFull};
   runner_options_ = {.tensor = tensor_ ? &*tensor_ : nullptr,
                      .recompute = kRecompute[recipe.training().activation_checkpointing()],
+                     .label_smoothing = recipe.training().label_smoothing_factor(),
                      .schedule = *std::move(schedule),
                      .stages = *std::move(stages)};
   if (mesh_.shape().pipeline > 1) {
@@ -163,9 +165,9 @@ absl::Status TrainingRun::BuildStates() {
     chunks.push_back(runner_options_.stages[schedule.StageOf(mesh_.pipeline().rank(), chunk)]);
   Communicator* tied_stages =
       mesh_.TieStages(RanksWithTiedWeights(*blocks, schedule, runner_options_.stages));
-  parameters_ = std::make_unique<ShardedParameters>(OfChunks(*blocks, chunks),
-                                                    ZeroOptionsOf(recipe_.proto, batch_),
-                                                    GroupsOf(mesh_, tied_stages));
+  parameters_ = std::make_unique<ShardedParameters>(
+      OfChunks(*blocks, chunks), ZeroOptionsOf(recipe_.proto, batch_, mesh_.shard()),
+      GroupsOf(mesh_, tied_stages));
   if (SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
   optimizer_ = std::make_unique<ShardedOptimizer>(
@@ -182,13 +184,13 @@ void TrainingRun::Describe() const {
   const std::string layout =
       mesh_.shape().pipeline == 1
           ? ""
-          : absl::StrFormat(", %s with %d stages of %s blocks",
+          : absl::StrFormat(", %s with stages of %s blocks, %.0f %% idle",
                             NameOf(runner_options_.schedule.kind),
-                            runner_options_.schedule.stages(), StageSizes(runner_options_.stages));
+                            StageSizes(runner_options_.stages),
+                            100 * Simulate(runner_options_.schedule, {})->bubble);
   log.Info(absl::StrFormat("model     %s, %.2fM parameters, %.2fM trained, computed in %s",
                            model_.config.json.value("model_type", "?"), total * 1e-6,
-                           trained * 1e-6,
-                           Dtype_Name(recipe_.proto.model().dtype())));
+                           trained * 1e-6, Dtype_Name(recipe_.proto.model().dtype())));
   log.Info(absl::StrFormat("mesh      %s, ZeRO stage %d%s", mesh_.shape().Equation(),
                            recipe_.proto.zero().stage(), layout));
   log.Info(absl::StrFormat("batch     %s, %d tokens a step", batch_.equation,
@@ -318,11 +320,9 @@ TrainerState TrainingRun::ConstantState() const {
   return state;
 }
 
-absl::Status TrainingRun::Train() {
+Trainer TrainingRun::MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches) {
   const Recipe& recipe = recipe_.proto;
-  BlockRunner runner(model_, *parameters_, runner_options_);
-  LoaderBatches batches(*loader_);
-  Trainer trainer({.num_steps = num_steps_,
+  Trainer trainer({.num_steps = num_steps,
                    .max_grad_norm = recipe.training().max_grad_norm(),
                    .learning_rate = LrScheduleOf(recipe, num_steps_),
                    .stop_on_non_finite = recipe.training().nan_policy() == TrainingSection::stop,
@@ -333,6 +333,24 @@ absl::Status TrainingRun::Train() {
                    .optimizer = *optimizer_,
                    .batches = batches});
   trainer.Resume(progress_);
+  return trainer;
+}
+
+absl::Status TrainingRun::TrainWatched(int64_t steps, std::unique_ptr<Hook> hook) {
+  BlockRunner runner(model_, *parameters_, runner_options_);
+  LoaderBatches batches(*loader_);
+  Trainer trainer = MakeTrainer(std::min(num_steps_, progress_.step + steps), runner, batches);
+  trainer.AddHook(std::move(hook));
+  SHOAL_RETURN_IF_ERROR(trainer.Run());
+  progress_ = trainer.progress();
+  return absl::OkStatus();
+}
+
+absl::Status TrainingRun::Train() {
+  const Recipe& recipe = recipe_.proto;
+  BlockRunner runner(model_, *parameters_, runner_options_);
+  LoaderBatches batches(*loader_);
+  Trainer trainer = MakeTrainer(num_steps_, runner, batches);
 
   SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<LogHook> log, MakeLogHook());
   LogHook& rows = *log;

@@ -23,10 +23,18 @@ class TrainingRun {
 
   // Trains from where the weights are to the last step; the end is evaluated and saved.
   absl::Status Train();
+  // The next `steps` steps (fewer if the run ends before), under `hook` instead of logs, evaluation
+  // and checkpoints.
+  absl::Status TrainWatched(int64_t steps, std::unique_ptr<Hook> hook);
 
   bool complete() const { return progress_.step >= num_steps_; }  // Nothing is left to train
   int64_t num_steps() const { return num_steps_; }
   const PreparedData& data() const { return prepared_; }
+  DeviceMesh& mesh() { return mesh_; }
+  const Model& model() const { return model_; }
+  const ShardedParameters& parameters() const { return *parameters_; }
+  const ShardedOptimizer& optimizer() const { return *optimizer_; }
+  const TrainProgress& progress() const { return progress_; }
 
  private:
   TrainingRun(const LoadedRecipe& recipe, const TaskEnvironment& environment, DeviceMesh mesh);
@@ -41,6 +49,7 @@ class TrainingRun {
   absl::Status FillStates();   // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);
   absl::StatusOr<std::string> CheckpointToResume();  // "" for none
+  Trainer MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches);
   absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook();
   TrainerState ConstantState() const;
   std::string DataFingerprint() const;

@@ -25,7 +25,7 @@ import workload
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 RANKS = 2
-# program: the ZeRO stage that it is compared at
+# program: the ZeRO stage or other kind of parallelism that it is compared at
 PEER_STAGES = {
     "ddp": 0,
     "zero_redundancy": 1,
@@ -34,8 +34,11 @@ PEER_STAGES = {
     "deepspeed_zero2": 2,
     "fsdp2_zero3": 3,
     "deepspeed_zero3": 3,
+    "torch_tensor": "tensor",
+    "torch_pipeline": "pipeline",
 }
-PROGRAMS = [f"shoal_zero{stage}" for stage in range(4)] + list(PEER_STAGES)
+SHOAL_PROGRAMS = [f"shoal_zero{stage}" for stage in range(4)] + ["shoal_tensor", "shoal_pipeline"]
+PROGRAMS = SHOAL_PROGRAMS + list(PEER_STAGES)
 
 RECIPE = """\
 run: {{name: peers, output_dir: {out}, seed: {seed}}}
@@ -48,7 +51,7 @@ data:
 training:
   max_steps: {steps}
   global_batch_size: {batch}
-  gradient_accumulation_steps: 1
+  gradient_accumulation_steps: {micro_batches}
   max_grad_norm: 0
 optimizer:
   name: adamw
@@ -60,9 +63,22 @@ optimizer:
   decay_all: true
 scheduler: {{type: constant}}
 zero: {{stage: {stage}}}
+parallelism: {{tensor_parallel: {tensor}, pipeline_parallel: {pipeline}}}
 checkpoint: {{export_hf: never}}
 logging: {{steps: 1, report_to: [jsonl]}}
 """
+
+
+def parallelism_of(program, batch):
+    """The recipe's share of a program's name."""
+    name = program.removeprefix("shoal_")
+    pipeline = name == "pipeline"
+    return dict(
+        stage=int(name[-1]) if name.startswith("zero") else 0,
+        tensor=RANKS if name == "tensor" else 1,
+        pipeline=RANKS if pipeline else 1,
+        micro_batches=min(batch, workload.PIPELINE_MICRO_BATCHES) if pipeline else 1,
+    )
 
 
 def shoal_command(case, args, out):
@@ -79,7 +95,7 @@ def shoal_command(case, args, out):
                 tokens=workload.tokens_file(args.work, case["size"]),
                 seq_length=c["seq_length"],
                 batch=c["batch"],
-                stage=int(case["program"][-1]),
+                **parallelism_of(case["program"], c["batch"]),
             )
         )
     return [args.shoal, "run", recipe, "-n", str(RANKS)]
@@ -216,8 +232,8 @@ def cases(args):
                 size=size, dtype="float32", repeat=0, warmup=1, steps=args.trace_steps, trace=True
             )
             yield dict(base, program="pytorch", threads=RANKS)
-            for stage in range(4):
-                yield dict(base, program=f"shoal_zero{stage}", threads=1)
+            for program in SHOAL_PROGRAMS:
+                yield dict(base, program=program, threads=1)
     for repeat in range(args.repeats):
         for size in args.sizes:
             for dtype in args.dtypes:

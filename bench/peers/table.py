@@ -23,7 +23,10 @@ def medians(rows):
 
 
 def stage_of(program, peer_stages):
-    return int(program[-1]) if program.startswith("shoal") else peer_stages[program]
+    if not program.startswith("shoal"):
+        return peer_stages[program]
+    name = program.removeprefix("shoal_")
+    return int(name[-1]) if name.startswith("zero") else name
 
 
 def best(results, key, field, better, peer_stages):
@@ -52,7 +55,7 @@ def speed_table(results, size, dtype, peer_stages):
     ]
     keys = [key for key in results if key[:2] == (size, dtype)]
     for key in sorted(
-        keys, key=lambda k: (stage_of(k[2], peer_stages), not k[2].startswith("shoal"), k[2])
+        keys, key=lambda k: (str(stage_of(k[2], peer_stages)), not k[2].startswith("shoal"), k[2])
     ):
         r = results[key]
         ours = key[2].startswith("shoal")

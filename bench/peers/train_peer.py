@@ -122,6 +122,101 @@ def deepspeed(stage):
     return step
 
 
+def torch_tensor():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    dist.init_process_group("gloo")
+    model = load_model()
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in model.model.layers:
+        plan = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}
+        plan |= {f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")}
+        plan |= {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+        parallelize_module(layer, mesh, plan)
+    parallelize_module(
+        model,
+        mesh,
+        {
+            "model.embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+            "lm_head": ColwiseParallel(output_layouts=Replicate()),
+        },
+    )
+    # Sharded and whole weights cannot share a foreach or fused call.
+    parameters = {}
+    for parameter in model.parameters():
+        parameters.setdefault(type(parameter), []).append(parameter)
+    optimizers = [torch.optim.AdamW(p, fused=True, **workload.ADAMW) for p in parameters.values()]
+
+    def step(rows):
+        with autocast():
+            loss = model(input_ids=rows, labels=rows).loss
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def torch_pipeline():
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+    dist.init_process_group("gloo")
+    model = load_model()
+    layers = len(model.model.layers)
+
+    class Stage(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            first, last = RANK * layers // WORLD, (RANK + 1) * layers // WORLD
+            self.embedding = model.model.embed_tokens if RANK == 0 else None
+            self.layers = torch.nn.ModuleList(model.model.layers[first:last])
+            self.norm = model.model.norm if RANK == WORLD - 1 else None
+            self.head = model.lm_head if RANK == WORLD - 1 else None
+            self.rotary = model.model.rotary_emb
+
+        def forward(self, x):
+            with autocast():
+                if self.embedding is not None:
+                    x = self.embedding(x)
+                places = torch.arange(x.shape[1]).unsqueeze(0)
+                rotary = self.rotary(x, places)
+                for layer in self.layers:
+                    x = layer(x, position_ids=places, position_embeddings=rotary)
+                return x if self.head is None else self.head(self.norm(x))
+
+    def loss(logits, rows):
+        logits, rows = logits[:, :-1].float(), rows[:, 1:]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows.flatten())
+
+    module = Stage()
+    micro_batches = min(SIZE["batch"], workload.PIPELINE_MICRO_BATCHES)
+    schedule = Schedule1F1B(
+        PipelineStage(module, RANK, WORLD, torch.device("cpu")), micro_batches, loss_fn=loss
+    )
+    optimizer = adamw(module)
+
+    def step(rows):
+        losses = []
+        if RANK == 0:
+            schedule.step(rows)
+        else:
+            schedule.step(target=rows, losses=losses)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        # run.py takes the mean over the ranks.
+        return WORLD * torch.stack(losses).mean() if losses else torch.zeros(())
+
+    return step
+
+
 PEERS = {
     "pytorch": single,
     "ddp": ddp,
@@ -131,6 +226,8 @@ PEERS = {
     "deepspeed_zero1": lambda: deepspeed(1),
     "deepspeed_zero2": lambda: deepspeed(2),
     "deepspeed_zero3": lambda: deepspeed(3),
+    "torch_tensor": torch_tensor,
+    "torch_pipeline": torch_pipeline,
 }
 
 
@@ -142,10 +239,12 @@ def peak_rss_bytes():
 def main():
     step = PEERS[args.peer]()
     rows = torch.tensor(workload.read_tokens(args.work, args.size))
-    share = SIZE["batch"] // WORLD
+    # Ranks that share the model read the same rows.
+    shares_model = args.peer in ("torch_tensor", "torch_pipeline")
+    share = SIZE["batch"] if shares_model else SIZE["batch"] // WORLD
     seconds, losses = [], []
     for index in range(args.steps):
-        first = index * SIZE["batch"] + RANK * share
+        first = index * SIZE["batch"] + (0 if shares_model else RANK * share)
         if WORLD > 1:
             dist.barrier()
         start = time.perf_counter()
@@ -160,9 +259,8 @@ def main():
     )
     with open(os.path.join(args.out, f"rank{RANK}.json"), "w") as file:
         json.dump(result, file)
-    if WORLD > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    # Not through destroy_process_group, which was seen to wait for a rank that had left.
+    os._exit(0)
 
 
 main()

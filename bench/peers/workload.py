@@ -13,9 +13,11 @@ import os
 SIZES = {
     "S": dict(hidden=256, layers=4, heads=4, ffn=688, vocab=4096, seq_length=256, batch=8),
     "M": dict(hidden=512, layers=8, heads=8, ffn=1376, vocab=8192, seq_length=512, batch=8),
+    "L": dict(hidden=1024, layers=12, heads=16, ffn=2752, vocab=16384, seq_length=512, batch=2),
 }
 SEED = 1234
 ADAMW = dict(lr=3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+PIPELINE_MICRO_BATCHES = 4  # Of the pipelines; where the batch is smaller, as many as it holds
 STEPS_OF_DATA = 32  # Steps before a run would see a row twice
 
 

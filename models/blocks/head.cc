@@ -36,6 +36,7 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
   CheckIndices(targets_BT, vocab_size_, Batch::kIgnoreIndex, "target");
   const CrossEntropyOptions options{.denominator = ctx.loss_denominator,
                                     .ignore_index = Batch::kIgnoreIndex,
+                                    .label_smoothing = ctx.label_smoothing,
                                     .unit_gradient = ctx.unit_gradient};
   const Tensor rows_RC = normed_BTC.reshape({-1, hidden_size_}),
                targets_R = targets_BT.reshape({-1});
@@ -43,7 +44,8 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
     const TensorParallel::VocabularyOptions shared{.vocabulary = vocab_size_,
                                                    .range = rows_,
                                                    .denominator = ctx.loss_denominator,
-                                                   .ignore_index = Batch::kIgnoreIndex};
+                                                   .ignore_index = Batch::kIgnoreIndex,
+                                                   .label_smoothing = ctx.label_smoothing};
     if (ctx.head_mode == HeadMode::kLoss)
       out.loss = ctx.tensor->CrossEntropy(rows_RC, weight, targets_R, shared);
     else

@@ -19,6 +19,17 @@ from harness import (
 
 
 class FailuresTest(EndToEndTest):
+    def test_a_second_job_in_the_same_folder_is_refused(self):
+        path = self.write_recipe("twice", training=dict(max_steps=100000, global_batch_size=8))
+        folder = f"run.output_dir={self.folder / 'twice'}"
+        first = start("run", path, "-n", 2, folder)
+        try:
+            wait_for((self.folder / "twice/metrics.jsonl").exists, 60, "first step")
+            output = self.shoal("run", path, "-n", 2, folder, expect=64)
+            self.assertEqual(output.count("another job runs in"), 1, output)
+        finally:
+            self.end(first)
+
     def refused(self, text, *arguments):
         """Runs a bad recipe with a mpirun that would leave a trace; the error's lines."""
         path = self.folder / "bad.yaml"

@@ -43,6 +43,53 @@ class LayoutsTest(EndToEndTest):
         )
         self.assert_losses(got, want, relative=1e-12)
 
+    def test_tensor_and_pipeline_parallel_do_not_change_losses(self):
+        model = dict(dtype="float64", config=dict(LLAMA, num_hidden_layers=3))
+        batch = dict(max_steps=4, global_batch_size=12, gradient_accumulation_steps=3)
+        want = self.train("one", "-n", 1, model=model, training=batch)
+        for name, ranks, overrides in (
+            ("tensor", 2, ["parallelism.tensor_parallel=2"]),
+            ("rows", 2, ["parallelism.tensor_parallel=2", "parallelism.sequence_parallel=false"]),
+            ("pipeline", 2, ["parallelism.pipeline_parallel=2"]),
+            ("zbv", 2, ["parallelism.pipeline_parallel=2", "parallelism.pipeline_schedule=zbv", "zero.stage=1"]),
+            ("replicate", 4, ["parallelism.data_parallel_replicate=2", "zero.stage=3"]),
+            (
+                "all",
+                8,
+                [
+                    "parallelism.tensor_parallel=2",
+                    "parallelism.pipeline_parallel=2",
+                    "zero.stage=3",
+                    "training.activation_checkpointing=full",
+                ],
+            ),
+        ):
+            got = self.train(name, "-n", ranks, *overrides, model=model, training=batch)
+            self.assert_losses(got, want, relative=1e-11)
+
+    def test_plain_mpi_carries_a_pipeline(self):
+        model = dict(dtype="float64")
+        batch = dict(max_steps=3, global_batch_size=12, gradient_accumulation_steps=3)
+        want = self.train("one", "-n", 1, model=model, training=batch)
+        got = self.train(
+            "mpi",
+            "-n",
+            4,
+            "comm.transport=mpi",
+            "parallelism.tensor_parallel=2",
+            "parallelism.pipeline_parallel=2",
+            model=model,
+            training=batch,
+        )
+        self.assert_losses(got, want, relative=1e-11)
+
+    def test_what_does_not_divide_is_refused_before_training(self):
+        path = self.write_recipe("heads")
+        output = self.shoal("run", path, "-n", 3, "parallelism.tensor_parallel=3", expect=64)
+        self.assertIn("do not divide over tensor_parallel 3", output)
+        output = self.shoal("run", path, "-n", 8, "parallelism.pipeline_parallel=8", expect=64)
+        self.assertIn("cannot fill 8 pipeline stages", output)
+
     def test_runs_are_repeatable(self):
         model = dict(dtype="float32", config=GPT2)
         want = self.train("first", "-n", 2, model=model)

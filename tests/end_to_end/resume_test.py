@@ -49,6 +49,36 @@ class ResumeTest(EndToEndTest):
         self.shoal("run", path, "-n", 4, f"run.output_dir={self.folder / 'killed'}")
         self.assert_losses(self.losses("killed"), want, relative=1e-5)
 
+    def test_resumes_on_another_mesh(self):
+        model = dict(dtype="float64")
+        layouts = [
+            (4, ["parallelism.tensor_parallel=2", "parallelism.pipeline_parallel=2"]),
+            (2, ["parallelism.tensor_parallel=2", "zero.stage=0"]),
+            (1, []),
+        ]
+        path = self.write_recipe("moved", model=model, training=self.STEPS, checkpoint=self.SAVE)
+        for steps, (ranks, overrides) in zip((10, 20, 40), layouts):
+            self.shoal(
+                "run",
+                path,
+                "-n",
+                ranks,
+                *overrides,
+                f"training.max_steps={steps}",
+                "scheduler.type=constant",
+                f"run.output_dir={self.folder / 'moved'}",
+            )
+        steady = self.train(
+            "steady",
+            "-n",
+            1,
+            "scheduler.type=constant",
+            model=model,
+            training=self.STEPS,
+            checkpoint=self.SAVE,
+        )
+        self.assert_losses(self.losses("moved"), steady, relative=1e-10)
+
     def test_a_finished_run_trains_nothing_again(self):
         want = self.train("run", "-n", 2, checkpoint=self.SAVE)
         rows = len(self.metrics("run"))

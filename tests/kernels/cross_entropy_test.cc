@@ -30,8 +30,10 @@ TEST(LinearCrossEntropyTest, EqualsReference) {
     for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
       for (const Shape& s : kShapes) {
         const Tensor targets = RandomTargets(s);
-        const CrossEntropyOptions options{
-            .denominator = 3.5, .ignore_index = -100, .chunk_rows = s.chunk_rows};
+        const CrossEntropyOptions options{.denominator = 3.5,
+                                          .ignore_index = -100,
+                                          .chunk_rows = s.chunk_rows,
+                                          .label_smoothing = s.rows == 20 ? 0.1 : 0.0};
         const Operation fused = [&](const Tensors& x, const Parameters& w) {
           return LinearCrossEntropy(x[0], w[0], targets, options);
         };

@@ -57,6 +57,24 @@ TEST_F(WeightReaderTest, ReadsOnlyTheBytesAskedFor) {
   EXPECT_EQ(reader.bytes_read(), 8 * elements);
 }
 
+TEST_F(WeightReaderTest, ReadsInTheOrderOfMemory) {
+  const WeightReader reader = ValueOrDie(Open());
+  int transposed = 0;
+  for (const ParameterSpec& spec : fixture_.model.unique_parameters()) {
+    const int64_t begin = spec.numel() / 3, n = spec.numel() / 2, before = reader.bytes_read();
+    const Tensor& stored = tensors_.at(spec.name);
+    const Tensor elements = (spec.transposed() ? stored.t() : stored).reshape({-1});
+    Tensor out = at::empty({n}, at::kFloat);
+    ASSERT_TRUE(reader.ReadInMemoryOrder(spec, begin, out).ok());
+    EXPECT_TRUE(at::equal(out, elements.narrow(0, begin, n).to(at::kFloat))) << spec.name;
+    // At most what is left of the first and the last column on top.
+    const int64_t slack = spec.transposed() ? 2 * spec.shape[0] : 0;
+    EXPECT_LE(reader.bytes_read() - before, 8 * (n + slack)) << spec.name;
+    transposed += spec.transposed();
+  }
+  EXPECT_GT(transposed, 0);
+}
+
 TEST_F(WeightReaderTest, TakesNamesWithoutThePrefix) {
   const std::string prefix = "transformer.";
   std::map<std::string, Tensor> bare;

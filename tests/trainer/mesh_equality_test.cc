@@ -128,6 +128,26 @@ TEST(MeshEquality, RecomputedActivationsGiveTheSameBits) {
   }
 }
 
+TEST(MeshEquality, CommunicationBesideComputationGivesTheSameBits) {
+  for (const char* model : {"llama", "llama-tied", "gpt2"}) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (int micro_batches : {1, 3}) {
+        for (bool deterministic : {true, false}) {
+          TrainingJob job{.model = model,
+                          .ranks = 3,
+                          .layers = 3,
+                          .stage = stage,
+                          .micro_batches = micro_batches,
+                          .deterministic = deterministic};
+          const TrainingResult after_another = RunTrainingJob(job);
+          job.overlap = true;
+          ExpectSameBits(RunTrainingJob(job), after_another, Describe(job) + ", overlapping");
+        }
+      }
+    }
+  }
+}
+
 // All axes at once, every stage and schedule, tied and not.
 TEST(MeshEquality, ThreeAxes) {
   for (const char* model : {"llama", "llama-tied"}) {
@@ -144,6 +164,7 @@ TEST(MeshEquality, ThreeAxes) {
                                  .layers = 4,
                                  .stage = stage,
                                  .micro_batches = 3,
+                                 .overlap = stage % 2 == 1,
                                  .sgd = stage == 2});
       }
     }

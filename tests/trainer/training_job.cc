@@ -148,7 +148,8 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .gradient_dtype =
            job.dtype == at::kBFloat16 && job.micro_batches > 1 ? at::kFloat : job.dtype,
        .micro_batches = job.micro_batches,
-       .reduce_every_micro_batch = job.deterministic && !halves},
+       .reduce_every_micro_batch = job.deterministic && !halves,
+       .overlap = job.overlap},
       GroupsOf(mesh, tied));
   ShardedOptimizer optimizer(MakeRule(job), parameters, {});
   InitializeWeights(/*seed=*/3, optimizer, parameters);

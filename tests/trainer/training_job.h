@@ -28,6 +28,7 @@ struct TrainingJob {
   int steps = 4;
   double max_grad_norm = 0.5;
   bool deterministic = true;
+  bool overlap = false;
   bool sgd = false;  // Else AdamW. SGD sees the gradients' scale
   std::vector<std::string> freeze = {};
   int poison_step = -1;  // In this step (from 0) the last rank's loss is not finite

@@ -183,6 +183,23 @@ class Suite {
     });
   }
 
+  // Everyone sends more than any channel holds before anyone receives, and meets in a collective of
+  // another group meanwhile.
+  void SendsDoNotWait() {
+    if (size_ == 1) return;
+    const std::unique_ptr<Communicator> other = comm_.Split(0, rank_);
+    const int next = (rank_ + 1) % size_, previous = (rank_ + size_ - 1) % size_;
+    const int64_t numel = (5 << 20) / 4 + 1;
+    for (int message = 0; message < 2; ++message)
+      comm_.Send(at::full({numel}, static_cast<float>(10 * rank_ + message)), next);
+    other->Barrier();
+    for (int message = 0; message < 2; ++message) {
+      at::Tensor got = at::zeros({numel}, at::kFloat);
+      comm_.Recv(got, previous);
+      EXPECT_TRUE(Same(got, at::full({numel}, static_cast<float>(10 * previous + message))));
+    }
+  }
+
   void CountersAreExact() {
     const int64_t n = size_, m = 24;
     at::Tensor x = at::full({m}, 1.0f), whole = at::full({m * n}, 1.0f),
@@ -293,6 +310,7 @@ void RunConformance(Communicator& comm) {
   suite.Broadcast();
   suite.AllToAll();
   suite.SendRecv();
+  suite.SendsDoNotWait();
   suite.CountersAreExact();
   suite.SplitIntoHalvesAndBack();
   suite.RegisteredMemoryComesAndGoes();

@@ -1,0 +1,45 @@
+// Which weights of a rank's blocks are kept, gathered and reduced together. Needs no memory and no
+// communicator, so it can be asked of any machine.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "core/parameter.h"
+
+namespace shoal {
+
+// A block's weights: its own, and those that it borrows from another block (tied embeddings).
+struct BlockParameters {
+  struct Tie {
+    int block;
+    int parameter;
+  };
+  std::vector<ParameterSpec> specs;
+  std::vector<std::optional<Tie>> ties;  // One a spec; set: the spec is that block's
+};
+
+// One unit: a block's trainable weights, or its frozen ones.
+struct UnitPlan {
+  std::vector<ParameterSpec> specs;
+  bool trainable;
+  int first_block;  // Lowest and highest block that touch the unit
+  int last_block;
+
+  // With the units of other blocks, in one buffer. A block's trainable and frozen units are
+  // gathered together, so each kind has its own buffer, as has a unit beside them.
+  bool takes_turns() const { return first_block == last_block && !specs[0].tied_across_stages; }
+};
+
+// Where a weight of a block lives: which unit, and its place there.
+struct UnitPlace {
+  int unit;
+  int index;
+};
+
+// Cuts the blocks' own weights into units (trainable and frozen apart) and resolves ties.
+// places[b][i] is of spec i of block b.
+std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
+                                std::vector<std::vector<UnitPlace>>& places);
+
+}  // namespace shoal

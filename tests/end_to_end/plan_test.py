@@ -1,0 +1,70 @@
+"""`shoal plan` tells what a run then does: bytes held and sent."""
+
+import json
+import re
+import unittest
+
+from harness import LLAMA, EndToEndTest
+
+
+class PlanTest(EndToEndTest):
+    def plan(self, path, *arguments):
+        return json.loads(self.shoal("plan", path, "--hardware", "h100", "--json", *arguments))
+
+    def test_planned_bytes_are_those_of_the_run(self):
+        model = dict(dtype="float32", config=dict(LLAMA, num_hidden_layers=3, vocab_size=65536))
+        batch = dict(max_steps=2, global_batch_size=16, gradient_accumulation_steps=2)
+        for name, ranks, overrides in (
+            ("zero3", 2, []),
+            ("tensor", 2, ["parallelism.tensor_parallel=2", "training.label_smoothing_factor=0.1"]),
+            (
+                "all",
+                8,
+                [
+                    "parallelism.tensor_parallel=2",
+                    "parallelism.pipeline_parallel=2",
+                    "zero.stage=2",
+                    "model.dtype=bfloat16",
+                    "training.activation_checkpointing=selective",
+                ],
+            ),
+        ):
+            path = self.write_recipe(name, model=model, training=batch)
+            arguments = ["-n", ranks, *overrides]
+            rank = self.plan(path, *arguments)["ranks"][0]
+            output = self.shoal("run", path, *arguments, f"run.output_dir={self.folder / name}")
+            row = [row for row in self.metrics(name) if "loss" in row][-1]
+            self.assertEqual(rank["sent_bytes"]["total"], row["bytes_sent"], name)
+            held = re.search(r"held/rank weights ([\d.]+ \w+),", output).group(1)
+            text = self.shoal("plan", path, "--hardware", "h100", *arguments)
+            self.assertIn(f"bytes_sent of metrics.jsonl: {row['bytes_sent']}", text)
+            if name != "all":
+                self.assertRegex(text, rf"weights +{re.escape(held)}")
+
+    def test_the_suggested_overrides_are_a_recipe(self):
+        path = self.write_recipe()
+        arguments = ["-n", 4, "--hardware", "h100", "--suggest"]
+        best = json.loads(self.shoal("plan", path, *arguments, "--json"))["best"][0]
+        text = self.shoal("plan", path, *arguments)
+        self.assertIn("the first: " + " ".join(best["overrides"]), text)
+        self.shoal("check", path, "-n", 4, *best["overrides"])
+
+    def test_what_is_wrong_is_named(self):
+        path = self.write_recipe()
+        self.assertIn(
+            "did you mean h100?", self.shoal("plan", path, "--hardware", "h10", expect=64)
+        )
+        hardware = self.folder / "ours.yaml"
+        hardware.write_text("ranks_per_hosts: 8\n")
+        self.assertIn(
+            "did you mean ranks_per_host?",
+            self.shoal("plan", path, "--hardware", hardware, expect=64),
+        )
+        self.assertIn(
+            "do not divide over tensor_parallel 3",
+            self.shoal("plan", path, "-n", 3, "parallelism.tensor_parallel=3", expect=64),
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()

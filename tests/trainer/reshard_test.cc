@@ -1,0 +1,106 @@
+// A checkpoint written on any mesh is read on any other, to the last bit, and training goes on
+// alike.
+#include <gtest/gtest.h>
+
+#include <mutex>
+
+#include "checkpoint/checkpoint.h"
+#include "core/memory_file_system.h"
+#include "core/status.h"
+#include "parallel/comm/local_communicator.h"
+#include "tests/trainer/training_job.h"
+#include "trainer/hooks/save_hook.h"
+
+namespace shoal {
+namespace {
+
+using State = std::map<std::string, std::vector<double>>;
+
+void Collect(const ShardedOptimizer& optimizer, std::mutex& mutex, State& state) {
+  const std::lock_guard lock(mutex);
+  for (const auto& piece : optimizer.PiecesToSave()) {
+    auto& whole = state[piece.name];
+    int64_t numel = 1;
+    for (int64_t size : piece.spec->memory_shape()) numel *= size;
+    whole.resize(numel);
+    const at::Tensor data = piece.data.to(at::kDouble);
+    std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
+  }
+}
+
+// Trains two steps and saves; returns what was saved.
+State TrainAndSave(const TrainingJob& job, FileSystem& files) {
+  std::mutex mutex;
+  State state;
+  const absl::Status status = RunRanks(job.ranks, [&](Communicator& comm) {
+    return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
+      SHOAL_RETURN_IF_ERROR(parts.trainer.Run());
+      Collect(parts.optimizer, mutex, state);
+      TrainerState trainer;
+      trainer.set_step(job.steps);
+      return SaveCheckpoint(files, comm, "checkpoints", trainer,
+                            ToStatePieces(parts.optimizer.PiecesToSave()));
+    });
+  });
+  EXPECT_TRUE(status.ok()) << Describe(job) << ": " << status;
+  return state;
+}
+
+// Loads what TrainAndSave left; returns it as this job's ranks would save it.
+State Load(const TrainingJob& job, FileSystem& files, int step) {
+  std::mutex mutex;
+  State state;
+  const absl::Status status = RunRanks(job.ranks, [&](Communicator& comm) {
+    return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
+      SHOAL_RETURN_IF_ERROR(LoadCheckpoint(files, comm, absl::StrCat("checkpoints/step-", step),
+                                           ToStatePieces(parts.optimizer.PiecesToLoad()))
+                                .status());
+      parts.parameters.SyncFromMaster();
+      Collect(parts.optimizer, mutex, state);
+      return absl::OkStatus();
+    });
+  });
+  EXPECT_TRUE(status.ok()) << Describe(job) << ": " << status;
+  return state;
+}
+
+TEST(Reshard, EveryLayoutReadsEveryOther) {
+  for (const char* model : {"llama-tied", "llama-uneven", "gpt2"}) {
+    const int tensor = std::string(model) == "gpt2" ? 3 : 2;
+    const std::vector<TrainingJob> layouts = {
+        {.model = model, .steps = 2},
+        {.model = model, .ranks = 3, .stage = 3, .steps = 2},
+        {.model = model, .ranks = 4, .replicate = 2, .stage = 2, .steps = 2},
+        {.model = model, .ranks = tensor, .tensor = tensor, .stage = 0, .steps = 2},
+        {.model = model, .ranks = 2 * tensor, .tensor = tensor, .stage = 3, .steps = 2},
+        {.model = model, .ranks = 2, .pipeline = 2, .stage = 1, .steps = 2},
+        {.model = model,
+         .ranks = 4,
+         .pipeline = 2,
+         .schedule = ScheduleKind::kZbV,
+         .chunks = 2,
+         .stage = 1,
+         .steps = 2},
+        {.model = model,
+         .ranks = 4 * tensor,
+         .tensor = tensor,
+         .pipeline = 2,
+         .stage = 3,
+         .steps = 2},
+    };
+    for (const TrainingJob& from : layouts) {
+      MemoryFileSystem files;
+      const State saved = TrainAndSave(from, files);
+      for (const TrainingJob& to : layouts) {
+        const State loaded = Load(to, files, from.steps);
+        ASSERT_EQ(loaded.size(), saved.size());
+        for (const auto& [name, values] : saved)
+          EXPECT_EQ(loaded.at(name), values)
+              << Describe(from) << " -> " << Describe(to) << ": " << name;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace shoal

@@ -1,0 +1,143 @@
+// Legend: R rows of a micro-batch, r this rank's of them between blocks, C channels, V vocabulary.
+#include "trainer/plan/memory.h"
+
+#include <algorithm>
+
+#include "models/family.h"
+
+namespace shoal {
+namespace {
+
+int64_t Size(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
+
+// Gradients that the backward pass of one layer has at once: of the MLP's inner tensors (its
+// inputs', the product's, and the two halves joined), and of its input and output.
+int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths) {
+  const int64_t inner = config.family->stack.mlp == StackOptions::Mlp::kGated ? 5 : 2;
+  return Size(job.zero.compute_dtype) * job.rows() *
+         (inner * widths.inner + 2 * config.hidden_size);
+}
+
+struct HeadBytes {
+  int64_t kept = 0;     // A micro-batch under way
+  int64_t working = 0;  // Once
+};
+
+HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartWidths& widths,
+                      const RankOutline& rank, const ScheduleShape& schedule) {
+  const at::ScalarType compute = job.zero.compute_dtype, sums = job.zero.master_dtype();
+  const int64_t rows = job.rows(), vocabulary = widths.vocabulary;
+  HeadBytes head{.kept = Size(compute) * rows * config.hidden_size};  // The gradient of its input
+  const bool shared = job.mesh.tensor > 1;
+  if (compute == at::kDouble && !shared) {
+    // Plain operations: logits and their log-softmax, whole.
+    head.kept += 2 * Size(compute) * rows * vocabulary;
+    return head;
+  }
+  // As cross_entropy.cc and vocabulary_parallel.cc cut the rows.
+  const int64_t part = shared ? config.vocab_size / job.mesh.tensor + 1 : vocabulary;
+  const int64_t chunk =
+      std::max<int64_t>(64, (8 << 20) / (4 * std::max<int64_t>(part, 1)) / 64 * 64);
+  const int64_t chunk_rows = std::min(chunk, rows);
+  head.working = chunk_rows * vocabulary * (Size(sums) + (compute == sums ? 0 : Size(compute)));
+  const bool in_place = !shared && schedule.head_turns_at_once() &&
+                        (job.zero.gradient_dtype == at::kFloat || rows <= chunk);
+  if (rank.trains_head && !in_place) head.kept += Size(sums) * vocabulary * config.hidden_size;
+  return head;
+}
+
+}  // namespace
+
+HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards) {
+  const int64_t compute = Size(zero.compute_dtype), gradient = Size(zero.gradient_dtype);
+  const auto buffers = [&](int64_t numel, bool trainable) {
+    return numel *
+           ((zero.stage == 3 ? compute : 0) + (zero.stage >= 2 && trainable ? gradient : 0));
+  };
+  HeldBytes held;
+  int64_t largest[2] = {0, 0};  // [trainable], of units that take turns
+  for (const UnitSize& unit : units) {
+    const int64_t shard = unit.shard_numel(shards), padded = unit.padded_numel(shards);
+    held.weights += unit.count * compute * (zero.stage == 3 ? shard : padded);
+    if (unit.takes_turns)
+      largest[unit.trainable] = std::max(largest[unit.trainable], padded);
+    else
+      held.gathered += unit.count * buffers(padded, unit.trainable);
+    if (!unit.trainable) continue;
+    if (zero.stage < 2) held.gradients += unit.count * gradient * padded;
+    if (zero.reduces_each_micro_batch()) held.gradients += unit.count * gradient * shard;
+    if (zero.has_master_copy())
+      held.master_weights +=
+          unit.count * Size(zero.master_dtype()) * (zero.stage == 0 ? padded : shard);
+  }
+  held.gathered +=
+      (zero.overlap ? 2 : 1) * (buffers(largest[false], false) + buffers(largest[true], true));
+  return held;
+}
+
+int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards) {
+  int64_t numel = 0;
+  for (const UnitSize& unit : units) {
+    if (!unit.trainable) continue;
+    numel += unit.count * (zero.stage == 0 ? unit.padded_numel(shards) : unit.shard_numel(shards));
+  }
+  return numel;
+}
+
+int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job) {
+  return job.optimizer_states * Size(job.zero.master_dtype()) *
+         OwnedNumel(units, job.zero, job.mesh.shard);
+}
+
+// Follows models/blocks/decoder_layer.cc: what each operation saves, a tensor that two save once.
+int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths) {
+  const StackOptions& stack = config.family->stack;
+  const int64_t rows = job.rows(), element = Size(job.zero.compute_dtype);
+  // (r, C): the layer's input; the sum with the attention's output.
+  int64_t elements = 2 * job.own_rows() * config.hidden_size;
+  // (R, ...): both norms' outputs, where the products read them; q, k and v; the attention's
+  // output.
+  int64_t width = 2 * config.hidden_size + 2 * widths.queries + 2 * widths.key_values;
+  // Turned q and k, beside the product that v is a view of.
+  if (stack.positions == StackOptions::Positions::kRotary)
+    width += widths.queries + widths.key_values;
+  // What the activation reads, and what it puts out; gated by other than SwiGLU: its output too.
+  if (stack.mlp == StackOptions::Mlp::kGated)
+    width += (config.activation == Activation::kSilu ? 3 : 4) * widths.inner;
+  else
+    width += 2 * widths.inner;
+  elements += rows * width;
+  int64_t bytes = element * elements + 4 * rows * widths.heads;  // And the log-sum-exp, float32
+  // Plain attention holds the scores, and their softmax.
+  if (job.zero.compute_dtype == at::kDouble)
+    bytes += 2 * element * widths.heads * rows * job.seq_length;
+  return bytes;
+}
+
+PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankOutline& rank,
+                      const ScheduleShape& schedule) {
+  const ModelConfig& config = model.model.config;
+  const PartWidths& widths = model.parts[rank.part].widths;
+  const int64_t layer = LayerBytes(job, config, widths);
+  const int64_t input = Size(job.zero.compute_dtype) * job.own_rows() * config.hidden_size;
+  std::vector<int64_t> kept, head_kept;
+  HeadBytes head;
+  bool recomputes = false;
+  for (const BlockRange& chunk : rank.chunks) {
+    const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
+    recomputes |= layers.recomputed > 0;
+    const bool has_head = chunk.end == model.num_blocks();
+    if (has_head) head = HeadBytesOf(job, config, widths, rank, schedule);
+    kept.push_back(layers.kept * layer + layers.recomputed * input + (has_head ? input : 0));
+    head_kept.push_back(has_head ? head.kept : 0);
+  }
+  // Tokens, targets and positions of the step.
+  const int64_t batch = 3 * 8 * job.rows() * job.micro_batches();
+  PassBytes bytes;
+  bytes.activations = batch + schedule.PeakBytes(rank.pipeline, kept) +
+                      (recomputes ? layer - input : 0) + WorkingBytes(job, config, widths);
+  bytes.head = head.working + schedule.PeakBytes(rank.pipeline, head_kept, /*to_input_half=*/true);
+  return bytes;
+}
+
+}  // namespace shoal

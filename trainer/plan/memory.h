@@ -1,0 +1,33 @@
+// Bytes that a rank holds. Weights, gradients, master weights, optimizer states and buffers of
+// gathered units are exact: what ShardedParameters and ShardedOptimizer hold. Activations and what
+// the head computes with are estimates, from the shapes of what the blocks' operations keep for
+// their backward pass; the allocator's slack, libraries and the data loader are not counted.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "trainer/plan/outline.h"
+#include "trainer/plan/plan_job.h"
+#include "trainer/plan/schedule_shape.h"
+
+namespace shoal {
+
+// As ShardedParameters::held_bytes().
+HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards);
+// As ShardedOptimizer::state_bytes().
+int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job);
+// Elements that a rank's optimizer updates.
+int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards);
+
+struct PassBytes {
+  int64_t activations = 0;  // Of all micro-batches under way, and of the block at work
+  int64_t head = 0;         // A chunk's logits, and gradients made in the head's forward pass
+};
+PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankOutline& rank,
+                      const ScheduleShape& schedule);
+
+// What a layer keeps of one micro-batch for its backward pass, its input included.
+int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths);
+
+}  // namespace shoal

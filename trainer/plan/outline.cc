@@ -1,0 +1,145 @@
+#include "trainer/plan/outline.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "core/status.h"
+#include "models/blocks/embedding.h"
+#include "models/blocks/head_share.h"
+#include "trainer/recipe_options.h"
+#include "trainer/weights_setup.h"
+
+namespace shoal {
+namespace {
+
+// Do both parts hold and send the same numbers of bytes?
+bool AreAlike(const std::vector<BlockParameters>& a, const std::vector<BlockParameters>& b) {
+  for (size_t block = 0; block < a.size(); ++block) {
+    for (size_t i = 0; i < a[block].specs.size(); ++i) {
+      const ParameterSpec &x = a[block].specs[i], &y = b[block].specs[i];
+      if (x.shape != y.shape || x.partial_gradient != y.partial_gradient) return false;
+    }
+  }
+  return true;
+}
+
+PartWidths WidthsOf(const ModelConfig& config, const TensorPlace& place) {
+  const HeadShare heads(config, place);
+  const auto size = [&](int64_t whole) {
+    const TensorCut::Range range = EvenRange(whole, place);
+    return range.end - range.begin;
+  };
+  return {.heads = heads.queries(),
+          .queries = heads.queries() * config.head_dim,
+          .key_values = heads.key_values() * config.head_dim,
+          .inner = size(config.intermediate_size),
+          .vocabulary = size(config.vocab_size)};
+}
+
+int64_t WholeNumel(const ParameterSpec& spec) {
+  int64_t numel = 1;
+  for (int64_t size : spec.full_shape()) numel *= size;
+  return numel;
+}
+
+auto Key(const UnitSize& unit) {
+  return std::tuple(unit.numel, unit.partial_numel, unit.trainable, unit.takes_turns,
+                    unit.tied_across_stages);
+}
+
+// Is the weight trained? A tied one is another block's.
+bool IsTrained(const std::vector<BlockParameters>& blocks, int block, size_t parameter) {
+  if (const auto& tie = blocks[block].ties[parameter])
+    return blocks[tie->block].specs[tie->parameter].trainable;
+  return blocks[block].specs[parameter].trainable;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_ranks,
+                                          bool sequence_parallel,
+                                          const std::vector<std::string>& freeze) {
+  ModelOutline outline;
+  for (int rank = 0; rank < tensor_ranks; ++rank) {
+    const TensorPlace place =
+        tensor_ranks == 1
+            ? TensorPlace()
+            : TensorPlace{
+                  .rank = rank, .size = tensor_ranks, .sequence_parallel = sequence_parallel};
+    SHOAL_ASSIGN_OR_RETURN(Model model, BuildModel(config, place));
+    SHOAL_ASSIGN_OR_RETURN(std::vector<BlockParameters> blocks, DescribeParameters(model, freeze));
+    const auto same = std::find_if(outline.parts.begin(), outline.parts.end(),
+                                   [&](const auto& part) { return AreAlike(part.blocks, blocks); });
+    if (same != outline.parts.end()) {
+      same->ranks.push_back(rank);
+    } else {
+      outline.parts.push_back(
+          {.ranks = {rank}, .blocks = std::move(blocks), .widths = WidthsOf(config, place)});
+    }
+    if (rank == 0) outline.model = std::move(model);
+  }
+  return outline;
+}
+
+std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
+  std::vector<UnitSize> units;
+  std::vector<std::vector<UnitPlace>> places;
+  for (const UnitPlan& plan : PlanUnits(blocks, places)) {
+    UnitSize unit{.trainable = plan.trainable,
+                  .takes_turns = plan.takes_turns(),
+                  .tied_across_stages = plan.specs[0].tied_across_stages};
+    for (const ParameterSpec& spec : plan.specs) {
+      unit.numel += spec.numel();
+      unit.partial_numel += spec.partial_gradient ? WholeNumel(spec) : 0;
+    }
+    const auto same = std::find_if(units.begin(), units.end(),
+                                   [&](const UnitSize& u) { return Key(u) == Key(unit); });
+    if (same != units.end())
+      ++same->count;
+    else
+      units.push_back(unit);
+  }
+  return units;
+}
+
+absl::StatusOr<PipelineOutline> OutlinePipeline(const ModelOutline& outline, ScheduleKind kind,
+                                                int ranks, int chunks, int64_t seq_length) {
+  SHOAL_RETURN_IF_ERROR(CheckScheduleSize(kind, ranks, /*micro_batches=*/1, chunks));
+  PipelineOutline pipeline{
+      .frame = {.kind = kind, .ranks = ranks, .micro_batches = 1, .chunks = chunks, .actions = {}}};
+  SHOAL_ASSIGN_OR_RETURN(pipeline.stages,
+                         StagesOf(outline.model, pipeline.frame.stages(), seq_length));
+  pipeline.tied_ranks = static_cast<int>(
+      RanksWithTiedWeights(outline.parts[0].blocks, pipeline.frame, pipeline.stages).size());
+  const int head = outline.num_blocks() - 1;
+  for (int rank = 0; rank < ranks; ++rank) {
+    std::vector<BlockRange> own;
+    for (int chunk = 0; chunk < chunks; ++chunk)
+      own.push_back(pipeline.stages[pipeline.frame.StageOf(rank, chunk)]);
+    for (int part = 0; part < static_cast<int>(outline.parts.size()); ++part) {
+      const std::vector<BlockParameters>& blocks = outline.parts[part].blocks;
+      RankOutline& made = pipeline.ranks.emplace_back(
+          RankOutline{.pipeline = rank, .part = part, .units = {}, .chunks = own});
+      made.units = UnitSizesOf(OfChunks(blocks, own));
+      for (const BlockRange& chunk : own) {
+        if (chunk.first == 0) made.trains_embedding = IsTrained(blocks, 0, EmbeddingBlock::kTokens);
+        if (chunk.end == head + 1)
+          made.trains_head =
+              IsTrained(blocks, head, /*the matrix, after the norm=*/blocks[head].specs.size() - 1);
+      }
+    }
+  }
+  return pipeline;
+}
+
+LayerCounts LayersOf(const BlockRange& chunk, int num_blocks, Recompute recompute) {
+  LayerCounts layers;
+  for (int block = std::max(1, chunk.first); block < std::min(num_blocks - 1, chunk.end); ++block) {
+    const bool again =
+        recompute == Recompute::kFull || (recompute == Recompute::kSelective && block % 2 == 0);
+    ++(again ? layers.recomputed : layers.kept);
+  }
+  return layers;
+}
+
+}  // namespace shoal

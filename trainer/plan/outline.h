@@ -1,0 +1,90 @@
+// What the ranks of a job hold and run, without holding or running it: a rank's units and blocks.
+// Ranks along the replicate and shard axes are alike; so, as a rule, are those along the tensor
+// axis.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "models/model.h"
+#include "parallel/pipeline/schedule.h"
+#include "parallel/pipeline/stage_split.h"
+#include "parallel/unit_plan.h"
+#include "trainer/block_runner.h"
+
+namespace shoal {
+
+// A tensor-parallel rank's part of a layer and of the vocabulary.
+struct PartWidths {
+  int64_t heads = 0;       // Of queries
+  int64_t queries = 0;     // Elements a token
+  int64_t key_values = 0;  // Of the keys; the values are as many
+  int64_t inner = 0;       // Of the MLP
+  int64_t vocabulary = 0;
+};
+
+// The parts of the model that tensor-parallel ranks hold.
+struct ModelOutline {
+  struct Part {
+    std::vector<int> ranks;  // Along the tensor axis: their parts have the same shapes
+    std::vector<BlockParameters> blocks;
+    PartWidths widths;
+  };
+  Model model;  // As the first rank builds it
+  std::vector<Part> parts;
+
+  int num_blocks() const { return static_cast<int>(model.blocks.size()); }
+};
+
+// Errors: BuildModel's and DescribeParameters'.
+absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_ranks,
+                                          bool sequence_parallel,
+                                          const std::vector<std::string>& freeze = {});
+
+// A unit of flat weights as its bytes depend on it.
+struct UnitSize {
+  int64_t numel = 0;          // Without padding
+  int64_t partial_numel = 0;  // Of whole weights whose gradients tensor-parallel ranks add up
+  bool trainable = true;
+  bool takes_turns = true;          // In a buffer with units of other blocks
+  bool tied_across_stages = false;  // Another pipeline rank holds it too
+  int count = 1;                    // So many are alike
+
+  int64_t shard_numel(int shards) const { return (numel + shards - 1) / shards; }
+  int64_t padded_numel(int shards) const { return shard_numel(shards) * shards; }  // FlatLayout's
+};
+
+std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks);
+
+// What one pipeline rank, of the tensor-parallel ranks of one part, holds and runs.
+struct RankOutline {
+  int pipeline = 0;
+  int part = 0;  // Of ModelOutline::parts
+  std::vector<UnitSize> units;
+  std::vector<BlockRange> chunks;  // Of the model's blocks
+  bool trains_embedding = false;   // It runs the vocabulary's table, which is not frozen
+  bool trains_head = false;        // It runs the vocabulary's matrix, which is not frozen
+};
+
+struct PipelineOutline {
+  Schedule frame;  // Without lists: where stages are
+  std::vector<BlockRange> stages;
+  int tied_ranks = 0;              // Pipeline ranks that hold a weight together
+  std::vector<RankOutline> ranks;  // By pipeline rank, then by part
+};
+
+// Errors: fewer blocks than stages; a size that the schedule does not take.
+absl::StatusOr<PipelineOutline> OutlinePipeline(const ModelOutline& outline, ScheduleKind kind,
+                                                int ranks, int chunks, int64_t seq_length);
+
+// Layers of a chunk that are computed again in the backward pass, and those that are not.
+struct LayerCounts {
+  int kept = 0;
+  int recomputed = 0;
+  int total() const { return kept + recomputed; }
+};
+LayerCounts LayersOf(const BlockRange& chunk, int num_blocks, Recompute recompute);
+
+}  // namespace shoal
