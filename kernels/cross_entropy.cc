@@ -16,15 +16,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kChunkBytes =
-    8 << 20;  // Of a chunk's logits: within a share of the last-level cache
-constexpr int64_t kMinChunkRows = 64;  // Fewer rows waste the product with the vocabulary matrix
-
-int64_t ChunkRows(const CrossEntropyOptions& options, int64_t vocabulary) {
-  if (options.chunk_rows > 0) return options.chunk_rows;
-  return std::max(kMinChunkRows, kChunkBytes / (4 * std::max<int64_t>(vocabulary, 1)) / 64 * 64);
-}
-
 // One chunk's logits, their gradient, and the rows they belong to; buffers are shared by all
 // chunks.
 class Chunk {
@@ -35,8 +26,9 @@ class Chunk {
         weight_(weight_VC),
         targets_(targets_R),
         options_(options),
-        rows_(std::min(ChunkRows(options, weight_VC.size(0)),
-                       std::max<int64_t>(hidden_RC.size(0), 1))),
+        rows_(std::min(
+            options.chunk_rows > 0 ? options.chunk_rows : CrossEntropyChunkRows(weight_VC.size(0)),
+            std::max<int64_t>(hidden_RC.size(0), 1))),
         logits_(at::empty({rows_, weight_VC.size(0)}, at::kFloat)) {}
 
   // One chunk holds all rows.
@@ -253,6 +245,11 @@ Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter
 }
 
 }  // namespace
+
+int64_t CrossEntropyChunkRows(int64_t vocabulary) {
+  constexpr int64_t kChunkBytes = 8 << 20, kMinChunkRows = 64;
+  return std::max(kMinChunkRows, kChunkBytes / (4 * std::max<int64_t>(vocabulary, 1)) / 64 * 64);
+}
 
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options) {

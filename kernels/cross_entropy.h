@@ -20,6 +20,10 @@ struct CrossEntropyOptions {
   bool unit_gradient = false;
 };
 
+// Rows of a chunk where the caller leaves them open: its logits stay within 8 MB, a share of the
+// last-level cache, unless that were too few rows for a product.
+int64_t CrossEntropyChunkRows(int64_t vocabulary);
+
 // hidden: (R, C), weight: (V, C), targets: (R) int64. Returns () float32 (float64 for float64
 // inputs): sum over valid rows of logsumexp(hidden W^T) - logit of the target, / denominator. The
 // gradient is computed in the forward pass (chunk by chunk, as in Liger-Kernel) when gradients are

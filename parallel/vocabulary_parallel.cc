@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/matmul.h"
 #include "parallel/tensor_parallel.h"
 
@@ -18,9 +19,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Options = TensorParallel::VocabularyOptions;
-
-constexpr int64_t kChunkBytes = 8 << 20;
-constexpr int64_t kMinChunkRows = 64;
 
 at::ScalarType SumDtype(const Tensor& hidden) {
   return hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -39,8 +37,7 @@ class VocabularyChunks {
         dtype_(SumDtype(hidden_RC)) {
     // The same on every rank, though parts of the vocabulary may differ by one.
     const int64_t part = options.vocabulary / parallel.place().size + 1;
-    rows_ = options.chunk_rows > 0 ? options.chunk_rows
-                                   : std::max(kMinChunkRows, kChunkBytes / (4 * part) / 64 * 64);
+    rows_ = options.chunk_rows > 0 ? options.chunk_rows : CrossEntropyChunkRows(part);
   }
 
   // Calls body(first row, rows, logprobs, probabilities): log-probabilities of the chunk's targets,

@@ -24,7 +24,7 @@ MeshShape ShapeOf(const MeshPlan& plan) {
           .pipeline = plan.pipeline};
 }
 
-ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Communicator& shard) {
+ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group) {
   ZeroOptions options{.stage = recipe.zero().stage(),
                       .compute_dtype = ComputeDtype(recipe),
                       .gradient_dtype = at::kFloat,
@@ -37,9 +37,9 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Co
   if (halves) options.reduce_every_micro_batch = false;
   const ZeroSection::OverlapComm overlap = recipe.zero().overlap_comm();
   // Between threads or processes of one host, moving is work for the same cores.
-  const bool leaves_host = shard.name() != "local" && shard.name() != "shm";
-  options.overlap = shard.size() > 1 && (overlap == ZeroSection::overlap ||
-                                         (overlap == ZeroSection::auto_overlap && leaves_host));
+  options.overlap =
+      group.ranks > 1 && (overlap == ZeroSection::overlap ||
+                          (overlap == ZeroSection::auto_overlap && group.leaves_host));
   const bool adds_up = batch.accumulation > 1;
   switch (recipe.zero().gradient_dtype()) {
     case ZeroSection::auto_dtype:

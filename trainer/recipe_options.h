@@ -19,8 +19,12 @@ namespace shoal {
 
 at::ScalarType ComputeDtype(const Recipe& recipe);
 MeshShape ShapeOf(const MeshPlan& plan);
-// `shard`: the ranks that will share the states.
-ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Communicator& shard);
+// The ranks that will share the states.
+struct ShardGroup {
+  int ranks = 1;
+  bool leaves_host = false;  // What they send crosses a network
+};
+ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group);
 // The pipeline's schedule. InvalidArgument: sizes that the kind does not take.
 absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelism,
                                             int64_t micro_batches);

@@ -166,7 +166,9 @@ absl::Status TrainingRun::BuildStates() {
   Communicator* tied_stages =
       mesh_.TieStages(RanksWithTiedWeights(*blocks, schedule, runner_options_.stages));
   parameters_ = std::make_unique<ShardedParameters>(
-      OfChunks(*blocks, chunks), ZeroOptionsOf(recipe_.proto, batch_, mesh_.shard()),
+      OfChunks(*blocks, chunks),
+      ZeroOptionsOf(recipe_.proto, batch_,
+                    {.ranks = mesh_.shard().size(), .leaves_host = mesh_.shard().name() == "mpi"}),
       GroupsOf(mesh_, tied_stages));
   if (SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");

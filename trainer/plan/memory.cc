@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cross_entropy.h"
 #include "models/family.h"
 
 namespace shoal {
@@ -36,8 +37,7 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
   }
   // As cross_entropy.cc and vocabulary_parallel.cc cut the rows.
   const int64_t part = shared ? config.vocab_size / job.mesh.tensor + 1 : vocabulary;
-  const int64_t chunk =
-      std::max<int64_t>(64, (8 << 20) / (4 * std::max<int64_t>(part, 1)) / 64 * 64);
+  const int64_t chunk = CrossEntropyChunkRows(part);
   const int64_t chunk_rows = std::min(chunk, rows);
   head.working = chunk_rows * vocabulary * (Size(sums) + (compute == sums ? 0 : Size(compute)));
   const bool in_place = !shared && schedule.head_turns_at_once() &&

@@ -140,18 +140,23 @@ std::string TrafficText(const Plan& plan) {
   return text;
 }
 
+// "8 blocks each", or "9, 8, 7 blocks".
+std::string StageSizes(const std::vector<BlockRange>& stages) {
+  std::vector<int> sizes;
+  for (const BlockRange& stage : stages) sizes.push_back(stage.size());
+  if (std::count(sizes.begin(), sizes.end(), sizes[0]) == std::ssize(sizes))
+    return absl::StrCat(sizes[0], " blocks each");
+  return absl::StrCat(absl::StrJoin(sizes, ", "), " blocks");
+}
+
 std::string PipelineText(const Plan& plan) {
   const PlanJob& job = plan.job;
   if (job.mesh.pipeline == 1) return "";
   constexpr int kMostRanks = 32;
   constexpr int64_t kMostPasses = 200'000;
-  std::string text = absl::StrFormat("pipeline  %s, %d stages of %s blocks, bubble %.1f%%\n",
-                                     NameOf(job.schedule), plan.stages.size(),
-                                     absl::StrJoin(plan.stages, ", ",
-                                                   [](std::string* out, const BlockRange& range) {
-                                                     absl::StrAppend(out, range.size());
-                                                   }),
-                                     100 * plan.bubble);
+  std::string text =
+      absl::StrFormat("pipeline  %s, %d stages of %s, bubble %.1f%%\n", NameOf(job.schedule),
+                      plan.stages.size(), StageSizes(plan.stages), 100 * plan.bubble);
   const int64_t passes = int64_t{job.mesh.pipeline} * job.chunks * job.micro_batches();
   if (job.mesh.pipeline > kMostRanks || passes > kMostPasses) return text;
   const auto schedule =
@@ -204,9 +209,10 @@ std::string MemoryVerdict(const Plan& plan, const Hardware& hardware) {
 }
 
 std::string DescribeModel(const ModelConfig& config, at::ScalarType dtype, int64_t parameters) {
-  return absl::StrFormat("%s, %.2fM parameters, computed in %s",
-                         config.json.value("model_type", "?"),
-                         static_cast<double>(parameters) * 1e-6, DtypeName(dtype));
+  const double number = static_cast<double>(parameters);
+  return absl::StrFormat(
+      "%s, %.2f%s parameters, computed in %s", config.json.value("model_type", "?"),
+      number * (number < 1e9 ? 1e-6 : 1e-9), number < 1e9 ? "M" : "B", DtypeName(dtype));
 }
 
 std::string PlanText(const PlanFrame& frame, const Plan& plan) {

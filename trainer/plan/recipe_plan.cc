@@ -3,7 +3,6 @@
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
 #include "data/tokenizer.h"
-#include "parallel/comm/local_communicator.h"
 #include "trainer/recipe_options.h"
 
 namespace shoal {
@@ -41,23 +40,18 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
               const Hardware& hardware) {
   static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
                                              Recompute::kFull};
-  static const std::unique_ptr<Communicator>& alone =
-      *new std::unique_ptr<Communicator>(MakeSingleRankCommunicator());
+  // A job on several hosts speaks MPI.
+  const bool speaks_mpi =
+      mesh.num_ranks() > hardware.ranks_per_host || recipe.comm().transport() == CommSection::mpi;
   PlanJob job{
       .mesh = mesh,
-      .zero = ZeroOptionsOf(recipe, batch, *alone),
+      .zero = ZeroOptionsOf(recipe, batch, {.ranks = mesh.shard, .leaves_host = speaks_mpi}),
       .sequence_parallel = recipe.parallelism().sequence_parallel(),
       .recompute = kRecompute[recipe.training().activation_checkpointing()],
       .label_smoothing = recipe.training().label_smoothing_factor(),
       .sequences = batch.per_device,
       .seq_length = recipe.data().seq_length(),
       .optimizer_states = static_cast<int>(UpdateRuleOf(recipe.optimizer())->state_names().size())};
-  // ZeroOptionsOf's rule for a group that is not there: a job on several hosts speaks MPI.
-  const ZeroSection::OverlapComm overlap = recipe.zero().overlap_comm();
-  const bool speaks_mpi =
-      mesh.num_ranks() > hardware.ranks_per_host || recipe.comm().transport() == CommSection::mpi;
-  job.zero.overlap = mesh.shard > 1 && (overlap == ZeroSection::overlap ||
-                                        (overlap == ZeroSection::auto_overlap && speaks_mpi));
   // A small one suffices to see the kind and its chunks. Sizes that it does not take fail later,
   // where they are planned.
   ParallelismSection small = recipe.parallelism();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cross_entropy.h"
 #include "parallel/comm/signature.h"
 
 namespace shoal {
@@ -88,9 +89,8 @@ class TensorPasses {
   // The largest logit of each row; then the target's, the sum of exponentials and, if labels are
   // smoothed, the sum of logits. A chunk of rows at a time, as vocabulary_parallel.cc cuts them.
   void CrossEntropy(int64_t vocabulary) {
-    constexpr int64_t kChunkBytes = 8 << 20, kMinChunkRows = 64;
     const int64_t part = vocabulary / job_.mesh.tensor + 1;
-    const int64_t chunk = std::max(kMinChunkRows, kChunkBytes / (4 * part) / 64 * 64);
+    const int64_t chunk = CrossEntropyChunkRows(part);
     const Group sums(job_.mesh.tensor, job_.zero.master_dtype());
     const int64_t values = job_.label_smoothing > 0 ? 3 : 2;
     for (const auto& [rows, times] :
