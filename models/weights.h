@@ -28,8 +28,8 @@ class WeightReader {
   // out.numel()) of the flattened weight, converted from the file's dtype.
   absl::Status Read(const ParameterSpec& spec, int64_t begin, Tensor& out) const;
 
-  // The same of elements counted in the order of memory (see TensorCut), `out` of one dimension. Of a
-  // matrix that lies transposed, the columns that hold them are read.
+  // The same of elements counted in the order of memory (see TensorCut), `out` of one dimension. Of
+  // a matrix that lies transposed, the columns that hold them are read.
   absl::Status ReadInMemoryOrder(const ParameterSpec& spec, int64_t begin, Tensor& out) const;
 
   // Bytes of tensors (headers aside) read since Open.
