@@ -171,17 +171,6 @@ TEST(Plan, TensorParallel) {
   }
 }
 
-struct PipelineCase {
-  ScheduleKind schedule;
-  int chunks;
-  int highest_stage;
-};
-const PipelineCase kPipelines[] = {{ScheduleKind::kGpipe, 1, 3},
-                                   {ScheduleKind::k1F1B, 1, 3},
-                                   {ScheduleKind::kInterleaved1F1B, 2, 3},
-                                   {ScheduleKind::kZbH1, 1, 1},
-                                   {ScheduleKind::kZbV, 2, 1}};
-
 TEST(Plan, PipelineParallel) {
   for (const char* model : {"llama", "llama-tied", "gpt2"}) {
     for (const PipelineCase& c : kPipelines) {

@@ -16,18 +16,6 @@ namespace {
 
 using State = std::map<std::string, std::vector<double>>;
 
-void Collect(const ShardedOptimizer& optimizer, std::mutex& mutex, State& state) {
-  const std::lock_guard lock(mutex);
-  for (const auto& piece : optimizer.PiecesToSave()) {
-    auto& whole = state[piece.name];
-    int64_t numel = 1;
-    for (int64_t size : piece.spec->memory_shape()) numel *= size;
-    whole.resize(numel);
-    const at::Tensor data = piece.data.to(at::kDouble);
-    std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
-  }
-}
-
 // Trains two steps and saves; returns what was saved.
 State TrainAndSave(const TrainingJob& job, FileSystem& files) {
   std::mutex mutex;
@@ -35,7 +23,10 @@ State TrainAndSave(const TrainingJob& job, FileSystem& files) {
   const absl::Status status = RunRanks(job.ranks, [&](Communicator& comm) {
     return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
       SHOAL_RETURN_IF_ERROR(parts.trainer.Run());
-      Collect(parts.optimizer, mutex, state);
+      {
+        const std::lock_guard lock(mutex);
+        CollectState(parts.optimizer, state);
+      }
       TrainerState trainer;
       trainer.set_step(job.steps);
       return SaveCheckpoint(files, comm, "checkpoints", trainer,
@@ -56,7 +47,10 @@ State Load(const TrainingJob& job, FileSystem& files, int step) {
                                            ToStatePieces(parts.optimizer.PiecesToLoad()))
                                 .status());
       parts.parameters.SyncFromMaster();
-      Collect(parts.optimizer, mutex, state);
+      {
+        const std::lock_guard lock(mutex);
+        CollectState(parts.optimizer, state);
+      }
       return absl::OkStatus();
     });
   });

@@ -191,6 +191,18 @@ class Record final : public Hook {
 
 }  // namespace
 
+void CollectState(const ShardedOptimizer& optimizer,
+                  std::map<std::string, std::vector<double>>& state) {
+  for (const auto& piece : optimizer.PiecesToSave()) {
+    auto& whole = state[piece.name];
+    int64_t numel = 1;
+    for (int64_t size : piece.spec->memory_shape()) numel *= size;
+    whole.resize(numel);
+    const Tensor data = piece.data.to(at::kDouble);
+    std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
+  }
+}
+
 TrainingResult RunTrainingJob(const TrainingJob& job) {
   TrainingResult result;
   std::mutex mutex;
@@ -201,14 +213,7 @@ TrainingResult RunTrainingJob(const TrainingJob& job) {
       SHOAL_RETURN_IF_ERROR(parts.trainer.Run());
       const std::lock_guard<std::mutex> lock(mutex);
       if (comm.rank() == 0) result.steps = steps;
-      for (const auto& piece : parts.optimizer.PiecesToSave()) {
-        auto& whole = result.state[piece.name];
-        int64_t numel = 1;
-        for (int64_t size : piece.spec->memory_shape()) numel *= size;
-        whole.resize(numel);
-        const Tensor data = piece.data.to(at::kDouble);
-        std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
-      }
+      CollectState(parts.optimizer, result.state);
       return absl::OkStatus();
     });
   });

@@ -47,6 +47,23 @@ struct TrainingResult {
   std::map<std::string, std::vector<double>> state;  // Weights and optimizer states, whole, by name
 };
 
+// Every pipeline schedule, with the chunks it takes.
+struct PipelineCase {
+  ScheduleKind schedule;
+  int chunks;
+  int highest_stage;  // Of ZeRO
+};
+inline constexpr PipelineCase kPipelines[] = {{ScheduleKind::kGpipe, 1, 3},
+                                              {ScheduleKind::k1F1B, 1, 3},
+                                              {ScheduleKind::kInterleaved1F1B, 2, 3},
+                                              {ScheduleKind::kZbH1, 1, 1},
+                                              {ScheduleKind::kZbV, 2, 1}};
+
+// Weights and optimizer states by name, as float64, the parts that this rank saves put in their
+// places.
+void CollectState(const ShardedOptimizer& optimizer,
+                  std::map<std::string, std::vector<double>>& state);
+
 // The global batch is 36 sequences of ragged numbers of targets, whatever the number of ranks and
 // micro-batches.
 TrainingResult RunTrainingJob(const TrainingJob& job);
