@@ -29,6 +29,7 @@ struct GenerationRequest {
   // Told of each new token, in order, as it is chosen; false ends the sequence (TextStream does at
   // a stop string). May be empty.
   std::function<bool(int64_t token)> on_token = nullptr;
+  bool want_logprobs = false;  // Fill Generation::logprobs
 };
 
 enum class FinishReason {
@@ -40,6 +41,9 @@ enum class FinishReason {
 
 struct Generation {
   std::vector<int64_t> tokens;  // The new ones, an end-of-sequence token included
+  // Of each of them, the model's own log-probability: log-softmax of the logits at temperature 1,
+  // before any processor (what `shoal score` gives). Empty unless asked for.
+  std::vector<double> logprobs;
   FinishReason finish_reason = FinishReason::kLength;
 };
 
