@@ -2,8 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include <ATen/core/Tensor.h>
+
+#include "core/status.h"
 
 namespace shoal {
 
@@ -16,6 +20,15 @@ struct Batch {
   at::Tensor documents_BT;  // int32: number of the document in its row, non-decreasing; undefined:
                             // one a row. Attention never crosses documents.
   int64_t num_targets = 0;  // entries of targets_BT that are not kIgnoreIndex
+  // What the run's objective needs besides (trainer/objective.h): advantages, log-probabilities of
+  // a reference, weights, by name. Empty in plain training.
+  std::map<std::string, at::Tensor> named;
+
+  const at::Tensor& Named(const std::string& name) const {
+    const auto found = named.find(name);
+    SHOAL_CHECK(found != named.end()) << "the batch carries no tensor \"" << name << "\"";
+    return found->second;
+  }
 
   static constexpr int64_t kIgnoreIndex = -100;
 };

@@ -50,6 +50,8 @@ struct ParameterSpec {
   bool partial_gradient = false;
   // Another pipeline stage holds this weight too (tied embeddings), and both gradients add up.
   bool tied_across_stages = false;
+  // Not of the model's own files but of an adapter beside it (models/adapters/).
+  bool adapter = false;
 
   int64_t numel() const {
     int64_t n = 1;

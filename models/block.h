@@ -22,8 +22,9 @@ namespace shoal {
 class KeyValueCache;   // models/key_value_cache.h
 class TensorParallel;  // parallel/tensor_parallel.h
 
-// What the head computes: the training loss, all logits, or each target's log-probability.
-enum class HeadMode { kLoss, kLogits, kLogprobs };
+// What the head computes: the training loss, all logits, each target's log-probability, or (a score
+// head, which computes nothing else) a number a place.
+enum class HeadMode { kLoss, kLogits, kLogprobs, kScores };
 
 // What a forward pass of a block may read besides its input.
 struct ForwardContext {
@@ -37,6 +38,8 @@ struct ForwardContext {
   // from the forward pass on (see CrossEntropyOptions::unit_gradient).
   bool unit_gradient = false;
   const TensorParallel* tensor = nullptr;  // Null: one rank holds each matrix whole
+  double temperature = 1.0;                // Of HeadMode::kLogprobs: logits are divided by it
+  bool adapters = true;  // false: the model without its adapters (models/adapters/)
 
   // As TensorParallel's, on the rows of (..., C); Enter gives (B, T, C) and Leave (1, r, C) where
   // the rows are shared.
@@ -53,6 +56,7 @@ struct Activations {
   Tensor logits_BTV;   // Only under HeadMode::kLogits
   Tensor logprobs_BT;  // Only under HeadMode::kLogprobs: float32 log-probability of each target, 0
                        // where ignored
+  Tensor scores_BT;    // Only under HeadMode::kScores: as logprobs_BT, a number a place
 };
 
 // Where a weight of one block is really another block's (tied embeddings).

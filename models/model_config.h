@@ -9,6 +9,7 @@
 
 #include "core/file_system.h"
 #include "core/status.h"
+#include "models/adapters/lora_options.h"
 #include "models/json.h"
 #include "models/rope.h"
 
@@ -17,6 +18,9 @@ namespace shoal {
 struct ModelFamily;  // models/family.h
 
 enum class Activation { kSilu, kGeluTanh, kGeluErf, kRelu };
+
+// What the last block gives: the next token's distribution, or a score a place (a reward, a value).
+enum class HeadKind { kLanguageModel, kScore };
 
 struct ModelConfig {
   std::shared_ptr<const ModelFamily> family;
@@ -44,6 +48,10 @@ struct ModelConfig {
   bool scale_attention = true;            // By 1 / sqrt(head_dim)
   bool scale_attention_by_layer = false;  // By 1 / (layer + 1) too
   RopeOptions rope;                       // Of families with rotary positions
+  // kScore iff `architectures` names a sequence classification; it has then one label.
+  HeadKind head = HeadKind::kLanguageModel;
+  // Set: the model has adapters beside its own weights, which do not train. Not of config.json.
+  std::optional<LoraOptions> lora;
 
   // The largest dropout rate that config.json asks for in training, and the keys that do
   // ("resid_pdrop, attn_pdrop"). Blocks apply none: training must refuse unless it is 0; inference

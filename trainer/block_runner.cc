@@ -17,6 +17,7 @@ RunnerOptions OneStage(const Model& model, int micro_batches) {
 struct BlockRunner::Step {
   std::span<const Batch> micro_batches;
   double denominator;
+  ObjectiveMetrics& metrics;
   std::vector<std::map<int, ChunkPass>> passes;  // [chunk][micro-batch]
   Box activations, gradients;
   double loss = 0;
@@ -37,9 +38,33 @@ int BlockRunner::Local(int chunk, int block) const {
   return first_local_[chunk] + block - options_.stages[StageOfChunk(chunk)].first;
 }
 
+double BlockRunner::Count(const Batch& batch) const {
+  return options_.objective ? options_.objective->Count(batch)
+                            : static_cast<double>(batch.num_targets);
+}
+
+ObjectiveMetrics BlockRunner::MakeMetrics() const {
+  return ObjectiveMetrics(options_.objective ? options_.objective->metric_names()
+                                             : std::vector<std::string>());
+}
+
 ForwardContext BlockRunner::Context(const Batch& batch, double denominator) const {
-  return {
+  ForwardContext context{
       .weights = {}, .batch = &batch, .loss_denominator = denominator, .tensor = options_.tensor};
+  if (options_.objective) {
+    context.head_mode = options_.objective->head_mode();
+    context.temperature = options_.objective->temperature();
+  }
+  return context;
+}
+
+Activations BlockRunner::RunHead(const ForwardContext& context, const Activations& in,
+                                 ObjectiveMetrics& metrics) const {
+  Activations out = model_.blocks.back()->Forward(context, in);
+  if (options_.objective) {
+    out.loss = options_.objective->Loss(*context.batch, out, metrics) / context.loss_denominator;
+  }
+  return out;
 }
 
 Tensor BlockRunner::Take(Box& box, Communicator* comm, int from_stage, int stage, int micro_batch,
@@ -85,7 +110,7 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
     ForwardContext context = Context(batch, step.denominator);
     context.label_smoothing = options_.label_smoothing;
     // The head adds its gradients as it computes, if nothing comes between.
-    context.unit_gradient = IsHead(block) && backward_is_next;
+    context.unit_gradient = IsHead(block) && backward_is_next && !options_.objective;
     if (context.unit_gradient) {
       parameters_.ZeroGradients(Local(chunk, block), micro_batch);
       pass.head_zeroed = true;
@@ -93,7 +118,8 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
     context.weights = parameters_.BeginForward(
         Local(chunk, block), block + 1 < range.end ? Local(chunk, block + 1) : -1);
     const at::AutoGradMode grad_mode(!made.recompute);
-    made.out = model_.blocks[block]->Forward(context, made.in);
+    made.out = IsHead(block) ? RunHead(context, made.in, step.metrics)
+                             : model_.blocks[block]->Forward(context, made.in);
     hidden = made.out.hidden_BTC;
     if (made.recompute) made.out = {};
   }
@@ -146,12 +172,14 @@ void BlockRunner::Backward(Step& step, int chunk, int micro_batch, bool split) {
   if (!split) step.passes[chunk].erase(micro_batch);
 }
 
-double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, double denominator) {
+double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, double denominator,
+                                    ObjectiveMetrics& metrics) {
   using enum Action::Kind;
   const std::vector<Action>& actions = options_.schedule.actions[rank()];
   SHOAL_CHECK(static_cast<int>(micro_batches.size()) == options_.schedule.micro_batches);
   Step step{.micro_batches = micro_batches,
             .denominator = denominator,
+            .metrics = metrics,
             .passes = std::vector<std::map<int, ChunkPass>>(options_.schedule.chunks)};
   const int num_blocks = parameters_.num_blocks(), last = options_.schedule.micro_batches - 1;
   // Halves of different micro-batches interleave: gradients add up over the step, then reduce.
@@ -180,8 +208,7 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, double
   return step.loss;
 }
 
-double BlockRunner::Loss(const Batch& batch, double denominator) {
-  const at::NoGradGuard no_grad;
+Activations BlockRunner::RunStages(const Batch& batch, const ForwardContext& base) {
   Box handed_over;
   const int num_stages = static_cast<int>(options_.stages.size());
   for (int stage = 0; stage < num_stages; ++stage) {
@@ -191,16 +218,42 @@ double BlockRunner::Loss(const Batch& batch, double denominator) {
     if (stage > 0)
       out.hidden_BTC = Take(handed_over, options_.activations, stage - 1, stage, 0, batch);
     for (int block = options_.stages[stage].first; block < options_.stages[stage].end; ++block) {
-      ForwardContext context = Context(batch, denominator);
+      if (IsHead(block)) return out;
+      ForwardContext context = base;
       const bool is_last = block + 1 == options_.stages[stage].end;
       context.weights = parameters_.BeginForward(Local(place.chunk, block),
                                                  is_last ? -1 : Local(place.chunk, block + 1));
       out = model_.blocks[block]->Forward(context, out);
     }
-    if (stage + 1 == num_stages) return out.loss.item<double>();
     Give(handed_over, options_.activations, stage + 1, 0, out.hidden_BTC);
   }
-  return 0;
+  return {};
+}
+
+std::span<const Parameter> BlockRunner::HeadWeights() {
+  const Schedule::Place place = options_.schedule.PlaceOf(options_.schedule.stages() - 1);
+  return parameters_.BeginForward(Local(place.chunk, static_cast<int>(model_.blocks.size()) - 1));
+}
+
+double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics) {
+  const at::NoGradGuard no_grad;
+  ForwardContext context = Context(batch, denominator);
+  const Activations in = RunStages(batch, context);
+  if (!in.hidden_BTC.defined()) return 0;
+  context.weights = HeadWeights();
+  return RunHead(context, in, metrics).loss.item<double>();
+}
+
+Activations BlockRunner::Head(const Batch& batch, const HeadOptions& options) {
+  const at::NoGradGuard no_grad;
+  ForwardContext context = Context(batch, 1.0);
+  context.head_mode = options.mode;
+  context.temperature = options.temperature;
+  context.adapters = options.adapters;
+  const Activations in = RunStages(batch, context);
+  if (!in.hidden_BTC.defined()) return {};
+  context.weights = HeadWeights();
+  return model_.blocks.back()->Forward(context, in);
 }
 
 }  // namespace shoal

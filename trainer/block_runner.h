@@ -15,6 +15,7 @@
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
 #include "parallel/sharded_parameters.h"
+#include "trainer/objective.h"
 
 namespace shoal {
 
@@ -25,7 +26,9 @@ enum class Recompute { kNone, kSelective, kFull };
 struct RunnerOptions {
   const TensorParallel* tensor = nullptr;  // What the model was built for; null: one rank
   Recompute recompute = Recompute::kNone;
-  double label_smoothing = 0.0;    // Of the training loss (see CrossEntropyOptions)
+  double label_smoothing = 0.0;  // Of the training loss (see CrossEntropyOptions)
+  // Outlives the runner. Null: the cross entropy of all targets, fused with the head's product.
+  const Objective* objective = nullptr;
   Schedule schedule;               // Of this step's micro-batches
   std::vector<BlockRange> stages;  // The blocks of each stage of the pipeline
   // The ranks of the pipeline, twice: activations and gradients must not wait for each other. Null:
@@ -44,12 +47,28 @@ class BlockRunner {
   BlockRunner(const Model& model, ShardedParameters& parameters, RunnerOptions options);
 
   // Forward and backward of every micro-batch (there are options().micro_batches of them). Leaves
-  // the reduced gradients in the optimizer's slices. Returns this rank's sum of target losses /
-  // denominator, 0 where it has no head. Collective.
-  double ForwardBackward(std::span<const Batch> micro_batches, double denominator);
+  // the reduced gradients in the optimizer's slices. Returns this rank's sum of losses /
+  // denominator, 0 where it has no head; so with what it adds to the objective's `metrics`.
+  // Collective.
+  double ForwardBackward(std::span<const Batch> micro_batches, double denominator,
+                         ObjectiveMetrics& metrics);
 
   // Loss as above, without gradients. Collective.
-  double Loss(const Batch& batch, double denominator);
+  double Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics);
+
+  struct HeadOptions {
+    HeadMode mode = HeadMode::kLogprobs;
+    double temperature = 1.0;
+    bool adapters = true;
+  };
+  // What the head gives, without gradients; nothing where this rank has no head. Log-probabilities
+  // are, bit for bit, those that a training pass over the same micro-batch starts from. Collective.
+  Activations Head(const Batch& batch, const HeadOptions& options);
+
+  const Objective* objective() const { return options_.objective; }
+  // What a batch adds to the denominator.
+  double Count(const Batch& batch) const;
+  ObjectiveMetrics MakeMetrics() const;
 
  private:
   struct BlockPass {
@@ -72,6 +91,12 @@ class BlockRunner {
   int Local(int chunk, int block) const;
 
   ForwardContext Context(const Batch& batch, double denominator) const;
+  // The head's output and, under an objective, its loss.
+  Activations RunHead(const ForwardContext& context, const Activations& in,
+                      ObjectiveMetrics& metrics) const;
+  // A forward pass through all blocks but the head: the head's input, where this rank has it.
+  Activations RunStages(const Batch& batch, const ForwardContext& base);
+  std::span<const Parameter> HeadWeights();
   void Forward(Step& step, int chunk, int micro_batch, bool backward_is_next);
   void Backward(Step& step, int chunk, int micro_batch, bool split);
   void BlockBackward(Step& step, int chunk, int micro_batch, int block, ChunkPass& pass,

@@ -25,20 +25,22 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
                          parts_.batches.MicroBatches(progress_.step));
   StepMetrics metrics{.step = progress_.step + 1,
                       .learning_rate = options_.learning_rate.At(progress_.step)};
-  int64_t targets = 0;
+  double count = 0;
   for (const Batch& batch : micro_batches) {
-    targets += batch.num_targets;
+    count += parts_.runner.Count(batch);
     metrics.tokens += batch.tokens_BT.numel();
   }
-  targets = SumOverRanks(mesh.data_control(), targets);
+  count = SumOverRanks(mesh.data_control(), count);
   metrics.tokens = SumOverRanks(mesh.data_control(), metrics.tokens);
 
+  ObjectiveMetrics objective = parts_.runner.MakeMetrics();
   const double local_loss =
-      parts_.runner.ForwardBackward(micro_batches, std::max<int64_t>(1, targets));
+      parts_.runner.ForwardBackward(micro_batches, count > 0 ? count : 1.0, objective);
   metrics.loss = SumOverRanks(mesh.control(), mesh.reports_loss() ? local_loss : 0.0);
   metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), mesh.shard_control(),
                                      mesh.model_control());
 
+  metrics.objective = objective.Reduce(mesh);
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
     parts_.optimizer.Step({.learning_rate = metrics.learning_rate,

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -16,14 +18,15 @@ namespace shoal {
 
 // What a step did. Equal on every rank, but for `seconds`.
 struct StepMetrics {
-  int64_t step = 0;      // From 1
-  double loss = 0;       // Mean over the global batch's targets, before the update
+  int64_t step = 0;  // From 1
+  double loss = 0;   // Mean over what the global batch counts (targets, pairs), before the update
   double grad_norm = 0;  // Before clipping
   double learning_rate = 0;
   int64_t tokens = 0;      // Read by this step, over all ranks
   int64_t bytes_sent = 0;  // By this rank, along all axes of the mesh
   double seconds = 0;
   bool skipped = false;  // Loss or gradients were not finite: weights and states are as before
+  std::vector<std::pair<std::string, double>> objective;  // Its means (see ObjectiveMetrics)
 };
 
 // What a resumed run continues from, beside weights and optimizer states.

@@ -25,6 +25,7 @@ HeadBlock::HeadBlock(ParameterList& parameters, const ModelConfig& config)
 
 Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
   const Tensor normed_BTC = ctx.Enter(norm_.Forward(ctx.weights, in.hidden_BTC));
+  SHOAL_CHECK(ctx.head_mode != HeadMode::kScores) << "a language model's head gives no scores";
   const Parameter& weight = ctx.weights[weight_];
   Activations out;
   if (ctx.head_mode == HeadMode::kLogits) {
@@ -38,7 +39,10 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
                                     .ignore_index = Batch::kIgnoreIndex,
                                     .label_smoothing = ctx.label_smoothing,
                                     .unit_gradient = ctx.unit_gradient};
-  const Tensor rows_RC = normed_BTC.reshape({-1, hidden_size_}),
+  // Logits are linear in the hidden states, so those are what the temperature divides.
+  const bool scaled = ctx.head_mode == HeadMode::kLogprobs && ctx.temperature != 1.0;
+  const Tensor rows_RC =
+                   (scaled ? normed_BTC / ctx.temperature : normed_BTC).reshape({-1, hidden_size_}),
                targets_R = targets_BT.reshape({-1});
   if (ctx.tensor) {
     const TensorParallel::VocabularyOptions shared{.vocabulary = vocab_size_,

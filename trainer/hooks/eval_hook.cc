@@ -7,18 +7,20 @@ namespace shoal {
 absl::Status EvalHook::Evaluate(int64_t step) {
   if (batches_.empty() || evaluated_step_ == step) return absl::OkStatus();
   double loss = 0;
-  int64_t targets = 0;
+  double count = 0;
+  ObjectiveMetrics metrics = runner_.MakeMetrics();
   for (const Batch& batch : batches_) {
-    loss += runner_.Loss(batch, /*denominator=*/1.0);
-    targets += batch.num_targets;
+    loss += runner_.Loss(batch, /*denominator=*/1.0, metrics);
+    count += runner_.Count(batch);
   }
   loss = SumOverRanks(mesh_.control(), mesh_.reports_loss() ? loss : 0.0);
-  targets = SumOverRanks(mesh_.data_control(), targets);
-  loss_ = loss / static_cast<double>(targets);
+  loss_ = loss / SumOverRanks(mesh_.data_control(), count);
   evaluated_step_ = step;
   MetricsRow row;
   row.step = step;
   row.eval_loss = loss_;
+  for (const auto& [name, mean] : metrics.Reduce(mesh_))
+    row.extra.emplace_back("eval_" + name, mean);
   return log_.Write(row);
 }
 

@@ -40,6 +40,7 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
   // The first step warms caches up; what it says of speed is not worth a measurement of the peak.
   if (metrics.step > 1)
     row.extra.emplace_back("mfu", ModelFlopsUtilization(*row.tokens_per_second));
+  row.extra.insert(row.extra.end(), metrics.objective.begin(), metrics.objective.end());
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
   steps_ = tokens_ = 0;
   seconds_ = 0;
