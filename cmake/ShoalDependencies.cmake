@@ -9,7 +9,7 @@ find_package(nlohmann_json REQUIRED)
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-find_package(dnnl REQUIRED)
+find_package(OneDNN REQUIRED)
 
 # libtorch, without the wheel's TorchConfig.cmake: that insists on a CUDA toolkit, and its include
 # folder shadows protobuf, fmt and oneDNN with copies of other versions. Only the folders that are

@@ -26,6 +26,7 @@
 #include "launch/recipe_inputs.h"
 #include "trainer/parity.h"
 #include "trainer/parity_record.h"
+#include "trainer/recipe_options.h"
 
 namespace shoal {
 namespace {
@@ -200,14 +201,8 @@ absl::Status RecordOnThisRank(const Options& options) {
   SHOAL_ASSIGN_OR_RETURN(LoadedRecipe recipe, LoadRecipe(options.recipe, options.rest));
   // Both sides find the data that the first has prepared.
   recipe.proto.mutable_run()->set_output_dir(JoinPath(ParentPath(options.record), "run"));
-  const CommSection& comm = recipe.proto.comm();
-  SHOAL_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Communicator> world,
-      JoinRanks(environment,
-                {.transport = comm.transport() == CommSection::mpi ? CommTransport::kMpi
-                                                                   : CommTransport::kAuto,
-                 .deterministic = recipe.proto.run().deterministic(),
-                 .timeout = absl::Seconds(comm.timeout_s())}));
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> world,
+                         JoinRanks(environment, CommOptionsOf(recipe.proto)));
   const Logger log(world->rank(), world->size());
   PosixFileSystem files;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));

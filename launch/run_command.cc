@@ -15,7 +15,8 @@
 #include "launch/ranks.h"
 #include "launch/recipe_inputs.h"
 #include "launch/run_lock.h"
-#include "trainer/run_task.h"
+#include "launch/run_task.h"
+#include "trainer/recipe_options.h"
 
 namespace shoal {
 namespace {
@@ -33,13 +34,6 @@ absl::StatusOr<LoadedRecipe> CheckedRecipe(const Options& options, int ranks) {
   SHOAL_ASSIGN_OR_RETURN(const MeshPlan mesh, PlanMesh(recipe, ranks));
   SHOAL_RETURN_IF_ERROR(PlanBatch(recipe, mesh.data_parallel_ranks).status());
   return recipe;
-}
-
-CommOptions CommOptionsOf(const Recipe& recipe) {
-  return {.transport = recipe.comm().transport() == CommSection::mpi ? CommTransport::kMpi
-                                                                     : CommTransport::kAuto,
-          .deterministic = recipe.run().deterministic(),
-          .timeout = absl::Seconds(recipe.comm().timeout_s())};
 }
 
 absl::Status RunOnThisRank(const LoadedRecipe& recipe, const RankEnvironment& environment) {

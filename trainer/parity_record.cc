@@ -5,7 +5,6 @@
 #include <limits>
 #include <map>
 
-#include <c10/util/Exception.h>
 #include <google/protobuf/util/json_util.h>
 #include <nlohmann/json.hpp>
 
@@ -13,7 +12,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "core/recipe_validation.h"
-#include "trainer/hooks/save_hook.h"
+#include "trainer/state_pieces.h"
 #include "trainer/training_run.h"
 
 namespace shoal {
@@ -101,12 +100,12 @@ absl::Status TrainAndRecord(const LoadedRecipe& recipe, Communicator& world,
                             int64_t steps) {
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run,
                          TrainingRun::Build(recipe, world, environment));
-  auto hook =
-      std::make_unique<RecordHook>(folder, RecordHook::Parts{.files = environment.files,
-                                                             .mesh = run->mesh(),
-                                                             .model = run->model(),
-                                                             .parameters = run->parameters(),
-                                                             .optimizer = run->optimizer()});
+  auto hook = std::make_unique<RecordHook>(
+      folder, RecordHook::Parts{.files = environment.files,
+                                .mesh = run->engine().mesh(),
+                                .model = run->engine().model(),
+                                .parameters = run->engine().parameters(),
+                                .optimizer = run->engine().optimizer()});
   SHOAL_RETURN_IF_ERROR(hook->RecordStart(run->progress().step));
   return run->TrainWatched(steps, std::move(hook));
 }
@@ -145,15 +144,7 @@ absl::Status CheckComparable(const LoadedRecipe& a, int ranks_a, const LoadedRec
 absl::Status RecordRun(const LoadedRecipe& recipe, Communicator& world,
                        const TaskEnvironment& environment, const std::string& folder,
                        int64_t steps) {
-  try {
-    return TrainAndRecord(recipe, world, environment, folder, steps);
-  } catch (const CommError& error) {
-    return absl::UnavailableError(error.what());
-  } catch (const c10::Error& error) {
-    return absl::InternalError(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return absl::InternalError(error.what());
-  }
+  return Caught([&] { return TrainAndRecord(recipe, world, environment, folder, steps); });
 }
 
 absl::Status RecordHook::RecordStart(int64_t step) {

@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
-#include "trainer/run_task.h"
+#include "core/recipe.h"
+#include "trainer/task.h"
 #include "trainer/trainer.h"
 
 namespace shoal {

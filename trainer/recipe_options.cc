@@ -16,6 +16,13 @@ at::ScalarType ComputeDtype(const Recipe& recipe) {
   return *DtypeFromName(Dtype_Name(recipe.model().dtype()));
 }
 
+CommOptions CommOptionsOf(const Recipe& recipe) {
+  return {.transport = recipe.comm().transport() == CommSection::mpi ? CommTransport::kMpi
+                                                                     : CommTransport::kAuto,
+          .deterministic = recipe.run().deterministic(),
+          .timeout = absl::Seconds(recipe.comm().timeout_s())};
+}
+
 MeshShape ShapeOf(const MeshPlan& plan) {
   return {.replicate = plan.replicate,
           .shard = plan.shard,

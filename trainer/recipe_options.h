@@ -10,6 +10,7 @@
 #include "models/model.h"
 #include "optim/lr_schedule.h"
 #include "optim/update_rule.h"
+#include "parallel/comm/comm_options.h"
 #include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
@@ -18,6 +19,7 @@
 namespace shoal {
 
 at::ScalarType ComputeDtype(const Recipe& recipe);
+CommOptions CommOptionsOf(const Recipe& recipe);
 MeshShape ShapeOf(const MeshPlan& plan);
 // The ranks that will share the states.
 struct ShardGroup {

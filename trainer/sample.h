@@ -4,7 +4,7 @@
 #include "core/file_system.h"
 #include "core/recipe.pb.h"
 #include "core/status.h"
-#include "trainer/run_task.h"
+#include "trainer/task.h"
 
 namespace shoal {
 

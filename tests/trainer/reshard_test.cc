@@ -9,7 +9,7 @@
 #include "core/status.h"
 #include "parallel/comm/local_communicator.h"
 #include "tests/trainer/training_job.h"
-#include "trainer/hooks/save_hook.h"
+#include "trainer/state_pieces.h"
 
 namespace shoal {
 namespace {

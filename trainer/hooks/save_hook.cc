@@ -2,20 +2,9 @@
 
 #include "absl/time/clock.h"
 #include "core/status.h"
+#include "trainer/state_pieces.h"
 
 namespace shoal {
-
-std::vector<StatePiece> ToStatePieces(const std::vector<ShardedOptimizer::NamedPiece>& pieces) {
-  std::vector<StatePiece> out;
-  out.reserve(pieces.size());
-  for (const auto& piece : pieces) {
-    out.push_back({.name = piece.name,
-                   .shape = piece.spec->memory_shape(),
-                   .begin = piece.begin,
-                   .data = piece.data});
-  }
-  return out;
-}
 
 absl::Status SaveHook::Save(const TrainProgress& progress) {
   if (options_.saved_step == progress.step) return absl::OkStatus();

@@ -47,7 +47,4 @@ class SaveHook final : public Hook {
   double trained_seconds_ = 0;
 };
 
-// Pieces of the optimizer's state as a checkpoint wants them: views, nothing is copied.
-std::vector<StatePiece> ToStatePieces(const std::vector<ShardedOptimizer::NamedPiece>& pieces);
-
 }  // namespace shoal

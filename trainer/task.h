@@ -1,12 +1,12 @@
-// A recipe's task, from data to export, on the ranks of a job.
+// What every task is given, and the folders it leaves.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "core/file_system.h"
 #include "core/log.h"
-#include "core/recipe.h"
-#include "parallel/comm/communicator.h"
+#include "core/status.h"
 
 namespace shoal {
 
@@ -19,15 +19,14 @@ struct TaskEnvironment {
   bool rewrite_line = false;    // The console is a terminal
 };
 
-// Does what the recipe asks. Collective: every rank of `world` calls it with the same recipe. What
-// fails in tensor mathematics or in a collective comes back as a Status here.
-absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world,
-                     const TaskEnvironment& environment);
-
 // "runs/quickstart" -> the folders and files that a run leaves there.
 struct RunPaths {
   explicit RunPaths(const std::string& output_dir);
   std::string root, metrics, resolved_recipe, tensorboard, checkpoints, exported, report, samples;
 };
+
+// What `task` returns. What fails in tensor mathematics or in a collective throws: it becomes a
+// Status here, and nowhere else.
+absl::Status Caught(const std::function<absl::Status()>& task);
 
 }  // namespace shoal

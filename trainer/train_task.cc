@@ -1,6 +1,4 @@
-#include "trainer/run_task.h"
-
-#include <c10/util/Exception.h>
+#include "trainer/train_task.h"
 
 #include "checkpoint/agreement.h"
 #include "checkpoint/export.h"
@@ -11,21 +9,8 @@
 
 namespace shoal {
 
-RunPaths::RunPaths(const std::string& output_dir)
-    : root(output_dir),
-      metrics(JoinPath(output_dir, "metrics.jsonl")),
-      resolved_recipe(JoinPath(output_dir, "recipe.resolved.yaml")),
-      tensorboard(JoinPath(output_dir, "tensorboard")),
-      checkpoints(JoinPath(output_dir, "checkpoints")),
-      exported(JoinPath(output_dir, "export")),
-      report(JoinPath(output_dir, "report.html")),
-      samples(JoinPath(output_dir, "samples.txt")) {}
-
-namespace {
-
-// What follows training: the Hugging Face folder, text from it, the report.
-absl::Status Finish(const LoadedRecipe& recipe, Communicator& world,
-                    const TaskEnvironment& environment) {
+absl::Status FinishRun(const LoadedRecipe& recipe, Communicator& world,
+                       const TaskEnvironment& environment) {
   const RunPaths paths(recipe.proto.run().output_dir());
   if (recipe.proto.checkpoint().export_hf() == CheckpointSection::final) {
     SHOAL_RETURN_IF_ERROR(
@@ -52,8 +37,8 @@ absl::Status Finish(const LoadedRecipe& recipe, Communicator& world,
   return Agree(world, finished);
 }
 
-absl::Status Run(const LoadedRecipe& recipe, Communicator& world,
-                 const TaskEnvironment& environment) {
+absl::Status RunTraining(const LoadedRecipe& recipe, Communicator& world,
+                         const TaskEnvironment& environment) {
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run,
                          TrainingRun::Build(recipe, world, environment));
   if (run->complete()) {
@@ -62,26 +47,7 @@ absl::Status Run(const LoadedRecipe& recipe, Communicator& world,
   } else {
     SHOAL_RETURN_IF_ERROR(run->Train());
   }
-  return Finish(recipe, world, environment);
-}
-
-}  // namespace
-
-absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world,
-                     const TaskEnvironment& environment) {
-  try {
-    return Run(recipe, world, environment);
-  } catch (const CommError& error) {
-    return absl::UnavailableError(error.what());
-  } catch (const c10::Error& error) {
-    return absl::InternalError(error.what_without_backtrace());
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError(
-        "out of memory: lower training.per_device_train_batch_size, raise zero.stage or use more "
-        "ranks");
-  } catch (const std::exception& error) {
-    return absl::InternalError(error.what());
-  }
+  return FinishRun(recipe, world, environment);
 }
 
 }  // namespace shoal

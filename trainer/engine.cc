@@ -1,0 +1,156 @@
+#include "trainer/engine.h"
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "core/metrics_console.h"
+#include "core/status.h"
+#include "kernels/matmul.h"
+#include "optim/grad_norm.h"
+#include "parallel/pipeline/simulate.h"
+#include "trainer/state_pieces.h"
+#include "trainer/weights_setup.h"
+
+namespace shoal {
+namespace {
+
+// "4, 3, 3".
+std::string StageSizes(const std::vector<BlockRange>& stages) {
+  return absl::StrJoin(stages, ", ", [](std::string* out, const BlockRange& range) {
+    absl::StrAppend(out, range.size());
+  });
+}
+
+}  // namespace
+
+void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks) {
+  const at::ScalarType dtype = ComputeDtype(recipe);
+  if (recipe.run().deterministic() || dtype == at::kDouble) return;
+  const bool aten = ranks.rank() == 0 && MeasureMatMulBackend(dtype) == MatMulBackend::kAten;
+  if (SumOverRanks(ranks, int64_t{aten}) > 0) SetMatMulBackend(dtype, MatMulBackend::kAten);
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Build(const LoadedRecipe& recipe, DeviceMesh mesh,
+                                                      const BatchPlan& batch,
+                                                      const ModelConfig& config) {
+  auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch));
+  SHOAL_RETURN_IF_ERROR(engine->BuildBlocks(config));
+  SHOAL_RETURN_IF_ERROR(engine->PlanStages());
+  SHOAL_RETURN_IF_ERROR(engine->BuildStates());
+  return engine;
+}
+
+absl::Status Engine::BuildBlocks(const ModelConfig& config) {
+  const Recipe& recipe = recipe_.proto;
+  const bool sequence_parallel = recipe.parallelism().sequence_parallel();
+  if (mesh_.shape().tensor > 1) tensor_.emplace(mesh_.tensor(), sequence_parallel);
+  absl::StatusOr<Model> model = BuildModel(config, tensor_ ? tensor_->place() : TensorPlace());
+  if (!model.ok()) return recipe_.ErrorAt("parallelism.tensor_parallel", model.status().message());
+  model_ = *std::move(model);
+  const int64_t rows = batch_.per_device * recipe.data().seq_length();
+  if (tensor_ && sequence_parallel && rows % mesh_.shape().tensor != 0) {
+    return recipe_.ErrorAt(
+        "parallelism.tensor_parallel",
+        absl::StrFormat("a micro-batch's %d sequences * %d tokens do not divide over %d ranks: "
+                        "change the batch or set sequence_parallel: false",
+                        batch_.per_device, recipe.data().seq_length(), mesh_.shape().tensor));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::PlanStages() {
+  const Recipe& recipe = recipe_.proto;
+  absl::StatusOr<Schedule> schedule = PipelineScheduleOf(recipe.parallelism(), batch_.accumulation);
+  if (!schedule.ok())
+    return recipe_.ErrorAt("parallelism.pipeline_chunks", schedule.status().message());
+  absl::StatusOr<std::vector<BlockRange>> stages =
+      StagesOf(model_, schedule->stages(), recipe.data().seq_length());
+  if (!stages.ok())
+    return recipe_.ErrorAt("parallelism.pipeline_parallel", stages.status().message());
+  static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
+                                             Recompute::kFull};
+  runner_options_ = {.tensor = tensor_ ? &*tensor_ : nullptr,
+                     .recompute = kRecompute[recipe.training().activation_checkpointing()],
+                     .label_smoothing = recipe.training().label_smoothing_factor(),
+                     .schedule = *std::move(schedule),
+                     .stages = *std::move(stages)};
+  if (mesh_.shape().pipeline > 1) {
+    runner_options_.activations = &mesh_.pipeline();
+    runner_options_.gradients = &mesh_.pipeline_gradients();
+  }
+  const Schedule& order = runner_options_.schedule;
+  mesh_.set_loss_stage(order.PlaceOf(order.stages() - 1).rank);
+  return absl::OkStatus();
+}
+
+absl::Status Engine::BuildStates() {
+  std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(),
+                                  recipe_.proto.model().freeze().end());
+  absl::StatusOr<std::vector<BlockParameters>> blocks = DescribeParameters(model_, freeze);
+  if (!blocks.ok()) return recipe_.ErrorAt("model.freeze", blocks.status().message());
+  const Schedule& schedule = runner_options_.schedule;
+  std::vector<BlockRange> chunks;
+  for (int chunk = 0; chunk < schedule.chunks; ++chunk)
+    chunks.push_back(runner_options_.stages[schedule.StageOf(mesh_.pipeline().rank(), chunk)]);
+  Communicator* tied_stages =
+      mesh_.TieStages(RanksWithTiedWeights(*blocks, schedule, runner_options_.stages));
+  parameters_ = std::make_unique<ShardedParameters>(
+      OfChunks(*blocks, chunks),
+      ZeroOptionsOf(recipe_.proto, batch_,
+                    {.ranks = mesh_.shard().size(), .leaves_host = mesh_.shard().name() == "mpi"}),
+      GroupsOf(mesh_, tied_stages));
+  if (SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
+    return recipe_.ErrorAt("model.freeze", "every weight is frozen");
+  optimizer_ = std::make_unique<ShardedOptimizer>(
+      UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
+      ShardedOptimizer::Options{.decay_all = recipe_.proto.optimizer().decay_all()});
+  return absl::OkStatus();
+}
+
+void Engine::InitializeRandom(uint64_t seed) { InitializeWeights(seed, *optimizer_, *parameters_); }
+
+absl::Status Engine::ReadFolder(FileSystem& files, const std::string& folder) {
+  SHOAL_ASSIGN_OR_RETURN(const WeightReader reader, WeightReader::Open(files, folder, model_));
+  return ReadWeights(reader, *optimizer_, *parameters_);
+}
+
+absl::StatusOr<TrainerState> Engine::LoadCheckpoint(FileSystem& files,
+                                                    const std::string& checkpoint) {
+  SHOAL_ASSIGN_OR_RETURN(TrainerState state,
+                         shoal::LoadCheckpoint(files, mesh_.control(), checkpoint,
+                                               ToStatePieces(optimizer_->PiecesToLoad())));
+  parameters_->SyncFromMaster();
+  return state;
+}
+
+BlockRunner Engine::MakeRunner(const Objective* objective) {
+  RunnerOptions options = runner_options_;
+  options.objective = objective;
+  return BlockRunner(model_, *parameters_, std::move(options));
+}
+
+std::vector<std::string> Engine::Describe() const {
+  const HeldBytes held = parameters_->held_bytes();
+  const int64_t total = model_.num_parameters();
+  const int64_t trained = SumOverRanks(mesh_.model_control(), parameters_->num_trainable());
+  const std::string layout =
+      mesh_.shape().pipeline == 1
+          ? ""
+          : absl::StrFormat(", %s with stages of %s blocks, %.0f %% idle",
+                            NameOf(runner_options_.schedule.kind),
+                            StageSizes(runner_options_.stages),
+                            100 * Simulate(runner_options_.schedule, {})->bubble);
+  return {
+      absl::StrFormat("model     %s, %.2fM parameters, %.2fM trained, computed in %s",
+                      model_.config.json.value("model_type", "?"), total * 1e-6, trained * 1e-6,
+                      Dtype_Name(recipe_.proto.model().dtype())),
+      absl::StrFormat("mesh      %s, ZeRO stage %d%s", mesh_.shape().Equation(),
+                      recipe_.proto.zero().stage(), layout),
+      absl::StrFormat("batch     %s, %d tokens a step", batch_.equation,
+                      batch_.global * recipe_.proto.data().seq_length()),
+      absl::StrFormat(
+          "held/rank weights %s, gradients %s, master weights %s, optimizer %s, gathered units %s",
+          HumanBytes(held.weights), HumanBytes(held.gradients), HumanBytes(held.master_weights),
+          HumanBytes(optimizer_->state_bytes()), HumanBytes(held.gathered))};
+}
+
+}  // namespace shoal

@@ -1,0 +1,79 @@
+// One model in training on the ranks of a mesh: this rank's blocks, its stages of the pipeline, its
+// shards of weights, gradients and optimizer states. Every task trains through one or several.
+//
+//   SHOAL_ASSIGN_OR_RETURN(auto engine, Engine::Build(recipe, std::move(mesh), batch, config));
+//   engine->InitializeRandom(seed);                      // or ReadFolder, or a checkpoint
+//   BlockRunner runner = engine->MakeRunner();
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "models/model.h"
+#include "optim/sharded_optimizer.h"
+#include "parallel/device_mesh.h"
+#include "parallel/sharded_parameters.h"
+#include "trainer/block_runner.h"
+#include "trainer/recipe_options.h"
+
+namespace shoal {
+
+class Engine {
+ public:
+  // `recipe` says how the model is shared out and by which rule it is trained; what does not go
+  // together is an error at the key to blame. It must outlive the engine. Weights have no values
+  // yet. Collective over the mesh, as are the calls below.
+  static absl::StatusOr<std::unique_ptr<Engine>> Build(const LoadedRecipe& recipe, DeviceMesh mesh,
+                                                       const BatchPlan& batch,
+                                                       const ModelConfig& config);
+
+  // Each weight a function of the seed and its name.
+  void InitializeRandom(uint64_t seed);
+  // The weights of a Hugging Face folder.
+  absl::Status ReadFolder(FileSystem& files, const std::string& folder);
+  // The optimizer's states, weights among them, out of a checkpoint; the weights that compute
+  // follow. What else the checkpoint says is returned.
+  absl::StatusOr<TrainerState> LoadCheckpoint(FileSystem& files, const std::string& checkpoint);
+
+  // `objective` outlives the runner; null: the cross entropy of all targets.
+  BlockRunner MakeRunner(const Objective* objective = nullptr);
+
+  DeviceMesh& mesh() { return mesh_; }
+  const DeviceMesh& mesh() const { return mesh_; }
+  const BatchPlan& batch() const { return batch_; }
+  const Model& model() const { return model_; }
+  const RunnerOptions& runner_options() const { return runner_options_; }
+  ShardedParameters& parameters() { return *parameters_; }
+  const ShardedParameters& parameters() const { return *parameters_; }
+  ShardedOptimizer& optimizer() { return *optimizer_; }
+  const ShardedOptimizer& optimizer() const { return *optimizer_; }
+
+  // Model, mesh, batch and what this rank holds, a line each.
+  std::vector<std::string> Describe() const;
+
+ private:
+  Engine(const LoadedRecipe& recipe, DeviceMesh mesh, const BatchPlan& batch)
+      : recipe_(recipe), mesh_(std::move(mesh)), batch_(batch) {}
+
+  absl::Status BuildBlocks(const ModelConfig& config);
+  absl::Status PlanStages();
+  absl::Status BuildStates();
+
+  const LoadedRecipe& recipe_;
+  DeviceMesh mesh_;
+  BatchPlan batch_;
+  std::optional<TensorParallel> tensor_;  // Empty: one rank holds each matrix whole
+  Model model_;
+  RunnerOptions runner_options_;
+  std::unique_ptr<ShardedParameters> parameters_;
+  std::unique_ptr<ShardedOptimizer> optimizer_;
+};
+
+// The library that multiplies fastest on this machine, the same on all ranks; a deterministic run
+// depends on no measurement. Once a job, before its engines are built. Collective.
+void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks);
+
+}  // namespace shoal
