@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -67,21 +68,22 @@ absl::StatusOr<DataLoader> DataLoader::Create(const DataLoaderOptions& options) 
   return loader;
 }
 
-absl::StatusOr<Batch> DataLoader::MakeBatch(const SequenceSource& source,
-                                            const std::vector<int64_t>& sequences) const {
+absl::StatusOr<Batch> ReadSequences(const SequenceSource& source, const DataSection& data,
+                                    std::span<const int64_t> sequences) {
   const auto rows = static_cast<int64_t>(sequences.size());
-  const bool documents = options_.data.packing() && options_.data.document_mask();
+  const int64_t seq_length = data.seq_length();
+  const bool documents = data.packing() && data.document_mask();
   Batch batch;
-  batch.tokens_BT = at::empty({rows, seq_length_}, at::kLong);
-  batch.targets_BT = at::empty({rows, seq_length_}, at::kLong);
-  batch.positions_BT = at::empty({rows, seq_length_}, at::kLong);
-  if (documents) batch.documents_BT = at::zeros({rows, seq_length_}, at::kInt);
+  batch.tokens_BT = at::empty({rows, seq_length}, at::kLong);
+  batch.targets_BT = at::empty({rows, seq_length}, at::kLong);
+  batch.positions_BT = at::empty({rows, seq_length}, at::kLong);
+  if (documents) batch.documents_BT = at::zeros({rows, seq_length}, at::kInt);
   for (int64_t b = 0; b < rows; ++b) {
     SequenceRow row{
         RowOf(batch.tokens_BT, b), RowOf(batch.targets_BT, b), RowOf(batch.positions_BT, b), {}};
     if (documents) {
-      row.documents = {batch.documents_BT.mutable_data_ptr<int32_t>() + b * seq_length_,
-                       static_cast<size_t>(seq_length_)};
+      row.documents = {batch.documents_BT.mutable_data_ptr<int32_t>() + b * seq_length,
+                       static_cast<size_t>(seq_length)};
     }
     // A row without targets repeats the first sequence: any tokens will do.
     SHOAL_ASSIGN_OR_RETURN(const int64_t targets,
@@ -107,7 +109,9 @@ absl::StatusOr<std::vector<Batch>> DataLoader::MicroBatches(int64_t step) const 
       sequences.push_back(
           o.data.shuffle() ? ShufflePermutation(o.seed, epoch, num_sequences())(place) : place);
     }
-    SHOAL_ASSIGN_OR_RETURN(Batch batch, MakeBatch(*train_, sequences));
+    SHOAL_ASSIGN_OR_RETURN(Batch batch, ReadSequences(*train_, o.data, sequences));
+    const int64_t first = step * global_rows + (m * o.num_ranks + o.rank) * o.rows;
+    batch.sequences_B = at::arange(first, first + o.rows, at::kLong);
     batches.push_back(std::move(batch));
   }
   return batches;
@@ -126,7 +130,7 @@ absl::StatusOr<Batch> DataLoader::EvalBatch(int64_t index) const {
     const int64_t sequence = (index * options_.num_ranks + options_.rank) * options_.rows + b;
     sequences.push_back(sequence < eval_->num_sequences() ? sequence : -1);
   }
-  return MakeBatch(*eval_, sequences);
+  return ReadSequences(*eval_, options_.data, sequences);
 }
 
 absl::StatusOr<std::vector<Batch>> DataLoader::EvalBatches(int64_t max_batches) const {

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -30,6 +31,11 @@ struct DataLoaderOptions {
   int rank = 0;           // Among the data-parallel ranks
   int num_ranks = 1;
 };
+
+// Rows `sequences` of `source` as a batch of data.seq_length, on the CPU; an index of -1 is a row
+// without targets.
+absl::StatusOr<Batch> ReadSequences(const SequenceSource& source, const DataSection& data,
+                                    std::span<const int64_t> sequences);
 
 class DataLoader {
  public:
@@ -55,9 +61,6 @@ class DataLoader {
 
  private:
   DataLoader() = default;
-  // Rows `sequences` of `source`; an index of -1 is a row without targets.
-  absl::StatusOr<Batch> MakeBatch(const SequenceSource& source,
-                                  const std::vector<int64_t>& sequences) const;
 
   DataLoaderOptions options_;
   int64_t seq_length_ = 0;

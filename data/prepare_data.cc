@@ -121,7 +121,7 @@ class Preparation {
   // Everything that the result depends on: options, and path, size and modification time of every
   // input.
   absl::StatusOr<std::string> Digest() const {
-    std::string all = "1";
+    std::string all = options_.shard_per_file ? "1 by file" : "1";
     const auto add_file = [&](const std::string& path) {
       struct stat info {};
       if (stat(path.c_str(), &info) != 0) return;
@@ -220,8 +220,10 @@ class Preparation {
         shards.push_back(sources[i++].file.path);
         continue;
       }
-      size_t end = i;
-      while (end < sources.size() && sources[end].file.format != DataSource::tokens) ++end;
+      size_t end = i + 1;
+      while (!options_.shard_per_file && end < sources.size() &&
+             sources[end].file.format != DataSource::tokens)
+        ++end;
       shards.push_back(JoinPath(DataFolder(options_.output_dir),
                                 absl::StrCat(name, "-", shards.size(), ".bin")));
       SHOAL_RETURN_IF_ERROR(Tokenize(std::span(sources).subspan(i, end - i), shards.back()));

@@ -18,6 +18,8 @@ struct PrepareOptions {
   std::string model_path;  // model.name_or_path: where the tokenizer is if the recipe names none
   std::string output_dir;
   int num_threads = 1;
+  // Each text file becomes a shard of its own, in their order; else neighbours share one.
+  bool shard_per_file = false;
   // Told what takes time, as whole lines. May be empty.
   std::function<void(const std::string&)> progress;
 };

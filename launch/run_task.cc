@@ -10,6 +10,8 @@ absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world,
     switch (recipe.proto.task()) {
       case pretrain:
         return RunTraining(recipe, world, environment);
+      case federated:
+        break;
     }
     return absl::InternalError(absl::StrCat("task ", Task_Name(recipe.proto.task())));
   });

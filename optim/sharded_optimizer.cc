@@ -1,9 +1,12 @@
 #include "optim/sharded_optimizer.h"
 
+#include <algorithm>
+
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "absl/strings/str_cat.h"
+#include "core/status.h"
 
 namespace shoal {
 namespace {
@@ -104,6 +107,22 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToSave() const
 }
 std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToLoad() const {
   return Pieces(false);
+}
+
+void ShardedOptimizer::ResetStates() {
+  at::NoGradGuard no_grad;
+  for (OwnedStates& owned : owned_) {
+    for (Tensor& state : owned.states) state.zero_();
+  }
+}
+
+std::vector<Tensor> ShardedOptimizer::State(const std::string& name) const {
+  const auto names = rule_->state_names();
+  const auto found = std::find(names.begin(), names.end(), name);
+  SHOAL_CHECK(found != names.end()) << "the update rule keeps no \"" << name << "\"";
+  std::vector<Tensor> views;
+  for (const OwnedStates& owned : owned_) views.push_back(owned.states[found - names.begin()]);
+  return views;
 }
 
 int64_t ShardedOptimizer::state_bytes() const {

@@ -38,6 +38,12 @@ class ShardedOptimizer {
   // What this rank must fill on loading (more than it saves at stage 0). SyncFromMaster() follows.
   std::vector<NamedPiece> PiecesToLoad() const;
 
+  // Every state to zeros, as before the first step.
+  void ResetStates();
+  const UpdateRule& rule() const { return *rule_; }
+  // The rule's state of that name: a view a slice of ShardedParameters::optimizer_slices().
+  std::vector<Tensor> State(const std::string& name) const;
+
   int64_t state_bytes() const;  // Held here by the rule's states
 
  private:

@@ -31,11 +31,12 @@ void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks) {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Build(const LoadedRecipe& recipe, DeviceMesh mesh,
                                                       const BatchPlan& batch,
-                                                      const ModelConfig& config) {
+                                                      const ModelConfig& config,
+                                                      std::unique_ptr<UpdateRule> rule) {
   auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch));
   SHOAL_RETURN_IF_ERROR(engine->BuildBlocks(config));
   SHOAL_RETURN_IF_ERROR(engine->PlanStages());
-  SHOAL_RETURN_IF_ERROR(engine->BuildStates());
+  SHOAL_RETURN_IF_ERROR(engine->BuildStates(std::move(rule)));
   return engine;
 }
 
@@ -44,7 +45,11 @@ absl::Status Engine::BuildBlocks(const ModelConfig& config) {
   const bool sequence_parallel = recipe.parallelism().sequence_parallel();
   if (mesh_.shape().tensor > 1) tensor_.emplace(mesh_.tensor(), sequence_parallel);
   absl::StatusOr<Model> model = BuildModel(config, tensor_ ? tensor_->place() : TensorPlace());
-  if (!model.ok()) return recipe_.ErrorAt("parallelism.tensor_parallel", model.status().message());
+  if (!model.ok()) {
+    const char* key = absl::IsNotFound(model.status()) ? "model.lora.target_modules"
+                                                       : "parallelism.tensor_parallel";
+    return recipe_.ErrorAt(key, model.status().message());
+  }
   model_ = *std::move(model);
   const int64_t rows = batch_.per_device * recipe.data().seq_length();
   if (tensor_ && sequence_parallel && rows % mesh_.shape().tensor != 0) {
@@ -71,6 +76,9 @@ absl::Status Engine::PlanStages() {
   runner_options_ = {.tensor = tensor_ ? &*tensor_ : nullptr,
                      .recompute = kRecompute[recipe.training().activation_checkpointing()],
                      .label_smoothing = recipe.training().label_smoothing_factor(),
+                     .dropout_seed = model_.config.dropout.any()
+                                         ? std::optional<uint64_t>(recipe.run().seed())
+                                         : std::nullopt,
                      .schedule = *std::move(schedule),
                      .stages = *std::move(stages)};
   if (mesh_.shape().pipeline > 1) {
@@ -82,7 +90,7 @@ absl::Status Engine::PlanStages() {
   return absl::OkStatus();
 }
 
-absl::Status Engine::BuildStates() {
+absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
   std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(),
                                   recipe_.proto.model().freeze().end());
   absl::StatusOr<std::vector<BlockParameters>> blocks = DescribeParameters(model_, freeze);
@@ -101,7 +109,7 @@ absl::Status Engine::BuildStates() {
   if (SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
   optimizer_ = std::make_unique<ShardedOptimizer>(
-      UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
+      rule ? std::move(rule) : UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
       ShardedOptimizer::Options{.decay_all = recipe_.proto.optimizer().decay_all()});
   return absl::OkStatus();
 }
@@ -110,7 +118,7 @@ void Engine::InitializeRandom(uint64_t seed) { InitializeWeights(seed, *optimize
 
 absl::Status Engine::ReadFolder(FileSystem& files, const std::string& folder) {
   SHOAL_ASSIGN_OR_RETURN(const WeightReader reader, WeightReader::Open(files, folder, model_));
-  return ReadWeights(reader, *optimizer_, *parameters_);
+  return ReadWeights(reader, recipe_.proto.run().seed(), *optimizer_, *parameters_);
 }
 
 absl::StatusOr<TrainerState> Engine::LoadCheckpoint(FileSystem& files,

@@ -25,10 +25,12 @@ class Engine {
  public:
   // `recipe` says how the model is shared out and by which rule it is trained; what does not go
   // together is an error at the key to blame. It must outlive the engine. Weights have no values
-  // yet. Collective over the mesh, as are the calls below.
+  // yet. `rule`: of the optimizer; null: the one that recipe.optimizer names. Collective over the
+  // mesh, as are the calls below.
   static absl::StatusOr<std::unique_ptr<Engine>> Build(const LoadedRecipe& recipe, DeviceMesh mesh,
                                                        const BatchPlan& batch,
-                                                       const ModelConfig& config);
+                                                       const ModelConfig& config,
+                                                       std::unique_ptr<UpdateRule> rule = nullptr);
 
   // Each weight a function of the seed and its name.
   void InitializeRandom(uint64_t seed);
@@ -60,7 +62,7 @@ class Engine {
 
   absl::Status BuildBlocks(const ModelConfig& config);
   absl::Status PlanStages();
-  absl::Status BuildStates();
+  absl::Status BuildStates(std::unique_ptr<UpdateRule> rule);
 
   const LoadedRecipe& recipe_;
   DeviceMesh mesh_;

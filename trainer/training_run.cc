@@ -3,10 +3,9 @@
 #include "absl/strings/str_format.h"
 #include "checkpoint/agreement.h"
 #include "core/metrics_console.h"
-#include "core/metrics_jsonl.h"
 #include "core/status.h"
-#include "core/tensorboard_writer.h"
 #include "trainer/hooks/save_hook.h"
+#include "trainer/run_folder.h"
 
 namespace shoal {
 namespace {
@@ -22,14 +21,6 @@ class LoaderBatches final : public BatchSource {
  private:
   const DataLoader& loader_;
 };
-
-bool Reports(const LoggingSection& logging, LoggingSection::Sink sink) {
-  if (logging.report_to().empty()) return true;
-  for (int entry : logging.report_to()) {
-    if (entry == sink) return true;
-  }
-  return false;
-}
 
 }  // namespace
 
@@ -97,24 +88,6 @@ void TrainingRun::Describe() const {
   for (const std::string& line : engine_->Describe()) log.Info(line);
 }
 
-absl::StatusOr<std::string> TrainingRun::CheckpointToResume() {
-  const std::string& resume = recipe_.proto.checkpoint().resume();
-  if (resume != "auto" && resume != "never") return resume;
-  std::vector<std::string> skipped;
-  SHOAL_ASSIGN_OR_RETURN(
-      const std::optional<std::string> newest,
-      FindNewestValid(environment_.files, engine_->mesh().control(), paths_.checkpoints, &skipped));
-  for (const std::string& line : skipped) {
-    if (engine_->mesh().control().rank() == 0) environment_.log.Warning(line);
-  }
-  if (newest && resume == "never") {
-    return recipe_.ErrorAt("checkpoint.resume",
-                           absl::StrCat("never, but ", *newest,
-                                        " is there: choose another run.output_dir or remove it"));
-  }
-  return newest.value_or("");
-}
-
 std::string TrainingRun::DataFingerprint() const {
   return absl::StrFormat("%d documents, %d tokens, vocabulary %d, seq_length %d, seed %d",
                          prepared_.train_documents, prepared_.train_tokens, prepared_.vocab_size,
@@ -148,7 +121,8 @@ absl::Status TrainingRun::Resume(const std::string& checkpoint) {
 }
 
 absl::Status TrainingRun::FillStates() {
-  SHOAL_ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointToResume());
+  SHOAL_ASSIGN_OR_RETURN(const std::string checkpoint,
+                         CheckpointToResume(recipe_, environment_, engine_->mesh().control()));
   if (!checkpoint.empty()) return Resume(checkpoint);
   if (recipe_.proto.model().init() == ModelSection::random) {
     engine_->InitializeRandom(recipe_.proto.run().seed());
@@ -159,28 +133,9 @@ absl::Status TrainingRun::FillStates() {
 
 absl::StatusOr<std::unique_ptr<LogHook>> TrainingRun::MakeLogHook() {
   const LoggingSection& logging = recipe_.proto.logging();
-  std::vector<std::unique_ptr<MetricsSink>> sinks;
-  absl::Status opened = absl::OkStatus();
-  const auto add = [&](absl::StatusOr<std::unique_ptr<MetricsSink>> sink) {
-    if (!sink.ok())
-      opened = sink.status();
-    else
-      sinks.push_back(std::move(*sink));
-  };
-  if (engine_->mesh().control().rank() == 0) {
-    if (Reports(logging, LoggingSection::jsonl_file)) {
-      add(OpenJsonlSink(environment_.files, paths_.metrics, progress_.step));
-    }
-    if (Reports(logging, LoggingSection::tensorboard)) {
-      add(OpenTensorboardSink(environment_.files, paths_.tensorboard, progress_.step,
-                              recipe_.ResolvedYaml()));
-    }
-    if (Reports(logging, LoggingSection::console)) {
-      add(MakeConsoleSink(stdout,
-                          {.max_steps = num_steps_, .rewrite_line = environment_.rewrite_line}));
-    }
-  }
-  SHOAL_RETURN_IF_ERROR(Agree(engine_->mesh().control(), opened));
+  SHOAL_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<MetricsSink>> sinks,
+                         OpenMetricsSinks(recipe_, environment_, engine_->mesh().control(),
+                                          {.done = progress_.step, .all = num_steps_}));
   // A backward pass costs twice a forward one.
   return std::make_unique<LogHook>(
       LogHook::Options{.every_steps = logging.steps(),

@@ -42,7 +42,6 @@ class TrainingRun {
   absl::Status BuildLoader();
   absl::Status FillStates();  // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);
-  absl::StatusOr<std::string> CheckpointToResume();  // "" for none
   Trainer MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches);
   absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook();
   TrainerState ConstantState() const;
