@@ -57,16 +57,15 @@ Tensor ValueLoss(const Tensor& values_BT, const Tensor& old_values_BT, const Ten
 
 Tensor LossWeights(const Tensor& mask_BT, LossAggregation aggregation, int64_t maximum_length) {
   const Tensor mask = mask_BT.to(at::kDouble);
-  const double sequences = static_cast<double>(mask.size(0));
   switch (aggregation) {
     case LossAggregation::kTokenMean:
-      return mask / mask.sum().clamp_min(1);
+      return mask * (static_cast<double>(mask.size(0)) / mask.sum().clamp_min(1));
     case LossAggregation::kSequenceMean:
-      return mask / mask.sum(1, /*keepdim=*/true).clamp_min(1) / sequences;
+      return mask / mask.sum(1, /*keepdim=*/true).clamp_min(1);
     case LossAggregation::kMaximumLength:
       break;
   }
-  return mask / (sequences * static_cast<double>(maximum_length));
+  return mask / static_cast<double>(maximum_length);
 }
 
 }  // namespace shoal

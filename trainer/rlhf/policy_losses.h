@@ -1,6 +1,6 @@
 // Losses of a policy and of a critic, a number a token: pure functions, differentiable in the first
-// argument. The loss of a step is the sum over tokens of LossWeights times these, whatever the
-// micro-batches and ranks.
+// argument. The loss of a step is the sum over tokens of LossWeights times these, divided by the
+// number of sequences, whatever the micro-batches and ranks.
 //
 // Legend: B sequences, T places.
 #pragma once
@@ -46,7 +46,7 @@ enum class LossAggregation {
   kSequenceMean,   // Every sequence alike, its tokens alike within it (Shao et al. 2024, GRPO)
   kMaximumLength,  // Tokens alike, divided by sequences * the longest allowed (Dr. GRPO)
 };
-// One weight a token of `mask_BT` (bool), the global batch's, 0 elsewhere; float64. They sum to 1,
+// One weight a token of `mask_BT` (bool), the global batch's, 0 elsewhere; float64. They sum to B,
 // but with kMaximumLength.
 at::Tensor LossWeights(const at::Tensor& mask_BT, LossAggregation aggregation,
                        int64_t maximum_length);
