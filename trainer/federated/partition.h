@@ -2,7 +2,7 @@
 // client: disjoint, together all of [0, num_examples), each in increasing order. They are functions
 // of their arguments alone: any rank computes the same.
 //
-// Errors (InvalidArgument): no clients, fewer examples than clients need, a label below 0.
+// Errors (InvalidArgument): no clients, fewer examples than they need, an option out of its range.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ struct DirichletOptions {
 };
 
 // Each class is cut among the clients by its own draw of Dirichlet(alpha, ..., alpha) (Hsu et al.
-// 2019; Yurochkin et al. 2019). labels: (num_examples) classes from 0. Draws are keyed by (seed,
+// 2019; Yurochkin et al. 2019). labels: (num_examples). Draws are keyed by (seed,
 // attempt, class). FailedPrecondition: no attempt gave every client min_examples; the message says
 // the best smallest client seen.
 absl::StatusOr<Partition> PartitionDirichlet(absl::Span<const int64_t> labels, int num_clients,

@@ -56,7 +56,9 @@ class PrivacyAccountant {
 
  private:
   std::vector<double> orders_;
-  std::vector<double> rdp_;  // [order]
+  std::vector<double> rdp_;        // [order]
+  std::vector<double> per_round_;  // [order] of one round of history_.back()
+  std::vector<double> before_;     // [order] of what came before history_.back()
   std::vector<PrivacyEvent> history_;
 };
 

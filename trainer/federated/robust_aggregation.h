@@ -30,8 +30,8 @@ absl::Status CoordinateMedian(absl::Span<const Tensor> updates, Tensor& out);
 // outside [0, 0.5).
 absl::Status TrimmedMean(absl::Span<const Tensor> updates, double trim, Tensor& out);
 
-// distances[i, j] += ||updates[i] - updates[j]||^2. distances: (n, n) float64. Blocks of 4096
-// coordinates are added in order: whoever walks slices at multiples of 4096 in order gets the bits
+// distances[i, j] += ||updates[i] - updates[j]||^2. distances: (n, n) float64. Blocks of 1024
+// coordinates are added in order: whoever walks slices at multiples of 1024 in order gets the bits
 // of one call.
 absl::Status AddSquaredDistances(absl::Span<const Tensor> updates, Tensor& distances);
 

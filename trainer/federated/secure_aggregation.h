@@ -1,25 +1,29 @@
 // The server learns the sum of the clients' fixed-point updates and no single one (Bonawitz et al.
-// 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", protocol for an
-// honest but curious server; with `neighbours`, Bell et al. 2020's sparse graph). Played out here
-// among virtual clients of one simulation; not audited for use between real parties.
+// 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", the protocol
+// against an honest but curious server; with `neighbours`, the sparse graph of Bell et al. 2020).
+// Played out here among virtual clients of one simulation; not audited for use between real
+// parties.
 //
 // All arithmetic is on int64 modulo 2^64, so masks cancel exactly: the unmasked sum has the bits of
 // the plain one, whoever drops out.
 //
-//   0  client i makes two key pairs and sends the public halves               Advertise
-//   1  i splits its self-mask seed b_i and its masking secret s_i into shares,
-//      one a neighbour, each encrypted for that neighbour                      ShareSecrets
-//   2  i sends x_i + PRG(b_i) + sum_{j > i} PRG(s_ij) - sum_{j < i} PRG(s_ij)  AddMask
+//   0  client i makes key pairs of secrets c_i and s_i, sends the public halves  Advertise
+//   1  i splits its self-mask secret b_i and s_i into shares, one a neighbour and
+//      one for itself, each sealed for its holder under c                         ShareSecrets
+//   2  i sends x_i + PRG(b_i) + sum_{j > i} PRG(s_ij) - sum_{j < i} PRG(s_ij)     Receive, AddMask
 //      over its neighbours j that shared
 //   3  told who survived, i sends its share of b_j of each survivor, or of s_j
-//      of each that dropped, never of both                                     Reveal
-//   4  the server reconstructs those and takes the masks off the sum           Unmask, RemoveFrom
+//      of each that dropped after sharing, never of both                          Reveal
+//   4  the server reconstructs those and takes the masks off the sum              ReconstructMasks
 //
-// Key agreement is X25519, PRG ChaCha20, share encryption XChaCha20-Poly1305, hashing BLAKE2b, all
-// of libsodium; shares are in secret_sharing.h.
+// Key agreement is X25519, the PRG ChaCha20, sealing XChaCha20-Poly1305, hashing BLAKE2b, all of
+// libsodium (mask_stream.h); shares are in secret_sharing.h.
+//
+// Cost for n clients with k neighbours and P elements: a client agrees on 2 k keys and expands k +
+// 1 masks of P, the server expands one a survivor and up to k a dropout. libsodium takes about 40
+// us a key and 0.5 ms a million elements of mask.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -29,29 +33,22 @@
 #include "absl/types/span.h"
 
 #include "core/status.h"
+#include "trainer/federated/mask_stream.h"
 #include "trainer/federated/secret_sharing.h"
 
 namespace shoal {
 
-using MaskSeed = std::array<uint8_t, 32>;
-using PublicKey = std::array<uint8_t, 32>;
-
-enum class MaskSign { kAdd, kSubtract };
-
-// values[k] +-= element first + k of the stream of uniform 64-bit integers that ChaCha20 makes of
-// `seed`, modulo 2^64. So a model may be masked in slices, on different ranks. Thread safe.
-void ApplyMask(const MaskSeed& seed, MaskSign sign, int64_t first, absl::Span<int64_t> values);
-
 // Clients are numbered 0 ... num_clients - 1 within the round's cohort.
 struct SecureAggregationOptions {
   int num_clients = 0;
-  // Shares that reconstruct a secret; 0: two thirds of those that hold shares, rounded up. At least
-  // more than half, so that the server cannot gather both secrets of one client.
+  // Shares that reconstruct a secret, more than half of those that exist; 0: two thirds, rounded
+  // up, so that a third of the cohort may drop out.
   int threshold = 0;
-  // Each client masks against this many others (even, a random ring by round_seed) instead of all;
-  // 0: all. Bell et al. 2020 show a multiple of log n to suffice.
+  // Each client shares and masks with this many others (even; neighbours on a ring in random order)
+  // instead of all, 0: all. A multiple of log(num_clients) suffices (Bell et al. 2020, section 3),
+  // at a cost that no longer grows with the square of the cohort.
   int neighbours = 0;
-  uint64_t round_seed = 0;  // Public: the graph, and the label of all keys. New each round
+  uint64_t round_seed = 0;  // Public: the ring, and a label in all keys. New each round
 };
 
 // Who shares and masks with whom, and how many shares it takes. Every party computes the same.
@@ -63,78 +60,90 @@ struct MaskGraph {
   int num_clients() const { return static_cast<int>(neighbours.size()); }
 };
 
-// InvalidArgument: fewer than two clients, `neighbours` odd or not below num_clients, a threshold
-// that is not more than half of the share holders or more than all of them.
+// InvalidArgument: fewer than two clients, `neighbours` odd, negative or not below num_clients, a
+// threshold that is not more than half of the shares of a secret or more than all of them.
 absl::StatusOr<MaskGraph> MakeMaskGraph(const SecureAggregationOptions& options);
 
 struct KeyAdvertisement {
-  PublicKey encryption_key;  // of c_i: for shares
-  PublicKey masking_key;     // of s_i: for pairwise masks
+  PublicKey encryption_key;  // Of c
+  PublicKey masking_key;     // Of s
 };
 
-// [sender] -> the two shares for one receiver, which only he can open
-using SealedShares = std::map<int, std::string>;
+// What a client tells the server in the end, by whose secrets the shares are of.
+struct RevealedShares {
+  std::map<int, SecretShare> self_masks;       // Survivor -> share of b
+  std::map<int, SecretShare> masking_secrets;  // Dropped -> share of s
+};
 
-// The secret state of one client. Not copyable by accident: moves only.
+// One client and its secrets. Calls in the order of the steps above; AddMask any number of times
+// and from any thread.
 class SecureAggregationClient {
  public:
-  // `entropy`: 32 secret bytes of this client and round; everything secret is derived from them, so
+  // `entropy`: 32 secret bytes of this client and round, of which all its secrets are derived, so
   // that a simulation can be repeated.
-  SecureAggregationClient(const MaskGraph& graph, int client, const MaskSeed& entropy);
-  ~SecureAggregationClient();  // Wipes secrets
+  SecureAggregationClient(std::shared_ptr<const MaskGraph> graph, int client,
+                          const MaskSeed& entropy);
+  ~SecureAggregationClient();  // Wipes the secrets
   SecureAggregationClient(SecureAggregationClient&&) = default;
   SecureAggregationClient(const SecureAggregationClient&) = delete;
 
-  const KeyAdvertisement& Advertise() const { return advertisement_; }
+  KeyAdvertisement Advertise() const;
 
-  // all: [client]. Returns receiver -> sealed shares, for each neighbour, and keeps the share that
-  // is for this client itself. Agrees on keys with every neighbour.
-  absl::StatusOr<std::map<int, std::string>> ShareSecrets(absl::Span<const KeyAdvertisement> all);
-  // What the neighbours sealed for this client. Those that sent nothing dropped before masking and
-  // are left out of the masks. FailedPrecondition: fewer than threshold shared (self included);
-  // DataLoss: a share that does not open.
-  absl::Status Receive(const SealedShares& shares);
+  // advertisements: [client]. Agrees on keys with the neighbours; returns neighbour -> both shares
+  // for it, sealed.
+  absl::StatusOr<std::map<int, std::string>> ShareSecrets(
+      absl::Span<const KeyAdvertisement> advertisements);
 
-  // values (elements [first, first + size) of the update, in fixed point) += this client's masks.
+  // sealed: neighbour -> what it sealed for this client. A neighbour that is missing dropped before
+  // sharing and is left out of the masks. FailedPrecondition: fewer than threshold shared, this
+  // client among them; DataLoss: a seal that is broken.
+  absl::Status Receive(const std::map<int, std::string>& sealed);
+
+  // values += this client's masks; values are elements [first, first + size) of its update.
   void AddMask(int64_t first, absl::Span<int64_t> values) const;
 
-  // survivors: [client] whether its masked update reached the server. Once a round: a second call
-  // with other survivors is refused (FailedPrecondition), since it would give both secrets away.
-  struct Revealed {
-    std::map<int, SecretShare> self_masks;       // survivor -> share of b
-    std::map<int, SecretShare> masking_secrets;  // dropped -> share of s
-  };
-  absl::StatusOr<Revealed> Reveal(const std::vector<bool>& survivors);
+  // survived: [client] whether its masked update reached the server. FailedPrecondition: fewer than
+  // threshold of the share holders that this client knows survived; or it answered for other
+  // survivors before, and both answers together would give a client's two secrets away.
+  absl::StatusOr<RevealedShares> Reveal(const std::vector<bool>& survived);
 
  private:
-  struct Peer {
-    MaskSeed mask;            // s_ij's seed
-    MaskSeed encryption_key;  // for shares, both ways
+  struct Neighbour {
+    MaskSeed mask;      // Seed of PRG(s_ij)
+    MaskSeed seal_key;  // Both ways
+    bool shared = false;
+  };
+  struct SharePair {
+    SecretShare self_mask, masking_secret;
   };
 
-  const MaskGraph* graph_;
+  std::shared_ptr<const MaskGraph> graph_;
   int client_;
   MaskSeed entropy_;
-  Secret self_mask_;       // b
-  Secret masking_secret_;  // s
-  KeyAdvertisement advertisement_;
-  std::map<int, Peer> peers_;            // all neighbours
-  std::map<int, SecretShare> b_shares_;  // [sender]: shares this client holds, its own included
-  std::map<int, SecretShare> s_shares_;
+  Secret self_mask_;  // b
+  KeyPair encryption_, masking_;
+  std::map<int, Neighbour> neighbours_;
+  std::map<int, SharePair> held_;  // By whose secrets they are of; its own among them
   std::vector<bool> revealed_for_;
 };
 
-// The masks that are left on the sum of the survivors' masked updates.
+// What the server knows at the end of a round.
+struct SecureAggregationView {
+  const MaskGraph* graph = nullptr;
+  absl::Span<const KeyAdvertisement> advertisements;  // [client]
+  std::vector<bool> shared;                           // [client] took part in step 1
+  std::vector<bool> survived;                         // [client] its masked update is in the sum
+  std::map<int, RevealedShares> revealed;             // Survivor -> its answer, as far as it came
+};
+
+// The masks that are left on the sum of the survivors' updates.
 class MaskRemoval {
  public:
-  // sum (elements [first, first + size) of the survivors' masked updates added up) -= all masks.
+  // Takes them off elements [first, first + size) of the sum.
   void RemoveFrom(int64_t first, absl::Span<int64_t> sum) const;
 
  private:
-  friend absl::StatusOr<MaskRemoval> ReconstructMasks(
-      const MaskGraph& graph, absl::Span<const KeyAdvertisement> all,
-      const std::vector<bool>& survivors,
-      const std::map<int, SecureAggregationClient::Revealed>& revealed);
+  friend absl::StatusOr<MaskRemoval> ReconstructMasks(const SecureAggregationView& view);
   struct Mask {
     MaskSeed seed;
     MaskSign sign;  // That takes it off
@@ -142,41 +151,39 @@ class MaskRemoval {
   std::vector<Mask> masks_;
 };
 
-// The server's last step. revealed: survivor -> its answer (some may be missing).
-// FailedPrecondition: too few answered to reconstruct a secret, with the numbers.
-absl::StatusOr<MaskRemoval> ReconstructMasks(
-    const MaskGraph& graph, absl::Span<const KeyAdvertisement> all,
-    const std::vector<bool>& survivors,
-    const std::map<int, SecureAggregationClient::Revealed>& revealed);
+// FailedPrecondition, with the numbers: too few shares of a secret came. DataLoss: shares that give
+// another key than the client advertised.
+absl::StatusOr<MaskRemoval> ReconstructMasks(const SecureAggregationView& view);
 
-// All parties of one round in one process: what the federated engine uses. A function of its
-// arguments: every rank of a run that makes one has the same.
+// All parties of a round in one process; what a simulation uses. A function of its arguments: every
+// rank that makes one has the same.
 //
-//   SecureAggregationRound round = *SecureAggregationRound::Start(options, secret_seed);
-//   on the client's rank:  round.AddMask(client, 0, fixed_point_update); sums +=
-//   fixed_point_update; all ranks:             all-reduce of sums, int64 MaskRemoval masks =
-//   *round.Finish(survivors);   masks.RemoveFrom(0, sums);
+//   SHOAL_ASSIGN_OR_RETURN(auto round, SecureAggregationRound::Start(options, secret));
+//   round.AddMask(client, 0, update);      on the client's rank, on its own fixed-point update;
+//                                          then sums += update, and the sum over ranks
+//   SHOAL_ASSIGN_OR_RETURN(MaskRemoval masks, round.Finish(survived));
+//   masks.RemoveFrom(0, sums);             survived: exactly those whose updates are in sums
 class SecureAggregationRound {
  public:
-  // Steps 0 and 1. secret_seed: 32 bytes known to no one but the simulation.
+  // Steps 0 and 1, all clients sharing. `secret`: see SimulationSecret.
   static absl::StatusOr<SecureAggregationRound> Start(const SecureAggregationOptions& options,
-                                                      const MaskSeed& secret_seed);
-  // Step 2 of `client`. Thread safe.
+                                                      const MaskSeed& secret);
+  // Step 2 of `client`. Thread safe. In masked sums int64 must wrap: add as uint64, or with ATen.
   void AddMask(int client, int64_t first, absl::Span<int64_t> values) const;
   // Steps 3 and 4. FailedPrecondition: too few survivors.
-  absl::StatusOr<MaskRemoval> Finish(const std::vector<bool>& survivors);
+  absl::StatusOr<MaskRemoval> Finish(const std::vector<bool>& survived);
 
-  // Bytes that a client sends and receives beside its update, on average over the cohort.
-  int64_t protocol_bytes_per_client() const { return protocol_bytes_ / graph_->num_clients(); }
+  // Bytes that all clients have sent and received so far beside their updates.
+  int64_t protocol_bytes() const { return protocol_bytes_; }
 
  private:
-  std::unique_ptr<MaskGraph> graph_;  // At an address that clients keep
+  std::shared_ptr<const MaskGraph> graph_;
   std::vector<SecureAggregationClient> clients_;
-  std::vector<KeyAdvertisement> advertisements_;
+  std::vector<KeyAdvertisement> advertisements_;  // [client]
   int64_t protocol_bytes_ = 0;
 };
 
-// 32 bytes for SecureAggregationRound out of a run's seed: a function of (seed, round).
+// The 32 secret bytes of a simulated round: a function of a run's seed and the round.
 MaskSeed SimulationSecret(uint64_t seed, uint64_t round);
 
 }  // namespace shoal
