@@ -35,7 +35,7 @@ class ConsoleSink : public MetricsSink {
                             ? smoothed_seconds_ * static_cast<double>(options_.max_steps - row.step)
                             : -1;
     const std::string line = ConsoleLine(row, options_.max_steps, left);
-    const bool stays = !options_.rewrite_line || row.eval_loss.has_value();
+    const bool stays = !options_.rewrite_line || row.eval_loss || !row.loss;
     if (options_.rewrite_line) std::fputs("\r\033[K", out_);
     std::fputs(line.c_str(), out_);
     open_line_ = !stays;
@@ -94,6 +94,11 @@ std::string ConsoleLine(const MetricsRow& row, int64_t max_steps, double seconds
                           std::exp(*row.eval_loss));
   }
   if (row.loss) absl::StrAppendFormat(&line, "  loss %7.4f", *row.loss);
+  for (const auto& [name, value] : row.extra) {
+    if (name == "reward" || name == "eval_reward")
+      absl::StrAppendFormat(&line, "  %s %.4f", name == "reward" ? "reward" : "held-out reward",
+                            value);
+  }
   if (row.grad_norm) absl::StrAppendFormat(&line, "  grad norm %.3g", *row.grad_norm);
   if (row.learning_rate) absl::StrAppendFormat(&line, "  lr %.2e", *row.learning_rate);
   if (row.tokens_per_second)

@@ -2,10 +2,10 @@
 
 #include "absl/strings/str_format.h"
 #include "checkpoint/agreement.h"
-#include "core/metrics_console.h"
 #include "core/status.h"
 #include "trainer/hooks/save_hook.h"
 #include "trainer/run_folder.h"
+#include "trainer/run_state.h"
 
 namespace shoal {
 namespace {
@@ -111,10 +111,7 @@ absl::Status TrainingRun::Resume(const std::string& checkpoint) {
             checkpoint, resumed_->data().sequences(), resumed_->step(), engine_->batch().global,
             resumed_->data().sequences() / std::max<int64_t>(1, resumed_->step())));
   }
-  progress_ = {.step = resumed_->step(),
-               .updates = resumed_->step() - resumed_->skipped_steps(),
-               .tokens = resumed_->tokens(),
-               .skipped_in_a_row = resumed_->skipped_in_a_row()};
+  progress_ = ProgressOf(*resumed_);
   environment_.log.Info(
       absl::StrFormat("resumed   %s, written by %d ranks", checkpoint, resumed_->layout().ranks()));
   return absl::OkStatus();
@@ -131,52 +128,14 @@ absl::Status TrainingRun::FillStates() {
   return engine_->ReadFolder(environment_.files, recipe_.proto.model().name_or_path());
 }
 
-absl::StatusOr<std::unique_ptr<LogHook>> TrainingRun::MakeLogHook() {
-  const LoggingSection& logging = recipe_.proto.logging();
-  SHOAL_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<MetricsSink>> sinks,
-                         OpenMetricsSinks(recipe_, environment_, engine_->mesh().control(),
-                                          {.done = progress_.step, .all = num_steps_}));
-  // A backward pass costs twice a forward one.
-  return std::make_unique<LogHook>(
-      LogHook::Options{.every_steps = logging.steps(),
-                       .train_flops_per_token = 3 * engine_->model().ForwardFlopsPerToken(
-                                                        recipe_.proto.data().seq_length()),
-                       .compute_dtype = ComputeDtype(recipe_.proto),
-                       .threads_per_rank = environment_.threads_per_rank},
-      engine_->mesh(), std::move(sinks));
-}
-
-TrainerState TrainingRun::ConstantState() const {
-  TrainerState state;
-  state.set_recipe_yaml(recipe_.ResolvedYaml());
-  state.set_seed(recipe_.proto.run().seed());
-  state.set_shoal_version(environment_.version);
-  state.mutable_data()->set_fingerprint(DataFingerprint());
-  if (resumed_) state.set_trained_seconds(resumed_->trained_seconds());
-  TrainerState::Layout& layout = *state.mutable_layout();
-  const MeshShape& shape = engine_->mesh().shape();
-  layout.set_ranks(shape.num_ranks());
-  layout.set_zero_stage(recipe_.proto.zero().stage());
-  layout.set_shard(shape.shard);
-  layout.set_replicate(shape.replicate);
-  layout.set_tensor(shape.tensor);
-  layout.set_pipeline(shape.pipeline);
-  (*state.mutable_extra())["config_json"] = engine_->model().config.json.dump();
-  return state;
-}
-
 Trainer TrainingRun::MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches) {
-  const Recipe& recipe = recipe_.proto;
-  Trainer trainer({.num_steps = num_steps,
-                   .max_grad_norm = recipe.training().max_grad_norm(),
-                   .learning_rate = LrScheduleOf(recipe, num_steps_),
-                   .stop_on_non_finite = recipe.training().nan_policy() == TrainingSection::stop,
-                   .max_skipped_steps = recipe.training().max_skipped_steps()},
-                  {.mesh = engine_->mesh(),
-                   .runner = runner,
-                   .parameters = engine_->parameters(),
-                   .optimizer = engine_->optimizer(),
-                   .batches = batches});
+  Trainer::Options options = TrainerOptionsOf(recipe_.proto, num_steps_);
+  options.num_steps = num_steps;
+  Trainer trainer(options, {.mesh = engine_->mesh(),
+                            .runner = runner,
+                            .parameters = engine_->parameters(),
+                            .optimizer = engine_->optimizer(),
+                            .batches = batches});
   trainer.Resume(progress_);
   return trainer;
 }
@@ -197,7 +156,10 @@ absl::Status TrainingRun::Train() {
   LoaderBatches batches(*loader_);
   Trainer trainer = MakeTrainer(num_steps_, runner, batches);
 
-  SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<LogHook> log, MakeLogHook());
+  SHOAL_ASSIGN_OR_RETURN(
+      std::unique_ptr<LogHook> log,
+      MakeLogHook(recipe_, environment_, *engine_, {.done = progress_.step, .all = num_steps_},
+                  recipe.data().seq_length()));
   LogHook& rows = *log;
   SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> held_out,
                          loader_->EvalBatches(recipe.eval().max_batches()));
@@ -205,12 +167,14 @@ absl::Status TrainingRun::Train() {
                                          std::move(held_out), engine_->mesh(), runner, rows);
   if (resumed_ && resumed_->has_eval_loss()) eval->set_loss(resumed_->eval_loss());
   auto save = std::make_unique<SaveHook>(
-      SaveHook::Options{.every_steps = recipe.checkpoint().save_steps(),
-                        .directory = paths_.checkpoints,
-                        .save_total_limit = recipe.checkpoint().save_total_limit(),
-                        .constant_state = ConstantState(),
-                        .global_batch_size = engine_->batch().global,
-                        .saved_step = resumed_ ? progress_.step : -1},
+      SaveHook::Options{
+          .every_steps = recipe.checkpoint().save_steps(),
+          .directory = paths_.checkpoints,
+          .save_total_limit = recipe.checkpoint().save_total_limit(),
+          .constant_state = ConstantStateOf(recipe_, environment_, *engine_, DataFingerprint(),
+                                            resumed_ ? &*resumed_ : nullptr),
+          .global_batch_size = engine_->batch().global,
+          .saved_step = resumed_ ? progress_.step : -1},
       environment_.files, engine_->mesh(), engine_->optimizer(), *eval, environment_.log);
   trainer.AddHook(std::move(log));
   trainer.AddHook(std::move(eval));

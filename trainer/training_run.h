@@ -43,8 +43,6 @@ class TrainingRun {
   absl::Status FillStates();  // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);
   Trainer MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches);
-  absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook();
-  TrainerState ConstantState() const;
   std::string DataFingerprint() const;
   void Describe() const;  // The run in a few lines
 

@@ -41,6 +41,10 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
   if (metrics.step > 1)
     row.extra.emplace_back("mfu", ModelFlopsUtilization(*row.tokens_per_second));
   row.extra.insert(row.extra.end(), metrics.objective.begin(), metrics.objective.end());
+  if (more_) {
+    const Figures figures = more_();
+    row.extra.insert(row.extra.end(), figures.begin(), figures.end());
+  }
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
   steps_ = tokens_ = 0;
   seconds_ = 0;

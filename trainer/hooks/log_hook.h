@@ -1,7 +1,10 @@
 // Writes a row of metrics every few steps.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/metrics.h"
@@ -27,6 +30,9 @@ class LogHook final : public Hook {
 
   // A row of another hook's, to the same sinks.
   absl::Status Write(const MetricsRow& row);
+  // What is added to each row of a step, under names of its own.
+  using Figures = std::vector<std::pair<std::string, double>>;
+  void set_more(std::function<Figures()> more) { more_ = std::move(more); }
   // The last call.
   absl::Status Close();
 
@@ -37,6 +43,7 @@ class LogHook final : public Hook {
   double ModelFlopsUtilization(double tokens_per_second);
 
   Options options_;
+  std::function<Figures()> more_;  // May be empty
   DeviceMesh& mesh_;
   std::vector<std::unique_ptr<MetricsSink>> sinks_;
   double matrix_peak_flops_ = 0;  // Of one rank; 0: not measured yet

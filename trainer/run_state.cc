@@ -1,0 +1,59 @@
+#include "trainer/run_state.h"
+
+#include "core/status.h"
+
+namespace shoal {
+
+Trainer::Options TrainerOptionsOf(const Recipe& recipe, int64_t num_steps) {
+  return {.num_steps = num_steps,
+          .max_grad_norm = recipe.training().max_grad_norm(),
+          .learning_rate = LrScheduleOf(recipe, num_steps),
+          .stop_on_non_finite = recipe.training().nan_policy() == TrainingSection::stop,
+          .max_skipped_steps = recipe.training().max_skipped_steps()};
+}
+
+absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook(const LoadedRecipe& recipe,
+                                                     const TaskEnvironment& environment,
+                                                     Engine& engine, const RunSteps& steps,
+                                                     int64_t seq_length) {
+  const LoggingSection& logging = recipe.proto.logging();
+  SHOAL_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<MetricsSink>> sinks,
+                         OpenMetricsSinks(recipe, environment, engine.mesh().control(), steps));
+  // A backward pass costs twice a forward one.
+  return std::make_unique<LogHook>(
+      LogHook::Options{.every_steps = logging.steps(),
+                       .train_flops_per_token = 3 * engine.model().ForwardFlopsPerToken(seq_length),
+                       .compute_dtype = ComputeDtype(recipe.proto),
+                       .threads_per_rank = environment.threads_per_rank},
+      engine.mesh(), std::move(sinks));
+}
+
+TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& environment,
+                             const Engine& engine, const std::string& data_fingerprint,
+                             const TrainerState* trained_before) {
+  TrainerState state;
+  state.set_recipe_yaml(recipe.ResolvedYaml());
+  state.set_seed(recipe.proto.run().seed());
+  state.set_shoal_version(environment.version);
+  state.mutable_data()->set_fingerprint(data_fingerprint);
+  if (trained_before) state.set_trained_seconds(trained_before->trained_seconds());
+  TrainerState::Layout& layout = *state.mutable_layout();
+  const MeshShape& shape = engine.mesh().shape();
+  layout.set_ranks(shape.num_ranks());
+  layout.set_zero_stage(recipe.proto.zero().stage());
+  layout.set_shard(shape.shard);
+  layout.set_replicate(shape.replicate);
+  layout.set_tensor(shape.tensor);
+  layout.set_pipeline(shape.pipeline);
+  (*state.mutable_extra())["config_json"] = engine.model().config.json.dump();
+  return state;
+}
+
+TrainProgress ProgressOf(const TrainerState& state) {
+  return {.step = state.step(),
+          .updates = state.step() - state.skipped_steps(),
+          .tokens = state.tokens(),
+          .skipped_in_a_row = state.skipped_in_a_row()};
+}
+
+}  // namespace shoal
