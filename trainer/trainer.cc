@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
+#include "core/tensor_memory.h"
 #include "optim/grad_norm.h"
 
 namespace shoal {
@@ -20,6 +21,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   const auto start = std::chrono::steady_clock::now();
   DeviceMesh& mesh = parts_.mesh;
   const int64_t bytes_before = mesh.bytes_sent();
+  ResetPeakTensorBytes();
 
   SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches,
                          parts_.batches.MicroBatches(progress_.step));
@@ -50,6 +52,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   ++progress_.step;
   progress_.tokens += metrics.tokens;
   metrics.bytes_sent = mesh.bytes_sent() - bytes_before;
+  metrics.peak_tensor_bytes = PeakTensorBytes();
   metrics.seconds = SecondsSince(start);
   return metrics;
 }
@@ -65,14 +68,21 @@ absl::Status Trainer::CountSkipped(const StepMetrics& metrics) {
                    "optimizer.learning_rate, or raise training.max_skipped_steps."));
 }
 
-absl::Status Trainer::Run() {
-  while (progress_.step < options_.num_steps) {
-    SHOAL_ASSIGN_OR_RETURN(const StepMetrics metrics, TrainStep());
-    SHOAL_RETURN_IF_ERROR(CountSkipped(metrics));
-    for (auto& hook : hooks_) SHOAL_RETURN_IF_ERROR(hook->AfterStep(*this, metrics));
-  }
+absl::StatusOr<StepMetrics> Trainer::Step() {
+  SHOAL_ASSIGN_OR_RETURN(const StepMetrics metrics, TrainStep());
+  SHOAL_RETURN_IF_ERROR(CountSkipped(metrics));
+  for (auto& hook : hooks_) SHOAL_RETURN_IF_ERROR(hook->AfterStep(*this, metrics));
+  return metrics;
+}
+
+absl::Status Trainer::End() {
   for (auto& hook : hooks_) SHOAL_RETURN_IF_ERROR(hook->AtEnd(*this));
   return absl::OkStatus();
+}
+
+absl::Status Trainer::Run() {
+  while (progress_.step < options_.num_steps) SHOAL_RETURN_IF_ERROR(Step().status());
+  return End();
 }
 
 }  // namespace shoal

@@ -22,8 +22,9 @@ struct StepMetrics {
   double loss = 0;   // Mean over what the global batch counts (targets, pairs), before the update
   double grad_norm = 0;  // Before clipping
   double learning_rate = 0;
-  int64_t tokens = 0;      // Read by this step, over all ranks
-  int64_t bytes_sent = 0;  // By this rank, along all axes of the mesh
+  int64_t tokens = 0;             // Read by this step, over all ranks
+  int64_t bytes_sent = 0;         // By this rank, along all axes of the mesh
+  int64_t peak_tensor_bytes = 0;  // Of this rank in this step; 0 where nothing counts them
   double seconds = 0;
   bool skipped = false;  // Loss or gradients were not finite: weights and states are as before
   std::vector<std::pair<std::string, double>> objective;  // Its means (see ObjectiveMetrics)
@@ -73,7 +74,11 @@ class Trainer {
 
   // One optimizer step. Collective over the mesh. A failed collective throws CommError.
   absl::StatusOr<StepMetrics> TrainStep();
-  // Steps until options.num_steps, calling the hooks. Collective.
+  // TrainStep and then the hooks. Collective.
+  absl::StatusOr<StepMetrics> Step();
+  // The hooks' end. Collective.
+  absl::Status End();
+  // Steps until options.num_steps, and the end. Collective.
   absl::Status Run();
 
   const Options& options() const { return options_; }

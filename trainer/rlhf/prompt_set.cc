@@ -1,5 +1,7 @@
 #include "trainer/rlhf/prompt_set.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "core/random.h"
@@ -30,12 +32,8 @@ absl::StatusOr<Prompt> ReadLine(const std::string& text, const std::string& plac
   }
   SHOAL_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer.Encode(read.text));
   read.tokens.assign(ids.begin(), ids.end());
-  const int64_t length = static_cast<int64_t>(ids.size());
-  if (length == 0 || (options.max_prompt_tokens > 0 && length > options.max_prompt_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        place, ": the prompt has ", length, " tokens, expected ",
-        length == 0 ? "at least 1" : absl::StrCat("at most ", options.max_prompt_tokens)));
-  }
+  if (ids.empty())
+    return absl::InvalidArgumentError(absl::StrCat(place, ": the prompt holds no token"));
   read.line = std::move(line);
   return read;
 }
@@ -54,6 +52,7 @@ absl::StatusOr<PromptSet> PromptSet::Read(FileSystem& files, const Tokenizer& to
     SHOAL_ASSIGN_OR_RETURN(
         Prompt prompt,
         ReadLine(std::string(line), absl::StrCat(options.path, ":", number), tokenizer, options));
+    set.longest_ = std::max<int64_t>(set.longest_, prompt.tokens.size());
     set.prompts_.push_back(std::move(prompt));
   }
   if (set.prompts_.empty())

@@ -26,15 +26,15 @@ class PromptSet {
     std::string path;
     std::string prompt_field = "prompt";
     std::string answer_field = "answer";  // A string or a number
-    int64_t max_prompt_tokens = 0;        // A longer prompt is an error; 0: any length
     uint64_t seed = 0;
   };
   // Errors name the file and the line: NotFound, InvalidArgument (broken JSON, no prompt, no token
-  // in it, too long), or no line at all.
+  // in it), or no line at all.
   static absl::StatusOr<PromptSet> Read(FileSystem& files, const Tokenizer& tokenizer,
                                         const Options& options);
 
   int64_t size() const { return static_cast<int64_t>(prompts_.size()); }
+  int64_t longest() const { return longest_; }  // In tokens
   const Prompt& operator[](int64_t index) const { return prompts_[index]; }
 
   // The prompt at place `position` of the endless order: epoch after epoch, each a permutation of
@@ -44,6 +44,7 @@ class PromptSet {
  private:
   Options options_;
   std::vector<Prompt> prompts_;
+  int64_t longest_ = 0;
 };
 
 }  // namespace shoal

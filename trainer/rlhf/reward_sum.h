@@ -1,0 +1,43 @@
+// The recipe's rewards together: each rank scores its share of the answers, and all get the sums.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/recipe.h"
+#include "parallel/comm/communicator.h"
+#include "trainer/rlhf/rewards.h"
+
+namespace shoal {
+
+class RewardSum {
+ public:
+  // Of recipe.rlhf.rewards. Errors name the key to blame. `tokenizer` outlives this; it is the
+  // policy's.
+  static absl::StatusOr<std::unique_ptr<RewardSum>> Create(const LoadedRecipe& recipe,
+                                                           FileSystem& files,
+                                                           const Tokenizer& tokenizer);
+
+  struct Scores {
+    std::vector<double> rewards;                        // One an answer: the weighted sum
+    std::vector<std::pair<std::string, double>> means;  // Of each reward without its weight
+  };
+  // Of the same answers on every rank, dealt out over `ranks` in runs. Collective; an error of one
+  // rank is returned on all.
+  absl::StatusOr<Scores> Score(std::span<const Answer> answers, Communicator& ranks);
+
+ private:
+  struct Term {
+    std::string name;
+    double weight;
+    std::unique_ptr<Reward> reward;
+  };
+  RewardSum() = default;
+  absl::StatusOr<at::Tensor> ScoreShare(std::span<const Answer> answers, Communicator& ranks);
+
+  std::vector<Term> terms_;
+};
+
+}  // namespace shoal

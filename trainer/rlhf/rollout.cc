@@ -1,0 +1,104 @@
+#include "trainer/rlhf/rollout.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+
+#include "core/random.h"
+#include "core/status.h"
+#include "data/sequence_sampler.h"
+
+namespace shoal {
+
+using at::Tensor;
+
+Rollout CollectRollout(int64_t number, std::span<const int64_t> prompts,
+                       std::span<const GenerationRequest> requests,
+                       std::vector<Generation> generations) {
+  Rollout rollout{.number = number};
+  const int64_t N = static_cast<int64_t>(requests.size());
+  int64_t A = 1;
+  for (const Generation& generation : generations)
+    A = std::max<int64_t>(A, generation.tokens.size());
+  rollout.mask_NA = at::zeros({N, A}, at::kBool);
+  Tensor logprobs_NA = at::zeros({N, A}, at::kDouble);
+  for (int64_t n = 0; n < N; ++n) {
+    const Generation& answer = generations[n];
+    Rollout::Row row{.prompt = prompts[n],
+                     .tokens = requests[n].prompt,
+                     .prompt_length = static_cast<int64_t>(requests[n].prompt.size()),
+                     .finish_reason = answer.finish_reason};
+    row.tokens.insert(row.tokens.end(), answer.tokens.begin(), answer.tokens.end());
+    rollout.mask_NA[n].narrow(0, 0, row.answer_length()).fill_(true);
+    std::copy(answer.logprobs.begin(), answer.logprobs.end(),
+              logprobs_NA.mutable_data_ptr<double>() + n * A);
+    rollout.rows.push_back(std::move(row));
+  }
+  rollout.of_tokens[kRolloutLogprobs] = logprobs_NA;
+  return rollout;
+}
+
+std::vector<int64_t> MicroBatchRows(const Rollout& rollout, const RolloutLayout& layout,
+                                    int64_t epoch, int64_t step, int64_t micro_batch) {
+  const ShufflePermutation order(layout.seed ^ StreamId(absl::StrCat("rollout ", rollout.number)),
+                                 epoch, rollout.size());
+  const int64_t first =
+      step * layout.global() + (micro_batch * layout.num_ranks + layout.rank) * layout.rows;
+  std::vector<int64_t> rows;
+  for (int64_t row = first; row < first + layout.rows; ++row) rows.push_back(order(row));
+  return rows;
+}
+
+Batch MakeRolloutBatch(const Rollout& rollout, std::span<const int64_t> rows, int64_t multiple,
+                       std::span<const std::string> names) {
+  const int64_t B = static_cast<int64_t>(rows.size());
+  int64_t T = 1;
+  // The last token is predicted, not read.
+  for (int64_t n : rows) T = std::max<int64_t>(T, rollout.rows[n].tokens.size() - 1);
+  T = (T + multiple - 1) / multiple * multiple;
+  Batch batch{.tokens_BT = at::zeros({B, T}, at::kLong),
+              .targets_BT = at::full({B, T}, Batch::kIgnoreIndex, at::kLong),
+              .positions_BT = at::arange(T, at::kLong).expand({B, T}).contiguous(),
+              .documents_BT = {}};
+  for (const std::string& name : names) batch.named[name] = at::zeros({B, T}, at::kDouble);
+  for (int64_t b = 0; b < B; ++b) {
+    const Rollout::Row& row = rollout.rows[rows[b]];
+    const int64_t length = row.answer_length(), first = row.prompt_length - 1;
+    int64_t* tokens = batch.tokens_BT.mutable_data_ptr<int64_t>() + b * T;
+    std::copy(row.tokens.begin(), row.tokens.end() - 1, tokens);
+    std::copy(row.tokens.begin() + row.prompt_length, row.tokens.end(),
+              batch.targets_BT.mutable_data_ptr<int64_t>() + b * T + first);
+    for (const std::string& name : names) {
+      batch.named[name][b]
+          .narrow(0, first, length)
+          .copy_(rollout.of_tokens.at(name)[rows[b]].narrow(0, 0, length));
+    }
+    batch.num_targets += length;
+  }
+  return batch;
+}
+
+Tensor HeadOfRollout(BlockRunner& runner, DeviceMesh& mesh, const Rollout& rollout,
+                     const RolloutLayout& layout, const BlockRunner::HeadOptions& options) {
+  Tensor head_NA = at::zeros(rollout.mask_NA.sizes(), at::kDouble);
+  for (int64_t step = 0; step < rollout.size() / layout.global(); ++step) {
+    for (int64_t m = 0; m < layout.micro_batches; ++m) {
+      const std::vector<int64_t> rows = MicroBatchRows(rollout, layout, /*epoch=*/0, step, m);
+      const Batch batch = MakeRolloutBatch(rollout, rows, layout.multiple, {});
+      const Activations out = runner.Head(batch, options);
+      const Tensor& head_BT = options.mode == HeadMode::kScores ? out.scores_BT : out.logprobs_BT;
+      if (!mesh.reports_loss() || !head_BT.defined()) continue;
+      for (size_t b = 0; b < rows.size(); ++b) {
+        const Rollout::Row& row = rollout.rows[rows[b]];
+        head_NA[rows[b]]
+            .narrow(0, 0, row.answer_length())
+            .copy_(head_BT[static_cast<int64_t>(b)].narrow(0, row.prompt_length - 1,
+                                                           row.answer_length()));
+      }
+    }
+  }
+  mesh.control().AllReduce(head_NA);
+  return head_NA;
+}
+
+}  // namespace shoal
