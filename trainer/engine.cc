@@ -40,6 +40,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Build(const LoadedRecipe& recipe
   return engine;
 }
 
+absl::StatusOr<std::unique_ptr<Engine>> Engine::BuildFrozen(const LoadedRecipe& recipe,
+                                                            DeviceMesh mesh,
+                                                            const BatchPlan& batch,
+                                                            const ModelConfig& config) {
+  auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch));
+  engine->frozen_ = true;
+  SHOAL_RETURN_IF_ERROR(engine->BuildBlocks(config));
+  SHOAL_RETURN_IF_ERROR(engine->PlanStages());
+  SHOAL_RETURN_IF_ERROR(engine->BuildStates(nullptr));
+  return engine;
+}
+
 absl::Status Engine::BuildBlocks(const ModelConfig& config) {
   const Recipe& recipe = recipe_.proto;
   const bool sequence_parallel = recipe.parallelism().sequence_parallel();
@@ -93,6 +105,7 @@ absl::Status Engine::PlanStages() {
 absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
   std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(),
                                   recipe_.proto.model().freeze().end());
+  if (frozen_) freeze = {".*"};
   absl::StatusOr<std::vector<BlockParameters>> blocks = DescribeParameters(model_, freeze);
   if (!blocks.ok()) return recipe_.ErrorAt("model.freeze", blocks.status().message());
   const Schedule& schedule = runner_options_.schedule;
@@ -106,7 +119,7 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
       ZeroOptionsOf(recipe_.proto, batch_,
                     {.ranks = mesh_.shard().size(), .leaves_host = mesh_.shard().name() == "mpi"}),
       GroupsOf(mesh_, tied_stages));
-  if (SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
+  if (!frozen_ && SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
   optimizer_ = std::make_unique<ShardedOptimizer>(
       rule ? std::move(rule) : UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,

@@ -32,6 +32,12 @@ class Engine {
                                                        const ModelConfig& config,
                                                        std::unique_ptr<UpdateRule> rule = nullptr);
 
+  // A model that is asked and never trained: no gradients, no optimizer's states.
+  static absl::StatusOr<std::unique_ptr<Engine>> BuildFrozen(const LoadedRecipe& recipe,
+                                                             DeviceMesh mesh,
+                                                             const BatchPlan& batch,
+                                                             const ModelConfig& config);
+
   // Each weight a function of the seed and its name.
   void InitializeRandom(uint64_t seed);
   // The weights of a Hugging Face folder.
@@ -65,6 +71,7 @@ class Engine {
   absl::Status BuildStates(std::unique_ptr<UpdateRule> rule);
 
   const LoadedRecipe& recipe_;
+  bool frozen_ = false;  // See BuildFrozen
   DeviceMesh mesh_;
   BatchPlan batch_;
   std::optional<TensorParallel> tensor_;  // Empty: one rank holds each matrix whole
