@@ -16,6 +16,7 @@
 #include "kernels/matmul.h"
 #include "kernels/norm.h"
 #include "kernels/optimizer_step.h"
+#include "kernels/paged_attention.h"
 #include "kernels/reference.h"
 #include "kernels/rotary.h"
 #include "kernels/threads.h"
@@ -191,16 +192,33 @@ class Bench {
     Report(
         "attention f+b", 3.5 * flops, 0, [&] { CausalAttention(q, k, v).backward(dy); },
         [&] { aten().backward(dy); });
-    Tensor one = Random({s_.batch, 1, s_.heads, head_dim});
-    Tensor keys = Random({s_.batch, 2048, s_.heads, head_dim}), values = Random(keys.sizes());
-    Tensor lengths = at::full({s_.batch}, 2048, at::kLong);
+    Decode(head_dim);
+  }
+
+  // One token of each sequence over a cache of 2048 places, in blocks of 16.
+  void Decode(int64_t head_dim) {
+    constexpr int64_t kPlaces = 2048, kBlock = 16;
+    const int64_t half = s_.heads * kBlock * head_dim;
+    const Tensor one = Random({s_.batch, s_.heads, head_dim}),
+                 cache = Random({s_.batch * kPlaces / kBlock, 2 * half});
+    std::vector<const void*> blocks;
+    for (int64_t i = 0; i < cache.size(0); ++i) blocks.push_back(cache[i].const_data_ptr());
+    std::vector<PagedSegment> segments;
+    for (int64_t i = 0; i < s_.batch; ++i) {
+      segments.push_back({.first_row = i,
+                          .num_tokens = 1,
+                          .past = kPlaces - 1,
+                          .blocks = blocks.data() + i * (kPlaces / kBlock)});
+    }
+    const PagedLayout layout{.block_places = kBlock, .key_offset = 0, .value_offset = half};
+    const Tensor keys = Random({s_.batch, s_.heads, kPlaces, head_dim}),
+                 values = Random(keys.sizes());
     Report(
         "decode, 2048 keys", 0, 2.0 * static_cast<double>(keys.numel()) * bytes_,
-        [&] { CachedAttention(one, keys, values, lengths); },
+        [&] { PagedAttention(one, one, one, segments, layout); },
         [&] {
           at::NoGradGuard guard;
-          at::scaled_dot_product_attention(one.transpose(1, 2), keys.transpose(1, 2),
-                                           values.transpose(1, 2));
+          at::scaled_dot_product_attention(one.unsqueeze(2), keys, values);
         });
   }
 

@@ -74,11 +74,15 @@ class GatheredWeights {
     int unit, index;
   };
   GatheredWeights(const Source& source, Layout layout) : source_(source), layout_(layout) {}
+  absl::Status FindStages();
+  // The model as this tensor rank's weights fit it.
+  const Model& LocalModel() const;
   bool UsesInPlace() const;
   void BindInPlace();
   void CopyLocalBlocks(std::vector<Tensor>& flats);
   void ShareOverStages(std::vector<Tensor>& flats);
-  void ShareOverTensorRanks(std::vector<Tensor>& flats);
+  void BindCopies(const std::vector<Tensor>& flats);
+  Tensor WholeBlock(int block, const Tensor& mine);
   uint64_t HashOfGathered() const;
 
   Source source_;

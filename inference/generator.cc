@@ -1,10 +1,15 @@
-// Legend: B rows, T places of the prompts, V vocabulary.
+// Legend: S sequences of a pass, V vocabulary.
 #include "inference/generator.h"
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <new>
-#include <numeric>
+
+#include <ATen/ATen.h>
+
+#include "inference/beam_search.h"
+#include "kernels/threads.h"
 
 namespace shoal {
 namespace {
@@ -13,37 +18,161 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-Tensor EmptyIds(int64_t rows, int64_t places) { return at::empty({rows, places}, at::kLong); }
-
 }  // namespace
 
+GenerationStatistics& GenerationStatistics::operator+=(const GenerationStatistics& other) {
+  prompt_tokens += other.prompt_tokens;
+  new_tokens += other.new_tokens;
+  prefill_seconds += other.prefill_seconds;
+  decode_seconds += other.decode_seconds;
+  return *this;
+}
+
+GenerationStatistics GenerationStatistics::operator-(const GenerationStatistics& other) const {
+  return {.prompt_tokens = prompt_tokens - other.prompt_tokens,
+          .new_tokens = new_tokens - other.new_tokens,
+          .prefill_seconds = prefill_seconds - other.prefill_seconds,
+          .decode_seconds = decode_seconds - other.decode_seconds};
+}
+
+// A request that runs.
 struct Generator::Row {
   const GenerationRequest* request;
   Generation* result;
-  std::vector<int64_t> sequence;  // Prompt and new tokens
-  int64_t max_length;             // Of sequence
+  std::vector<int64_t> tokens;  // Prompt and new ones
+  int64_t max_length;           // Of tokens
+  CachedModel::Sequence sequence;
   bool done = false;
 
-  int64_t length() const { return static_cast<int64_t>(sequence.size()); }
+  // The token after `logits` (V), in which processors work in place.
+  absl::StatusOr<TokenChoice> Choose(const Tensor& logits_V) const {
+    return ChooseFromRow(logits_V, tokens, request->sampling, request->stream,
+                         request->want_logprobs);
+  }
 
-  void Take(int64_t token) {
-    sequence.push_back(token);
-    result->tokens.push_back(token);
-    const bool wanted = !request->on_token || request->on_token(token);
+  void Take(const TokenChoice& choice) {
+    tokens.push_back(choice.token);
+    result->tokens.push_back(choice.token);
+    if (request->want_logprobs) result->logprobs.push_back(choice.logprob);
+    const bool wanted = !request->on_token || request->on_token(choice.token);
     const auto& eos = request->eos_token_ids;
     done = true;
-    if (std::find(eos.begin(), eos.end(), token) != eos.end()) {
+    if (std::find(eos.begin(), eos.end(), choice.token) != eos.end()) {
       result->finish_reason = FinishReason::kEos;
     } else if (!wanted) {
       result->finish_reason = FinishReason::kStopped;
     } else if (static_cast<int64_t>(result->tokens.size()) == request->max_new_tokens) {
       result->finish_reason = FinishReason::kLength;
-    } else if (length() == max_length) {
+    } else if (static_cast<int64_t>(tokens.size()) == max_length) {
       result->finish_reason = FinishReason::kPositions;
     } else {
       done = false;
     }
   }
+};
+
+// One call of Generate: rows join while there is room and leave when they are done.
+class Generator::Run {
+ public:
+  Run(CachedModel& cached, const Options& options, GenerationStatistics& statistics,
+      std::span<const GenerationRequest> requests, std::vector<Generation>& results)
+      : cached_(cached),
+        max_rows_(std::max<int64_t>(1, options.max_batch_size)),
+        statistics_(statistics),
+        requests_(requests),
+        results_(results) {
+    for (const GenerationRequest& request : requests) ++prompts_[request.prompt].waiting;
+  }
+
+  absl::Status UntilAllAreDone() {
+    while (next_ < requests_.size() || !rows_.empty()) {
+      SHOAL_RETURN_IF_ERROR(Join());
+      SHOAL_RETURN_IF_ERROR(Step());
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  // A prompt that requests share: read by the first to join, left by the last.
+  struct Prompt {
+    int64_t waiting = 0;  // Requests that have not joined
+    CachedModel::Sequence sequence = -1;
+    Tensor logits_V;  // Of the token after it
+  };
+
+  absl::Status Join() {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<Prompt*> prompts;  // One a row that joins
+    std::vector<CachedModel::Piece> unread;
+    std::vector<Prompt*> unread_prompts;
+    const size_t first = rows_.size();
+    for (; next_ < requests_.size() && static_cast<int64_t>(rows_.size()) < max_rows_; ++next_) {
+      const GenerationRequest& request = requests_[next_];
+      auto& [tokens, prompt] = *prompts_.find(request.prompt);
+      if (prompt.sequence < 0) {
+        prompt.sequence = cached_.cache().Add();
+        unread.push_back({prompt.sequence, tokens});
+        unread_prompts.push_back(&prompt);
+        statistics_.prompt_tokens += tokens.size();
+      }
+      const int64_t length = tokens.size();
+      const int64_t room =
+          std::min(request.max_new_tokens, cached_.model().max_positions() - length);
+      rows_.push_back({&request, &results_[next_], tokens, length + room, -1});
+      prompts.push_back(&prompt);
+    }
+    if (prompts.empty()) return absl::OkStatus();
+    if (!unread.empty()) {
+      const Tensor logits_SV = cached_.Read(unread);
+      for (size_t i = 0; i < unread.size(); ++i) unread_prompts[i]->logits_V = logits_SV[i];
+    }
+    std::vector<Tensor> logits;
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      Prompt& prompt = *prompts[i];
+      const bool last = --prompt.waiting == 0;
+      rows_[first + i].sequence = last ? prompt.sequence : cached_.cache().Fork(prompt.sequence);
+      logits.push_back(last ? prompt.logits_V : prompt.logits_V.clone());
+    }
+    SHOAL_RETURN_IF_ERROR(ChooseTokens(std::span(rows_).subspan(first), logits));
+    statistics_.prefill_seconds += SecondsSince(start);
+    return absl::OkStatus();
+  }
+
+  absl::Status Step() {
+    if (rows_.empty()) return absl::OkStatus();
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<CachedModel::Piece> pieces;
+    for (const Row& row : rows_) pieces.push_back({row.sequence, std::span(row.tokens).last(1)});
+    const Tensor logits_SV = cached_.Read(pieces);
+    SHOAL_RETURN_IF_ERROR(ChooseTokens(rows_, logits_SV.unbind()));
+    statistics_.decode_seconds += SecondsSince(start);
+    return absl::OkStatus();
+  }
+
+  // logits[i] is of rows[i]. Rows that are done leave.
+  absl::Status ChooseTokens(std::span<Row> rows, const std::vector<Tensor>& logits) {
+    std::vector<absl::StatusOr<TokenChoice>> choices(rows.size(), absl::UnknownError(""));
+    ParallelFor(rows.size(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) choices[i] = rows[i].Choose(logits[i]);
+    });
+    for (size_t i = 0; i < rows.size(); ++i) {
+      SHOAL_RETURN_IF_ERROR(choices[i].status());
+      rows[i].Take(*choices[i]);
+      ++statistics_.new_tokens;
+      if (rows[i].done) cached_.cache().Remove(rows[i].sequence);
+    }
+    std::erase_if(rows_, [](const Row& row) { return row.done; });
+    return absl::OkStatus();
+  }
+
+  CachedModel& cached_;
+  const int64_t max_rows_;
+  GenerationStatistics& statistics_;
+  std::span<const GenerationRequest> requests_;
+  std::vector<Generation>& results_;
+  std::map<std::vector<int64_t>, Prompt> prompts_;
+  std::vector<Row> rows_;
+  size_t next_ = 0;  // Request to join
 };
 
 Generator::Generator(const Model& model, std::span<const std::vector<Parameter>> weights)
@@ -74,126 +203,52 @@ absl::Status Generator::Check(const GenerationRequest& request) const {
   return CheckSamplingOptions(request.sampling);
 }
 
+// Work with the cached model. What fails leaves no sequence behind.
+absl::Status Generator::RunGuarded(const std::function<absl::Status(CachedModel&)>& work) {
+  absl::Status status;
+  try {
+    if (!cached_) cached_ = std::make_unique<CachedModel>(model_, weights_, options_.tensor);
+    status = work(*cached_);
+  } catch (const c10::OutOfMemoryError& error) {
+    status = absl::ResourceExhaustedError(error.what_without_backtrace());
+  } catch (const std::bad_alloc&) {
+    status = absl::ResourceExhaustedError(
+        "no memory left to generate: shorten the prompts, or ask for fewer at once");
+  } catch (const c10::Error& error) {
+    status = absl::InternalError(error.what_without_backtrace());
+  }
+  if (!status.ok()) cached_.reset();
+  return status;
+}
+
 absl::StatusOr<std::vector<Generation>> Generator::Generate(
     std::span<const GenerationRequest> requests) {
   for (size_t i = 0; i < requests.size(); ++i) {
     SHOAL_RETURN_IF_ERROR(Annotate(
         Check(requests[i]), requests.size() == 1 ? "generate" : absl::StrCat("request ", i)));
   }
-  // Prompts of like length share a batch, so that little is padded.
-  std::vector<size_t> order(requests.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return requests[a].prompt.size() < requests[b].prompt.size();
-  });
-
-  at::NoGradGuard no_grad;
   std::vector<Generation> results(requests.size());
-  const size_t batch_size = std::max<int64_t>(1, options_.max_batch_size);
-  for (size_t first = 0; first < order.size(); first += batch_size) {
-    std::vector<Row> rows;
-    for (size_t i = first; i < std::min(order.size(), first + batch_size); ++i) {
-      const GenerationRequest& request = requests[order[i]];
-      const int64_t prompt_length = request.prompt.size();
-      const int64_t room = std::min(request.max_new_tokens, model_.max_positions() - prompt_length);
-      rows.push_back({&request, &results[order[i]], request.prompt, prompt_length + room});
-    }
-    try {
-      SHOAL_RETURN_IF_ERROR(GenerateBatch(rows));
-    } catch (const c10::OutOfMemoryError& error) {
-      return absl::ResourceExhaustedError(error.what_without_backtrace());
-    } catch (const std::bad_alloc&) {
-      return absl::ResourceExhaustedError(
-          "no memory left to generate: shorten the prompts, or ask for fewer at once");
-    } catch (const c10::Error& error) {
-      return absl::InternalError(error.what_without_backtrace());
-    }
-  }
+  SHOAL_RETURN_IF_ERROR(RunGuarded([&](CachedModel& cached) {
+    return Run(cached, options_, statistics_, requests, results).UntilAllAreDone();
+  }));
   return results;
 }
 
-absl::Status Generator::GenerateBatch(std::span<Row> rows) {
-  const int64_t B = rows.size();
-  const ModelConfig& config = model_.config;
-  const Tensor& any_weight = weights_[0][0].value;
-  int64_t max_length = 0;
-  for (const Row& row : rows) max_length = std::max(max_length, row.max_length);
-  KeyValueCache cache({.num_layers = config.num_layers,
-                       .batch_size = B,
-                       .max_length = max_length,
-                       .num_key_value_heads = config.num_key_value_heads,
-                       .head_dim = config.head_dim,
-                       .dtype = any_weight.scalar_type(),
-                       .device = any_weight.device()});
-
-  auto start = std::chrono::steady_clock::now();
-  Tensor logits_BV = Prefill(rows, cache);
-  for (const Row& row : rows) statistics_.prompt_tokens += row.length();
-  SHOAL_RETURN_IF_ERROR(ChooseTokens(rows, logits_BV));
-  statistics_.prefill_seconds += SecondsSince(start);
-
-  start = std::chrono::steady_clock::now();
-  Batch next = {.tokens_BT = EmptyIds(B, 1), .positions_BT = EmptyIds(B, 1)};
-  while (!std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.done; })) {
-    logits_BV = Step(rows, cache, next);
-    SHOAL_RETURN_IF_ERROR(ChooseTokens(rows, logits_BV));
-  }
-  statistics_.decode_seconds += SecondsSince(start);
-  return absl::OkStatus();
+absl::StatusOr<std::vector<BeamResult>> Generator::SearchBeams(const GenerationRequest& request,
+                                                               const BeamOptions& options) {
+  SHOAL_RETURN_IF_ERROR(Annotate(Check(request), "beam search"));
+  SHOAL_RETURN_IF_ERROR(
+      Annotate(CheckBeamOptions(request, options, model_.vocab_size()), "beam search"));
+  std::vector<BeamResult> results;
+  SHOAL_RETURN_IF_ERROR(RunGuarded([&](CachedModel& cached) -> absl::Status {
+    SHOAL_ASSIGN_OR_RETURN(results, RunBeamSearch(cached, request, options, statistics_));
+    return absl::OkStatus();
+  }));
+  return results;
 }
 
-// Logits (B, V) float32 of the token after each prompt.
-Tensor Generator::Prefill(std::span<Row> rows, KeyValueCache& cache) const {
-  const int64_t B = rows.size();
-  int64_t T = 0;
-  for (const Row& row : rows) T = std::max(T, row.length());
-  Batch batch = {.tokens_BT = EmptyIds(B, T),
-                 .positions_BT = at::arange(T).unsqueeze(0).repeat({B, 1})};
-  Tensor last_B = at::empty({B}, at::kLong);
-  for (int64_t b = 0; b < B; ++b) {
-    int64_t* tokens = batch.tokens_BT.mutable_data_ptr<int64_t>() + b * T;
-    std::copy(rows[b].sequence.begin(), rows[b].sequence.end(), tokens);
-    std::fill(tokens + rows[b].length(), tokens + T,
-              rows[b].sequence.back());  // Padding: any valid id
-    last_B.mutable_data_ptr<int64_t>()[b] = rows[b].length() - 1;
-  }
-  const Activations out =
-      ForwardAll(model_, weights_, batch,
-                 {.head_mode = HeadMode::kLogits, .cache = &cache, .only_place_B = last_B});
-  for (int64_t b = 0; b < B; ++b) cache.SetLength(b, rows[b].length());
-  return out.logits_BTV.select(1, 0).to(at::kCPU, at::kFloat).contiguous();
-}
-
-// Reads each row's newest token; logits (B, V) float32 of the one after it. Rows that are done read
-// a token again and forget it.
-Tensor Generator::Step(std::span<Row> rows, KeyValueCache& cache, Batch& batch) const {
-  const int64_t B = rows.size();
-  const std::vector<int64_t> lengths = cache.lengths();
-  for (int64_t b = 0; b < B; ++b) {
-    batch.tokens_BT.mutable_data_ptr<int64_t>()[b] = rows[b].sequence.back();
-    batch.positions_BT.mutable_data_ptr<int64_t>()[b] = lengths[b];
-  }
-  const Activations out =
-      ForwardAll(model_, weights_, batch, {.head_mode = HeadMode::kLogits, .cache = &cache});
-  for (int64_t b = 0; b < B; ++b) {
-    if (rows[b].done) cache.SetLength(b, lengths[b]);
-  }
-  return out.logits_BTV.select(1, 0).to(at::kCPU, at::kFloat).contiguous();
-}
-
-absl::Status Generator::ChooseTokens(std::span<Row> rows, const Tensor& logits_BV) {
-  const int64_t V = logits_BV.size(1);
-  for (size_t b = 0; b < rows.size(); ++b) {
-    if (rows[b].done) continue;
-    // Logits are this step's own: they may be changed in place.
-    std::span<float> logits(logits_BV.mutable_data_ptr<float>() + b * V, V);
-    SHOAL_ASSIGN_OR_RETURN(
-        const int64_t token,
-        ChooseToken(logits, rows[b].sequence, rows[b].request->sampling, rows[b].request->stream));
-    rows[b].Take(token);
-    ++statistics_.new_tokens;
-  }
-  return absl::OkStatus();
+int64_t Generator::cache_bytes() const {
+  return cached_ ? cached_->cache().blocks_held() * cached_->cache().block_bytes() : 0;
 }
 
 }  // namespace shoal

@@ -3,20 +3,22 @@
 //   Generator generator(model, weights);
 //   SHOAL_ASSIGN_OR_RETURN(std::vector<Generation> results, generator.Generate(requests));
 //
-// A batch runs in lockstep over one key-value cache: the prompts, padded on the right, in one pass
-// of which the head sees each row's last place only, then one token a row and pass. A row that is
-// done keeps its place until its batch is done. What a request yields depends on its own seed and
-// stream alone, not on what shares its batch (up to the rounding of products of another shape).
+// Batching is continuous: a sequence that ends frees its place and its cache for one that waits.
+// Prompts that several requests share are read once and their cache is shared. What a request
+// yields depends on its own prompt, options, seed and stream alone, not on what runs beside it; to
+// the last bit where [Note: the same bits in any company] of cached_model.h holds.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "core/status.h"
+#include "inference/cached_model.h"
 #include "inference/logits.h"
-#include "models/forward.h"
+#include "kernels/matmul.h"
 
 namespace shoal {
 
@@ -48,20 +50,43 @@ struct Generation {
 };
 
 struct GenerationStatistics {
-  int64_t prompt_tokens = 0;
-  int64_t new_tokens = 0;  // The first of each sequence is the prefill's
+  int64_t prompt_tokens = 0;  // Read: those of shared prompts once
+  int64_t new_tokens = 0;     // The first of each sequence is the prefill's
   double prefill_seconds = 0;
   double decode_seconds = 0;
+
+  GenerationStatistics& operator+=(const GenerationStatistics& other);
+  GenerationStatistics operator-(const GenerationStatistics& other) const;
+};
+
+// Beam search, as transformers' generate() has it (generation/utils.py, _beam_search).
+struct BeamOptions {
+  int64_t num_beams = 1;
+  int64_t num_return_sequences = 1;  // At most num_beams
+  double length_penalty = 1.0;       // A score is the sum of log-probabilities / tokens^this
+  // When to stop: kNo once no running beam can improve on what is finished, judged by the present
+  // length; kYes once num_beams are finished; kNever once none can at any length.
+  enum class EarlyStopping { kNo, kYes, kNever };
+  EarlyStopping early_stopping = EarlyStopping::kNo;
+  // Whether these new tokens complete a sequence (a stop string, say), beside the request's
+  // eos_token_ids. May be empty.
+  std::function<bool(std::span<const int64_t> tokens)> is_complete = nullptr;
+};
+
+struct BeamResult {
+  Generation generation;
+  double score = 0;  // See length_penalty
 };
 
 class Generator {
  public:
   struct Options {
-    int64_t max_batch_size = 32;  // Sequences that run together; more wait
+    int64_t max_batch_size = kMaxRowsOfEqualBits;  // Sequences that run together; more wait
+    const TensorParallel* tensor = nullptr;        // See CachedModel
   };
 
   // `model` and `weights` (ModelWeights, or any views gathered from shards) must outlive the
-  // generator. Weights and cache are of the first weight's dtype and device.
+  // generator.
   Generator(const Model& model, std::span<const std::vector<Parameter>> weights);
   Generator(const Model& model, std::span<const std::vector<Parameter>> weights,
             const Options& options);
@@ -72,21 +97,28 @@ class Generator {
   // logits that are not finite.
   absl::StatusOr<std::vector<Generation>> Generate(std::span<const GenerationRequest> requests);
 
-  // Summed over all calls of Generate.
+  // The num_return_sequences best continuations, the best first. Of the request's sampling options
+  // only the repetition penalty applies (a temperature is refused); on_token is not called, and
+  // logprobs are not filled. Errors as Generate's.
+  absl::StatusOr<std::vector<BeamResult>> SearchBeams(const GenerationRequest& request,
+                                                      const BeamOptions& options);
+
+  // Summed over all calls.
   const GenerationStatistics& statistics() const { return statistics_; }
+  // Of keys and values, kept between calls.
+  int64_t cache_bytes() const;
 
  private:
   struct Row;
+  class Run;
   absl::Status Check(const GenerationRequest& request) const;
-  absl::Status GenerateBatch(std::span<Row> rows);
-  Tensor Prefill(std::span<Row> rows, KeyValueCache& cache) const;
-  Tensor Step(std::span<Row> rows, KeyValueCache& cache, Batch& batch) const;
-  absl::Status ChooseTokens(std::span<Row> rows, const Tensor& logits_BV);
+  absl::Status RunGuarded(const std::function<absl::Status(CachedModel&)>& work);
 
   const Model& model_;
   std::span<const std::vector<Parameter>> weights_;
   Options options_;
   GenerationStatistics statistics_;
+  std::unique_ptr<CachedModel> cached_;  // Made by the first call
 };
 
 }  // namespace shoal

@@ -1,6 +1,7 @@
 #include "inference/loaded_model.h"
 
 #include "core/dtype.h"
+#include "models/adapters/adapter_folder.h"
 #include "models/weights.h"
 
 namespace shoal {
@@ -21,8 +22,10 @@ absl::StatusOr<double> NumberOr(const Json& json, const char* key, double otherw
 
 absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string& path) {
   for (const std::string& directory : {path, JoinPath(path, "export")}) {
-    SHOAL_ASSIGN_OR_RETURN(const bool found, Exists(files, JoinPath(directory, "config.json")));
-    if (found) return directory;
+    for (const char* name : {"config.json", kAdapterConfigName}) {
+      SHOAL_ASSIGN_OR_RETURN(const bool found, Exists(files, JoinPath(directory, name)));
+      if (found) return directory;
+    }
   }
   SHOAL_ASSIGN_OR_RETURN(const bool is_run, Exists(files, JoinPath(path, "checkpoints")));
   if (is_run) {
@@ -36,11 +39,11 @@ absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string
 }
 
 absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path,
-                                                  at::ScalarType dtype) {
+                                                  at::ScalarType dtype, const TensorPlace& place) {
   LoadedModel loaded;
   SHOAL_ASSIGN_OR_RETURN(loaded.directory, FindModelFolder(files, path));
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(files, loaded.directory));
-  SHOAL_ASSIGN_OR_RETURN(loaded.model, BuildModel(config));
+  SHOAL_ASSIGN_OR_RETURN(loaded.model, BuildModel(config, place));
   SHOAL_ASSIGN_OR_RETURN(loaded.weights,
                          LoadAllWeights(files, loaded.model, loaded.directory, dtype));
   return loaded;
@@ -68,6 +71,7 @@ absl::StatusOr<SamplingOptions> DefaultSampling(const ModelConfig& config) {
     }
     sampling.top_k = static_cast<int64_t>(top_k);
     SHOAL_ASSIGN_OR_RETURN(sampling.top_p, NumberOr(json, "top_p", 1.0));
+    SHOAL_ASSIGN_OR_RETURN(sampling.min_p, NumberOr(json, "min_p", 0.0));
   }
   SHOAL_RETURN_IF_ERROR(Annotate(CheckSamplingOptions(sampling), "generation_config.json"));
   return sampling;

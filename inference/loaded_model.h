@@ -16,13 +16,15 @@ struct LoadedModel {
   ModelWeights weights;
 };
 
-// The folder that holds config.json: `path` itself, or the export of a run's folder. NotFound says
-// what was looked for.
+// The folder that holds config.json (or the adapter_config.json of a model's adapters): `path`
+// itself, or the export of a run's folder. NotFound says what was looked for.
 absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string& path);
 
-// Configuration and all weights in `dtype` of FindModelFolder(path).
+// Configuration and weights in `dtype` of FindModelFolder(path): all of them or, on one of several
+// tensor-parallel ranks, its part.
 absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path,
-                                                  at::ScalarType dtype);
+                                                  at::ScalarType dtype,
+                                                  const TensorPlace& place = {});
 
 // float32, bfloat16, float64. InvalidArgument for other names.
 absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name);

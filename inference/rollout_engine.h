@@ -70,6 +70,8 @@ class RolloutEngine {
   RolloutEngine(GatheredWeights weights, const DeviceMesh& mesh, const Options& options)
       : weights_(std::move(weights)), mesh_(mesh), options_(options) {}
 
+  bool generates_together() const;
+
   GatheredWeights weights_;
   const DeviceMesh& mesh_;
   Options options_;

@@ -50,18 +50,24 @@ void AddColumnSums(const Tensor& grad_RO, const Tensor& bias_grad) {
   AddPartials(bias_grad, partials);
 }
 
+Tensor Product(const Tensor& x, const Tensor& weight, const Tensor& bias, LinearLayout layout,
+               at::ScalarType dtype) {
+  const Tensor weight_io = InOut(weight, layout);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = weight_io.size(1);
+  Tensor y = at::empty(shape, x.options().dtype(dtype));
+  Tensor y_RO = Rows(y);
+  MatMul(Rows(x), weight_io, y_RO, {.accumulate = false, .bias = bias});
+  return y;
+}
+
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
   // `anchor` ties the node to the graph when only weights want gradients. Weights and gradient
   // buffers are kept as plain tensors, past autograd's version check: ZeRO refills and reduces the
   // flat buffers under them between forward and backward.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& anchor,
                         const Parameter& weight, const Parameter& bias, LinearLayout layout) {
-    const Tensor weight_io = InOut(weight.value, layout);
-    std::vector<int64_t> shape = x.sizes().vec();
-    shape.back() = weight_io.size(1);
-    Tensor y = at::empty(shape, x.options());
-    Tensor y_RO = Rows(y);
-    MatMul(Rows(x), weight_io, y_RO, {.accumulate = false, .bias = bias.value});
+    const Tensor y = Product(x, weight.value, bias.value, layout, x.scalar_type());
     ctx->save_for_backward({x});
     ctx->saved_data["weight"] = weight.value.detach();
     ctx->saved_data["weight_grad"] = weight.grad;
@@ -120,8 +126,16 @@ Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias,
               LinearLayout layout) {
   const Parameter no_bias;
   if (!bias) bias = &no_bias;
+  if (!at::GradMode::is_enabled())
+    return Product(x, weight.value, bias->value, layout, x.scalar_type());
   const Tensor& anchor = bias->grad.defined() ? bias->value : weight.value;
   return LinearFunction::apply(x, anchor, weight, *bias, layout);
+}
+
+Tensor FloatLinear(const Tensor& x, const Parameter& weight) {
+  const at::NoGradGuard no_grad;
+  return Product(x, weight.value, {}, LinearLayout::kOutIn,
+                 x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
 }  // namespace shoal

@@ -17,6 +17,10 @@ enum class LinearLayout {
 Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias = nullptr,
               LinearLayout layout = LinearLayout::kOutIn);
 
+// x W^T in float32 (float64 if x is), W (out, in): products of bfloat16 that are not rounded again.
+// No gradient.
+Tensor FloatLinear(const Tensor& x, const Parameter& weight);
+
 // x + b, over x's last dimension. Backward adds dL/db to bias.grad where that is defined.
 Tensor AddBias(const Tensor& x, const Parameter& bias);
 

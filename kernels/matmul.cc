@@ -183,26 +183,74 @@ bool OneDnnMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
   return true;
 }
 
-// Products of a few rows with a matrix stored (N, K), as in decoding: oneDNN would first copy that
-// matrix into its own order, which costs more than the product. False where this is not such a
-// product.
+// Rows of the weight that a thread multiplies with all rows of `a` before it goes on: they stay in
+// its cache.
+int64_t CachedOuts(int64_t depth, size_t element_size) {
+  constexpr int64_t kBytes = 128 << 10;
+  return std::max<int64_t>(8, kBytes / std::max<int64_t>(depth * element_size, 1) / 8 * 8);
+}
+
+// a b with b stored (N, K): outs [begin, end).
+template <class T, class C>
+void FewRowsOutIn(const Tensor& a_MK, const Tensor& b_KN, const T* bias, Tensor& c_MN,
+                  int64_t begin, int64_t end) {
+  const auto& kernels = simd::KernelsFor<T>();
+  const int64_t rows = a_MK.size(0), depth = a_MK.size(1), step = CachedOuts(depth, sizeof(T));
+  for (int64_t first = begin; first < end; first += step) {
+    const int64_t outs = std::min(step, end - first);
+    for (int64_t m = 0; m < rows; m += simd::kMaxFewRows) {
+      const auto multiply = [&](auto product) {
+        product(Data<T>(a_MK) + m * a_MK.stride(0), a_MK.stride(0),
+                Data<T>(b_KN) + first * b_KN.stride(1), b_KN.stride(1), bias ? bias + first : bias,
+                MutableData<C>(c_MN) + m * c_MN.stride(0) + first, c_MN.stride(0),
+                std::min(simd::kMaxFewRows, rows - m), outs, depth);
+      };
+      if constexpr (std::is_same_v<T, C>) {
+        multiply(kernels.few_rows_product);
+      } else {
+        multiply(kernels.few_rows_product_to_float);
+      }
+    }
+  }
+}
+
+// a b with b stored (K, N): outs [begin, end).
+template <class T>
+void FewRowsInOut(const Tensor& a_MK, const Tensor& b_KN, const T* bias, Tensor& c_MN,
+                  int64_t begin, int64_t end) {
+  simd::KernelsFor<T>().few_rows_product_in_out(
+      Data<T>(a_MK), a_MK.stride(0), Data<T>(b_KN) + begin, b_KN.stride(0),
+      bias ? bias + begin : nullptr, MutableData<T>(c_MN) + begin, c_MN.stride(0), a_MK.size(0),
+      end - begin, a_MK.size(1));
+}
+
+// Products of a few rows with a matrix, as in decoding: oneDNN would first copy the matrix into its
+// own order, which costs more than the product, and its sums depend on the number of rows. False
+// where this is not such a product.
 bool FewRowsMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
                    const MatMulOptions& options) {
-  const at::ScalarType type = c_MN.scalar_type();
-  if (a_MK.size(0) > simd::kMaxFewRows || options.accumulate || !IsFused(c_MN) ||
-      a_MK.scalar_type() != type || b_KN.scalar_type() != type ||
-      (a_MK.size(1) > 1 && (a_MK.stride(1) != 1 || b_KN.stride(0) != 1))) {
+  const at::ScalarType type = a_MK.scalar_type();
+  const int64_t depth = a_MK.size(1), outs = c_MN.size(1);
+  if (a_MK.size(0) > kMaxRowsOfEqualBits || options.accumulate || !IsFused(a_MK) ||
+      b_KN.scalar_type() != type || (depth > 1 && a_MK.stride(1) != 1)) {
     return false;
   }
+  const bool out_in = depth <= 1 || b_KN.stride(0) == 1, in_out = outs <= 1 || b_KN.stride(1) == 1;
+  const bool to_float = c_MN.scalar_type() == at::kFloat;
+  if (c_MN.scalar_type() != type && !(to_float && out_in)) return false;
+  if (!out_in && !in_out) return false;
   const Tensor& bias = options.bias;
   if (bias.defined() && (bias.scalar_type() != type || !bias.is_contiguous())) return false;
-  const int64_t depth = a_MK.size(1), outs = c_MN.size(1);
-  DispatchFused(c_MN, [&]<class T>(T) {
+  DispatchFused(a_MK, [&]<class T>(T) {
+    const T* added = bias.defined() ? Data<T>(bias) : nullptr;
     ParallelFor(outs, RowGrain(depth), [&](int64_t begin, int64_t end) {
-      simd::KernelsFor<T>().few_rows_product(
-          Data<T>(a_MK), a_MK.stride(0), Data<T>(b_KN) + begin * b_KN.stride(1), b_KN.stride(1),
-          bias.defined() ? Data<T>(bias) + begin : nullptr, MutableData<T>(c_MN) + begin,
-          c_MN.stride(0), a_MK.size(0), end - begin, depth);
+      if (!out_in) {
+        FewRowsInOut<T>(a_MK, b_KN, added, c_MN, begin, end);
+      } else if (to_float) {
+        FewRowsOutIn<T, float>(a_MK, b_KN, added, c_MN, begin, end);
+      } else {
+        FewRowsOutIn<T, T>(a_MK, b_KN, added, c_MN, begin, end);
+      }
     });
   });
   return true;

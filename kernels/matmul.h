@@ -14,11 +14,15 @@ struct MatMulOptions {
 
 // a: (M, K), b: (K, N), c: (M, N), c written in place. Any strides; dense matrices and their
 // transposes are used where they lie, other views are copied first. a and b share a dtype; c may be
-// float32 where they are bfloat16 (sums are float32 in any case). Up to eight rows times a matrix
-// stored (N, K), as in decoding, take a loop of our own that reads the matrix once. Safe to call
-// from many threads.
+// float32 where they are bfloat16 (sums are float32 in any case). Safe to call from many threads.
+//
+// Up to kMaxRowsOfEqualBits rows of float32 or bfloat16 take loops of our own that read b once
+// where it lies, and with which a row of c has the same bits whatever the other rows and their
+// number are: what a sequence generates does not depend on what shares its batch.
 void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
             const MatMulOptions& options = {});
+
+inline constexpr int64_t kMaxRowsOfEqualBits = 64;
 
 enum class MatMulBackend { kOneDnn, kAten };
 

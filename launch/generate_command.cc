@@ -1,9 +1,11 @@
 #include "launch/generate_command.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,6 +15,8 @@
 #include "data/tokenizer.h"
 #include "inference/loaded_model.h"
 #include "inference/text_stream.h"
+#include "launch/launcher.h"
+#include "launch/ranks.h"
 
 namespace shoal {
 namespace {
@@ -25,11 +29,15 @@ struct Options {
   std::string dtype = "float32";
   std::optional<std::string> prompt, prompt_file;
   std::optional<int64_t> max_new_tokens;
-  std::optional<double> temperature, top_p, repetition_penalty;
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
   std::optional<int64_t> top_k;
   std::vector<std::string> stop_strings;
   uint64_t seed = 0;
   int64_t num_samples = 1;
+  int64_t num_beams = 1, num_return_sequences = 1;
+  double length_penalty = 1.0;
+  BeamOptions::EarlyStopping early_stopping = BeamOptions::EarlyStopping::kNo;
+  int ranks = 0;
 };
 
 absl::StatusOr<std::string> ReadPrompt(FileSystem& files, const Options& options) {
@@ -53,10 +61,19 @@ absl::StatusOr<SamplingOptions> ChooseSampling(const Options& options, const Mod
   if (options.temperature) sampling.temperature = *options.temperature;
   if (options.top_k) sampling.top_k = *options.top_k;
   if (options.top_p) sampling.top_p = *options.top_p;
+  if (options.min_p) sampling.min_p = *options.min_p;
   if (options.repetition_penalty) sampling.repetition_penalty = *options.repetition_penalty;
   sampling.seed = options.seed;
+  if (options.num_beams > 1) {
+    if (options.temperature.value_or(0) != 0) {
+      return absl::InvalidArgumentError(
+          "--num-beams searches and --temperature samples: leave one of them out");
+    }
+    sampling.temperature = 0;
+  }
   const char* ignored = options.top_k             ? "--top-k"
                         : options.top_p           ? "--top-p"
+                        : options.min_p           ? "--min-p"
                         : options.num_samples > 1 ? "--num-samples"
                                                   : nullptr;
   if (sampling.temperature == 0 && ignored) {
@@ -104,17 +121,103 @@ void PrintStatistics(const Options& options, const GenerationStatistics& statist
                 rate.empty() ? "" : ", then ", rate, options.dtype);
 }
 
-absl::Status Generate(const Options& options) {
+// Text by text to where one is to be seen, on the rank that prints.
+struct Output {
+  bool prints;
+  const Tokenizer& tokenizer;
+  const Options& options;
+  const std::string& prompt;
+
+  void Show(absl::string_view text) const {
+    if (prints) Print(text);
+  }
+  TextStream Stream(bool live) const {
+    return TextStream(tokenizer, options.stop_strings,
+                      live && prints ? Print : std::function<void(absl::string_view)>());
+  }
+};
+
+// One sample appears as it comes; several would mix, and appear when all are done.
+absl::Status Sample(const Output& output, Generator& generator, const GenerationRequest& request) {
+  const bool live = output.options.num_samples == 1;
+  std::vector<TextStream> streams;
+  std::vector<GenerationRequest> requests(output.options.num_samples, request);
+  streams.reserve(requests.size());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    streams.push_back(output.Stream(live));
+    requests[i].stream = i;
+    requests[i].on_token = [&stream = streams[i]](int64_t token) { return stream.Push(token); };
+  }
+  if (live) output.Show(output.prompt);
+  absl::StatusOr<std::vector<Generation>> results = generator.Generate(requests);
+  for (size_t i = 0; i < streams.size() && results.ok(); ++i) {
+    streams[i].Finish();
+    if (!live)
+      output.Show(absl::StrCat("--- sample ", i, "\n", output.prompt, streams[i].text(), "\n"));
+  }
+  if (live) output.Show("\n");
+  SHOAL_RETURN_IF_ERROR(results.status());
+  if ((*results)[0].finish_reason == FinishReason::kPositions && output.prints)
+    absl::FPrintF(stderr, "stopped: the model has no more positions\n");
+  return absl::OkStatus();
+}
+
+absl::Status SearchBeams(const Output& output, Generator& generator,
+                         const GenerationRequest& request) {
+  const Options& options = output.options;
+  BeamOptions beams{.num_beams = options.num_beams,
+                    .num_return_sequences = options.num_return_sequences,
+                    .length_penalty = options.length_penalty,
+                    .early_stopping = options.early_stopping};
+  const auto read = [&](std::span<const int64_t> tokens, TextStream& stream) {
+    bool open = true;
+    for (int64_t token : tokens) open = stream.Push(token);
+    return open;
+  };
+  if (!options.stop_strings.empty()) {
+    beams.is_complete = [&](std::span<const int64_t> tokens) {
+      TextStream stream = output.Stream(/*live=*/false);
+      return !read(tokens, stream);
+    };
+  }
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<BeamResult> results,
+                         generator.SearchBeams(request, beams));
+  for (size_t i = 0; i < results.size(); ++i) {
+    TextStream stream = output.Stream(/*live=*/false);
+    read(results[i].generation.tokens, stream);
+    stream.Finish();
+    if (results.size() > 1)
+      output.Show(absl::StrFormat("--- sequence %d, score %.4f\n", i, results[i].score));
+    output.Show(absl::StrCat(output.prompt, stream.text(), "\n"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const Options& options) {
   if (options.prompt.has_value() == options.prompt_file.has_value()) {
     return absl::InvalidArgumentError(
         "give the prompt as --prompt TEXT or as --prompt-file FILE (- for standard input)");
   }
+  if (options.num_beams == 1 && options.num_return_sequences > 1) {
+    return absl::InvalidArgumentError(
+        "--num-return-sequences is of beams: give --num-beams, or --num-samples to sample");
+  }
+  return ParseComputeDtype(options.dtype).status();
+}
+
+absl::Status Generate(const Options& options, Communicator& ranks) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
-  SHOAL_ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(files, options));
+  std::string prompt;
+  if (ranks.rank() == 0) {
+    SHOAL_ASSIGN_OR_RETURN(prompt, ReadPrompt(files, options));
+  }
+  prompt = BroadcastString(ranks, prompt, 0);
   SHOAL_ASSIGN_OR_RETURN(const std::string directory, FindModelFolder(files, options.model));
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(directory));
-  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded, LoadModelForInference(files, directory, dtype));
+  const TensorParallel tensor(ranks, /*sequence_parallel=*/false);
+  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
+                         LoadModelForInference(files, directory, dtype, tensor.place()));
   const ModelConfig& config = loaded.model.config;
 
   GenerationRequest request;
@@ -123,45 +226,46 @@ absl::Status Generate(const Options& options) {
   SHOAL_ASSIGN_OR_RETURN(request.sampling, ChooseSampling(options, config));
   SHOAL_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(tokenizer, config, prompt));
 
-  // One sample appears as it comes; several would mix, and appear when all are done.
-  const bool live = options.num_samples == 1;
-  std::vector<TextStream> streams;
-  std::vector<GenerationRequest> requests(options.num_samples, request);
-  streams.reserve(requests.size());
-  for (size_t i = 0; i < requests.size(); ++i) {
-    streams.emplace_back(tokenizer, options.stop_strings,
-                         live ? Print : std::function<void(absl::string_view)>());
-    requests[i].stream = i;
-    requests[i].on_token = [&stream = streams[i]](int64_t token) { return stream.Push(token); };
+  Generator generator(loaded.model, loaded.weights,
+                      {.tensor = ranks.size() > 1 ? &tensor : nullptr});
+  const Output output{ranks.rank() == 0, tokenizer, options, prompt};
+  SHOAL_RETURN_IF_ERROR(options.num_beams > 1 ? SearchBeams(output, generator, request)
+                                              : Sample(output, generator, request));
+  if (output.prints) {
+    PrintStatistics(options, generator.statistics(),
+                    options.num_beams > 1 ? 0 : options.num_samples);
   }
-
-  Generator generator(loaded.model, loaded.weights);
-  if (live) Print(prompt);
-  absl::StatusOr<std::vector<Generation>> results = generator.Generate(requests);
-  for (size_t i = 0; i < streams.size() && results.ok(); ++i) {
-    streams[i].Finish();
-    if (!live) Print(absl::StrCat("--- sample ", i, "\n", prompt, streams[i].text(), "\n"));
-  }
-  if (live) Print("\n");
-  SHOAL_RETURN_IF_ERROR(results.status());
-  if ((*results)[0].finish_reason == FinishReason::kPositions) {
-    absl::FPrintF(stderr, "stopped: the model has %d positions\n", config.max_positions);
-  }
-  PrintStatistics(options, generator.statistics(), options.num_samples);
   if (!std::cout) return absl::UnavailableError("standard output could not be written");
   return absl::OkStatus();
 }
 
+absl::Status GenerateOverRanks(const Options& options, int argc, const char* const* argv) {
+  SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment,
+                         ReadRankEnvironment(std::getenv, options.ranks));
+  SHOAL_RETURN_IF_ERROR(HeldBack(environment, CheckOptions(options)));
+  if (MustLaunch(environment, options.ranks)) std::exit(LaunchRanks(argc, argv, options.ranks));
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> ranks, JoinRanks(environment, {}));
+  absl::Status status;
+  try {
+    status = Generate(options, *ranks);
+  } catch (const CommError& error) {
+    status = absl::UnavailableError(error.what());
+  }
+  EndJobOnError(*ranks, status, StatusToExitCode(status));
+  return status;
+}
+
 }  // namespace
 
-void AddGenerateCommand(CommandLine& line) {
+void AddGenerateCommand(CommandLine& line, int argc, const char* const* argv) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       line.Add("generate", "Continue a text with a model, printing it as it comes",
                "shoal generate runs/quickstart/export --prompt \"And the king said unto\"\n"
                "shoal generate FOLDER --prompt-file - --temperature 0.8 --top-p 0.95 --num-samples "
-               "4 < prompt.txt",
-               [options] { return Generate(*options); });
+               "4 < prompt.txt\n"
+               "shoal generate FOLDER -n 2 --prompt \"Once\" --num-beams 4 --length-penalty 0.8",
+               [options, argc, argv] { return GenerateOverRanks(*options, argc, argv); });
   command
       ->add_option("model", options->model,
                    "A Hugging Face folder, or a run's folder (its export is taken)")
@@ -178,6 +282,8 @@ void AddGenerateCommand(CommandLine& line) {
   command->add_option("--top-k", options->top_k, "Sample among the k most likely tokens; 0: all");
   command->add_option("--top-p", options->top_p,
                       "Sample among the most likely tokens that hold this share");
+  command->add_option("--min-p", options->min_p,
+                      "Sample among tokens at least this share as likely as the likeliest");
   command->add_option("--repetition-penalty", options->repetition_penalty,
                       "Above 1: avoid tokens already there");
   command
@@ -188,6 +294,32 @@ void AddGenerateCommand(CommandLine& line) {
   command->add_option("--num-samples", options->num_samples, "Continuations of the prompt")
       ->capture_default_str()
       ->check(CLI::Range(1, 100'000));
+  command->add_option("--num-beams", options->num_beams, "Above 1: beam search")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--num-return-sequences", options->num_return_sequences,
+                   "Of beam search: so many of the best beams")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--length-penalty", options->length_penalty,
+                   "Of beam search: scores are divided by the number of tokens to this power")
+      ->capture_default_str();
+  static const std::map<std::string, BeamOptions::EarlyStopping> kEarlyStopping = {
+      {"no", BeamOptions::EarlyStopping::kNo},
+      {"yes", BeamOptions::EarlyStopping::kYes},
+      {"never", BeamOptions::EarlyStopping::kNever}};
+  command
+      ->add_option("--early-stopping", options->early_stopping,
+                   "Of beam search. yes: end with as many finished sequences as beams; no: once no "
+                   "beam seems able to improve on them; never: once none can")
+      ->transform(CLI::CheckedTransformer(kEarlyStopping).description(""));
+  command
+      ->add_option("-n,--ranks", options->ranks,
+                   "Ranks that share each matrix, started on this host (default: 1, or those that "
+                   "mpirun or srun started)")
+      ->check(CLI::PositiveNumber);
   command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")
       ->capture_default_str();
 }

@@ -5,6 +5,7 @@
 
 namespace shoal {
 
-void AddGenerateCommand(CommandLine& line);
+// `argc`, `argv`: the program's own, which it is started with again on several ranks.
+void AddGenerateCommand(CommandLine& line, int argc, const char* const* argv);
 
 }  // namespace shoal

@@ -11,19 +11,19 @@ Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter
                      .batch = &batch,
                      .cache = options.cache,
                      .head_mode = options.head_mode,
-                     .loss_denominator = options.loss_denominator};
+                     .loss_denominator = options.loss_denominator,
+                     .tensor = options.tensor};
   Activations activations;
   for (size_t b = 0; b < model.blocks.size(); ++b) {
     const bool is_head = b + 1 == model.blocks.size();
-    if (is_head && options.only_place_B.defined()) {
-      const Tensor rows_B = at::arange(batch.tokens_BT.size(0), options.only_place_B.options());
+    if (is_head && options.only_rows_S.defined()) {
       activations.hidden_BTC =
-          activations.hidden_BTC.index({rows_B, options.only_place_B}).unsqueeze(1);
+          activations.hidden_BTC.flatten(0, 1).index_select(0, options.only_rows_S).unsqueeze(1);
     }
     ctx.weights = weights[b];
     activations = model.blocks[b]->Forward(ctx, activations);
   }
-  if (options.cache) options.cache->Advance(batch.tokens_BT.size(1));
+  if (options.cache) options.cache->EndPass();
   return activations;
 }
 

@@ -15,10 +15,12 @@ using ModelWeights = std::vector<std::vector<Parameter>>;
 struct ForwardOptions {
   HeadMode head_mode = HeadMode::kLoss;
   double loss_denominator = 1.0;
-  KeyValueCache* cache = nullptr;  // Advanced by the batch's T
-  // (B) int64: the head sees this place of each row alone, T = 1. Undefined: all places. With the
-  // logits of a long prompt's last token alone, the (T, V) matrix never exists.
-  Tensor only_place_B = {};
+  KeyValueCache* cache = nullptr;  // BeginPass has been called; EndPass follows here
+  // (S) int64: the head sees these rows of the batch's (B T) alone, as (S, 1). Undefined: all. With
+  // the logits of a long prompt's last token alone, the (T, V) matrix never exists.
+  Tensor only_rows_S = {};
+  const TensorParallel* tensor = nullptr;  // What the model was built for, without sequence
+                                           // parallelism; null: one rank holds each matrix whole
 };
 
 Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter>> weights,

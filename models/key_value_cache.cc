@@ -1,63 +1,131 @@
 #include "models/key_value_cache.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <ATen/ATen.h>
 
 #include "core/status.h"
 
 namespace shoal {
+namespace {
+
+constexpr int64_t kBytesAtOnce = int64_t{8} << 20;
+
+}  // namespace
 
 KeyValueCache::KeyValueCache(const Options& options)
-    : options_(options), lengths_(options.batch_size, 0) {
-  const std::vector<int64_t> shape = {options.batch_size, options.max_length,
-                                      options.num_key_value_heads, options.head_dim};
-  const auto tensor_options = at::TensorOptions(options.dtype).device(options.device);
-  for (int64_t i = 0; i < options.num_layers; ++i) {
-    keys_.push_back(at::empty(shape, tensor_options));
-    values_.push_back(at::empty(shape, tensor_options));
-  }
+    : options_(options),
+      block_bytes_(2 * options.num_layers * options.num_key_value_heads * options.block_places *
+                   options.head_dim * static_cast<int64_t>(c10::elementSize(options.dtype))) {
+  SHOAL_CHECK(block_bytes_ > 0) << "KeyValueCache: a block of no bytes";
 }
 
-KeyValueCache::View KeyValueCache::Append(int64_t layer, const Tensor& k_BTKH,
-                                          const Tensor& v_BTKH) {
-  const int64_t num_rows = options_.batch_size, num_tokens = k_BTKH.size(1);
-  const int64_t end = longest() + num_tokens;
-  SHOAL_CHECK(k_BTKH.size(0) == num_rows && end <= options_.max_length)
-      << k_BTKH.size(0) << " rows of " << end << " places, the cache has " << num_rows << " of "
-      << options_.max_length;
-  const at::NoGradGuard no_grad;
-  Tensor &keys = keys_[layer], &values = values_[layer];
-  const bool even =
-      std::all_of(lengths_.begin(), lengths_.end(), [&](int64_t n) { return n == lengths_[0]; });
-  if (even) {
-    keys.narrow(1, end - num_tokens, num_tokens).copy_(k_BTKH);
-    values.narrow(1, end - num_tokens, num_tokens).copy_(v_BTKH);
-  } else {
-    for (int64_t row = 0; row < num_rows; ++row) {
-      keys[row].narrow(0, lengths_[row], num_tokens).copy_(k_BTKH[row]);
-      values[row].narrow(0, lengths_[row], num_tokens).copy_(v_BTKH[row]);
+const KeyValueCache::Table& KeyValueCache::table(Sequence sequence) const {
+  SHOAL_CHECK(0 <= sequence && sequence < static_cast<int>(tables_.size()) &&
+              tables_[sequence].in_use)
+      << "KeyValueCache: no sequence " << sequence;
+  return tables_[sequence];
+}
+
+KeyValueCache::Sequence KeyValueCache::Add() {
+  const auto unused =
+      std::find_if(tables_.begin(), tables_.end(), [](const Table& t) { return !t.in_use; });
+  const Sequence sequence = static_cast<Sequence>(unused - tables_.begin());
+  if (unused == tables_.end()) tables_.emplace_back();
+  tables_[sequence].in_use = true;
+  return sequence;
+}
+
+KeyValueCache::Sequence KeyValueCache::Fork(Sequence from) {
+  const Sequence sequence = Add();
+  tables_[sequence] = table(from);
+  for (Block block : tables_[sequence].blocks) ++users_[block];
+  return sequence;
+}
+
+void KeyValueCache::Remove(Sequence sequence) {
+  for (Block block : table(sequence).blocks) GiveBack(block);
+  tables_[sequence] = Table();
+}
+
+KeyValueCache::Block KeyValueCache::Take() {
+  if (free_.empty()) {
+    const int64_t count = std::max<int64_t>(1, kBytesAtOnce / block_bytes_);
+    const Tensor memory = at::empty({count * block_bytes_}, at::kByte);
+    char* begin = static_cast<char*>(memory.mutable_data_ptr());
+    memory_.push_back(memory);
+    for (int64_t i = count - 1; i >= 0; --i) free_.push_back(static_cast<Block>(blocks_held() + i));
+    for (int64_t i = 0; i < count; ++i) {
+      addresses_.push_back(begin + i * block_bytes_);
+      users_.push_back(0);
     }
   }
-  Tensor lengths_B = at::empty({num_rows}, at::kLong);
-  for (int64_t row = 0; row < num_rows; ++row)
-    lengths_B.mutable_data_ptr<int64_t>()[row] = lengths_[row] + num_tokens;
-  return {.k_BSKH = keys.narrow(1, 0, end),
-          .v_BSKH = values.narrow(1, 0, end),
-          .lengths_B = lengths_B.to(options_.device)};
+  const Block block = free_.back();
+  free_.pop_back();
+  users_[block] = 1;
+  return block;
 }
 
-void KeyValueCache::Advance(int64_t num_tokens) {
-  for (int64_t& length : lengths_) length += num_tokens;
+void KeyValueCache::GiveBack(Block block) {
+  if (--users_[block] == 0) free_.push_back(block);
 }
 
-int64_t KeyValueCache::longest() const {
-  return lengths_.empty() ? 0 : *std::max_element(lengths_.begin(), lengths_.end());
+void KeyValueCache::MakeRoom(Table& table, int64_t length) {
+  const int64_t places = options_.block_places;
+  if (table.length % places != 0) {  // The last block will be written
+    const size_t last = table.length / places;
+    if (const Block shared = table.blocks[last]; users_[shared] > 1) {
+      const Block copy = Take();
+      std::memcpy(addresses_[copy], addresses_[shared], block_bytes_);
+      GiveBack(shared);
+      table.blocks[last] = copy;
+      table.addresses[last] = addresses_[copy];
+    }
+  }
+  while (static_cast<int64_t>(table.blocks.size()) * places < length) {
+    const Block block = Take();
+    table.blocks.push_back(block);
+    table.addresses.push_back(addresses_[block]);
+  }
 }
 
-void KeyValueCache::SetLength(int64_t row, int64_t length) {
-  SHOAL_CHECK(length >= 0 && length <= lengths_[row]) << length << " of " << lengths_[row];
-  lengths_[row] = length;
+void KeyValueCache::BeginPass(std::span<const Segment> segments) {
+  pass_.assign(segments.begin(), segments.end());
+  segments_.clear();
+  int64_t row = 0;
+  for (const Segment& segment : pass_) {
+    const int64_t past = length(segment.sequence);
+    Table& table = tables_[segment.sequence];
+    MakeRoom(table, past + segment.num_tokens);
+    segments_.push_back({.first_row = row,
+                         .num_tokens = segment.num_tokens,
+                         .past = past,
+                         .blocks = table.addresses.data()});
+    row += segment.num_tokens;
+  }
+}
+
+Tensor KeyValueCache::Attend(int64_t layer, const Tensor& q_BTNH, const Tensor& k_BTKH,
+                             const Tensor& v_BTKH, double scale) {
+  SHOAL_CHECK(!segments_.empty()) << "KeyValueCache: Attend before BeginPass";
+  SHOAL_CHECK(k_BTKH.size(2) == options_.num_key_value_heads &&
+              k_BTKH.size(3) == options_.head_dim && k_BTKH.scalar_type() == options_.dtype &&
+              0 <= layer && layer < options_.num_layers)
+      << "KeyValueCache: layer " << layer << ", keys " << k_BTKH.sizes();
+  const int64_t half = options_.num_key_value_heads * options_.block_places * options_.head_dim;
+  const PagedLayout layout{.block_places = options_.block_places,
+                           .key_offset = 2 * layer * half,
+                           .value_offset = (2 * layer + 1) * half};
+  return PagedAttention(q_BTNH.flatten(0, 1), k_BTKH.flatten(0, 1), v_BTKH.flatten(0, 1), segments_,
+                        layout, scale)
+      .view(q_BTNH.sizes());
+}
+
+void KeyValueCache::EndPass() {
+  for (const Segment& segment : pass_) tables_[segment.sequence].length += segment.num_tokens;
+  pass_.clear();
+  segments_.clear();
 }
 
 }  // namespace shoal

@@ -8,6 +8,7 @@
 
 #include "inference/loaded_model.h"
 #include "inference/score.h"
+#include "kernels/threads.h"
 
 namespace shoal {
 namespace {
@@ -46,9 +47,11 @@ int64_t UncachedNext(const LoadedModel& loaded, const std::vector<int64_t>& sequ
 
 std::vector<GenerationRequest> RaggedRequests(const SamplingOptions& sampling) {
   std::vector<GenerationRequest> requests;
-  for (int64_t i = 0; i < 7; ++i) {
-    GenerationRequest request = {
-        .max_new_tokens = 3 + i % 4, .sampling = sampling, .stream = static_cast<uint64_t>(i)};
+  for (int64_t i = 0; i < 11; ++i) {
+    GenerationRequest request = {.max_new_tokens = 3 + i * 5 % 17,
+                                 .sampling = sampling,
+                                 .stream = static_cast<uint64_t>(i),
+                                 .want_logprobs = true};
     for (int64_t j = 0; j <= i * 5 % 7; ++j) request.prompt.push_back(4 + (i * 13 + j * 7) % 30);
     requests.push_back(request);
   }
@@ -92,20 +95,120 @@ TEST(Generator, CachedEqualsUncached) {
   }
 }
 
-TEST(Generator, RaggedBatchEqualsOneByOne) {
-  const LoadedModel loaded = Load("llama");
-  for (double temperature : {0.0, 1.0}) {
-    const auto requests = RaggedRequests({.temperature = temperature, .top_k = 20, .seed = 5});
-    const std::vector<Generation> together = Generate(loaded, requests);
-    const std::vector<Generation> in_threes = Generate(loaded, requests, 3);
-    for (size_t i = 0; i < requests.size(); ++i) {
-      SCOPED_TRACE(absl::StrCat("temperature ", temperature, ", request ", i));
-      const Generation alone = Generate(loaded, {requests[i]})[0];
-      EXPECT_EQ(together[i].tokens, alone.tokens);
-      EXPECT_EQ(in_threes[i].tokens, alone.tokens);
-      EXPECT_EQ(alone.tokens.size(), static_cast<size_t>(requests[i].max_new_tokens));
+// To the last bit, which log-probabilities show: continuous batches of any size, rows that join and
+// leave, prompts that are shared, threads.
+TEST(Generator, ARequestYieldsTheSameInAnyCompany) {
+  for (const char* name : {"llama", "gpt2"}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      const LoadedModel loaded = Load(name, dtype);
+      for (double temperature : {0.0, 1.0}) {
+        const auto requests = RaggedRequests({.temperature = temperature, .top_k = 20, .seed = 5});
+        const std::vector<Generation> together = Generate(loaded, requests);
+        const std::vector<Generation> in_threes = Generate(loaded, requests, 3);
+        SetNumThreads(2);
+        const std::vector<Generation> in_fives = Generate(loaded, requests, 5);
+        SetNumThreads(1);
+        for (size_t i = 0; i < requests.size(); ++i) {
+          SCOPED_TRACE(absl::StrCat(name, ", temperature ", temperature, ", request ", i));
+          const Generation alone = Generate(loaded, {requests[i]})[0];
+          for (const auto* results : {&together, &in_threes, &in_fives}) {
+            EXPECT_EQ((*results)[i].tokens, alone.tokens);
+            EXPECT_EQ((*results)[i].logprobs, alone.logprobs);
+          }
+          EXPECT_EQ(alone.tokens.size(), static_cast<size_t>(requests[i].max_new_tokens));
+        }
+      }
     }
   }
+}
+
+TEST(Generator, ReadsSharedPromptsOnceAndFreesItsCache) {
+  const LoadedModel loaded = Load("llama");
+  std::vector<GenerationRequest> requests;
+  for (uint64_t i = 0; i < 12; ++i) {
+    requests.push_back({.prompt = i % 4 == 3 ? std::vector<int64_t>{8, 9}
+                                             : std::vector<int64_t>{4, 5, 6, 7, 8, 9, 10},
+                        .max_new_tokens = 20,
+                        .sampling = {.temperature = 1.0, .seed = 3},
+                        .stream = i});
+  }
+  Generator generator(loaded.model, loaded.weights, {.max_batch_size = 5});
+  const auto results = *generator.Generate(requests);
+  EXPECT_EQ(generator.statistics().prompt_tokens, 7 + 2);
+  EXPECT_EQ(generator.statistics().new_tokens, 12 * 20);
+  for (size_t i = 0; i < requests.size(); ++i)
+    EXPECT_EQ(results[i].tokens, Generate(loaded, {requests[i]})[0].tokens) << i;
+  const int64_t bytes = generator.cache_bytes();
+  ASSERT_TRUE(generator.Generate(requests).ok());
+  EXPECT_EQ(generator.cache_bytes(), bytes) << "blocks of the first call were not used again";
+}
+
+TEST(Generator, LogprobsAreThoseOfScore) {
+  for (at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+    const LoadedModel loaded = Load("llama", dtype);
+    auto requests = RaggedRequests({.temperature = 0.7, .top_p = 0.9, .repetition_penalty = 1.2});
+    const std::vector<Generation> results = Generate(loaded, requests);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      std::vector<int64_t> row = requests[i].prompt;
+      row.insert(row.end(), results[i].tokens.begin(), results[i].tokens.end());
+      const auto scores = (*ScoreTokens(loaded.model, loaded.weights, std::span(&row, 1)))[0];
+      ASSERT_EQ(results[i].logprobs.size(), results[i].tokens.size());
+      for (size_t t = 0; t < results[i].tokens.size(); ++t) {
+        EXPECT_NEAR(results[i].logprobs[t], scores[requests[i].prompt.size() - 1 + t],
+                    dtype == at::kDouble ? 1e-12 : 1e-5);
+      }
+    }
+  }
+}
+
+// Tokens and scores of Python transformers' generate() (tests/fixtures/make_beam_fixtures.py).
+TEST(Generator, BeamSearchEqualsTransformers) {
+  std::ifstream file("tests/fixtures/beams.json");
+  ASSERT_TRUE(file.is_open());
+  const auto fixture = nlohmann::json::parse(file);
+  using EarlyStopping = BeamOptions::EarlyStopping;
+  for (const auto& [name, cases] : fixture.items()) {
+    const LoadedModel loaded = Load(name);
+    Generator generator(loaded.model, loaded.weights);
+    for (const auto& entry : cases) {
+      SCOPED_TRACE(absl::StrCat(name, " ", entry.dump()));
+      const auto& early = entry["early_stopping"];
+      const GenerationRequest request{
+          .prompt = entry["prompt"],
+          .max_new_tokens = 12,
+          .sampling = {.repetition_penalty = entry["repetition_penalty"]},
+          .eos_token_ids = entry["eos"]};
+      const auto results = generator.SearchBeams(
+          request, {.num_beams = entry["num_beams"],
+                    .num_return_sequences = entry["num_return_sequences"],
+                    .length_penalty = entry["length_penalty"],
+                    .early_stopping = early.is_string()   ? EarlyStopping::kNever
+                                      : early.get<bool>() ? EarlyStopping::kYes
+                                                          : EarlyStopping::kNo});
+      ASSERT_TRUE(results.ok()) << results.status();
+      ASSERT_EQ(results->size(), entry["tokens"].size());
+      for (size_t i = 0; i < results->size(); ++i) {
+        EXPECT_EQ((*results)[i].generation.tokens, entry["tokens"][i].get<std::vector<int64_t>>())
+            << "sequence " << i;
+        EXPECT_NEAR((*results)[i].score, entry["scores"][i].get<double>(), 2e-4);
+      }
+    }
+  }
+}
+
+TEST(Generator, BeamsRefuseWhatCannotBe) {
+  const LoadedModel loaded = Load("llama");
+  Generator generator(loaded.model, loaded.weights);
+  const auto refusal = [&](const GenerationRequest& request, const BeamOptions& options) {
+    return std::string(generator.SearchBeams(request, options).status().message());
+  };
+  EXPECT_THAT(refusal({.prompt = {5}}, {.num_beams = 0}), testing::HasSubstr("num_beams is 0"));
+  EXPECT_THAT(
+      refusal({.prompt = {5}}, {.num_beams = 2, .num_return_sequences = 3}),
+      testing::HasSubstr("num_return_sequences is 3, must be in [1, num_beams], which is 2"));
+  EXPECT_THAT(refusal({.prompt = {5}, .sampling = {.temperature = 1}}, {.num_beams = 2}),
+              testing::HasSubstr("temperature is 1"));
+  EXPECT_THAT(refusal({}, {.num_beams = 2}), testing::HasSubstr("the prompt holds no token"));
 }
 
 TEST(Generator, StreamsOfOnePromptDiffer) {
@@ -175,7 +278,7 @@ TEST(Generator, TellsOfWeightsThatAreNotFinite) {
 
 TEST(Generator, RunsInBfloat16) {
   const LoadedModel loaded = Load("llama", at::kBFloat16);
-  EXPECT_EQ(Generate(loaded, RaggedRequests({})).size(), 7u);
+  EXPECT_EQ(Generate(loaded, RaggedRequests({})).size(), 11u);
   EXPECT_EQ(loaded.weights[0][0].value.scalar_type(), at::kBFloat16);
 }
 

@@ -40,6 +40,7 @@ TEST(ProcessLogits, EqualsTransformersProcessors) {
     options.temperature = entry["options"]["temperature"];
     options.top_k = entry["options"]["top_k"];
     options.top_p = entry["options"]["top_p"];
+    options.min_p = entry["options"].value("min_p", 0.0);
     options.repetition_penalty = entry["options"]["repetition_penalty"];
     ASSERT_TRUE(CheckSamplingOptions(options).ok());
     ProcessLogits(logits, seen, options);

@@ -4,7 +4,9 @@
 
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
+#include "kernels/threads.h"
 #include "tests/kernels/compare.h"
+#include "tests/kernels/isa.h"
 
 namespace shoal {
 namespace {
@@ -97,6 +99,42 @@ TEST(MatMulTest, ReadsStridedViews) {
   }
 }
 
+// Decoding rests on this: what a row gives must not depend on its company or the threads.
+TEST(MatMulTest, ARowHasTheSameBitsInAnyCompany) {
+  at::manual_seed(9);
+  ForEachIsa([&] {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      for (auto [depth, outs] : {std::array<int64_t, 2>{64, 48}, {176, 517}, {33, 70}, {1, 5}}) {
+        const Tensor a = at::randn({kMaxRowsOfEqualBits, depth}).to(dtype),
+                     bias = at::randn({outs}).to(dtype);
+        for (const Tensor& b :
+             {at::randn({outs, depth}).to(dtype).t(), at::randn({depth, outs}).to(dtype)}) {
+          Tensor all = at::empty({a.size(0), outs}, dtype);
+          MatMul(a, b, all, {.accumulate = false, .bias = bias});
+          EXPECT_TRUE(Near(
+              all, at::addmm(bias.to(at::kDouble), a.to(at::kDouble), b.to(at::kDouble)), dtype));
+          for (int64_t rows : {1, 2, 3, 5, 7, 8, 11, 29}) {
+            SetNumThreads(1 + rows % 2);
+            for (int64_t first : {int64_t{0}, a.size(0) - rows}) {
+              Tensor some = at::empty({rows, outs}, dtype);
+              MatMul(a.narrow(0, first, rows), b, some, {.accumulate = false, .bias = bias});
+              EXPECT_TRUE(some.equal(all.narrow(0, first, rows))) << rows << " rows from " << first;
+            }
+          }
+          SetNumThreads(1);
+        }
+      }
+    }
+  });
+}
+
+TEST(MatMulTest, BfloatProductsMayStayFloat) {
+  const Tensor a = at::randn({5, 70}).to(at::kBFloat16), b = at::randn({33, 70}).to(at::kBFloat16);
+  const Tensor got = FloatLinear(a, {.value = b, .grad = {}});
+  EXPECT_EQ(got.scalar_type(), at::kFloat);
+  EXPECT_TRUE(Near(got, at::matmul(a.to(at::kDouble), b.to(at::kDouble).t()), at::kFloat));
+}
+
 TEST(MatMulTest, EmptyInnerDimensionGivesBias) {
   Tensor c = at::ones({2, 3});
   MatMul(at::empty({2, 0}), at::empty({0, 3}), c,
@@ -105,8 +143,8 @@ TEST(MatMulTest, EmptyInnerDimensionGivesBias) {
 }
 
 TEST(MatMulTest, BothBackendsAgree) {
-  Tensor a = at::randn({33, 65}), b = at::randn({65, 20}), onednn = at::empty({33, 20}),
-         aten = at::empty({33, 20});
+  Tensor a = at::randn({133, 65}), b = at::randn({65, 20}), onednn = at::empty({133, 20}),
+         aten = at::empty({133, 20});
   MatMul(a, b, onednn);
   SetMatMulBackend(at::kFloat, MatMulBackend::kAten);
   MatMul(a, b, aten);

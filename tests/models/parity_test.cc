@@ -115,18 +115,23 @@ TEST_P(ParityTest, GradientsEqualFiniteDifferences) {
   }
 }
 
-KeyValueCache MakeCache(const Model& model, int64_t rows) {
+// Blocks of so few places that every sequence spans several.
+KeyValueCache MakeCache(const Model& model) {
   return KeyValueCache({.num_layers = model.config.num_layers,
-                        .batch_size = rows,
-                        .max_length = 16,
                         .num_key_value_heads = model.config.num_key_value_heads,
                         .head_dim = model.config.head_dim,
-                        .dtype = at::kDouble});
+                        .dtype = at::kDouble,
+                        .block_places = 4});
 }
 
+// Row b of the tokens continues sequence rows[b].
 Tensor CachedLogits(const Fixture& fixture, const ModelWeights& weights, KeyValueCache& cache,
-                    const Tensor& tokens, const Tensor& positions) {
+                    const std::vector<KeyValueCache::Sequence>& rows, const Tensor& tokens,
+                    const Tensor& positions) {
   const at::NoGradGuard no_grad;
+  std::vector<KeyValueCache::Segment> segments;
+  for (KeyValueCache::Sequence row : rows) segments.push_back({row, tokens.size(1)});
+  cache.BeginPass(segments);
   const Batch batch{
       .tokens_BT = tokens, .targets_BT = {}, .positions_BT = positions, .documents_BT = {}};
   return ForwardAll(fixture.model, weights, batch,
@@ -137,32 +142,33 @@ Tensor CachedLogits(const Fixture& fixture, const ModelWeights& weights, KeyValu
 TEST_P(ParityTest, CacheChangesNothing) {
   const Fixture fixture = LoadFixture(GetParam());
   const ModelWeights weights = LoadFixtureWeights(fixture, at::kDouble);
-  KeyValueCache cache = MakeCache(fixture.model, 2);
+  KeyValueCache cache = MakeCache(fixture.model);
+  const std::vector<KeyValueCache::Sequence> rows = {cache.Add(), cache.Add()};
   const Tensor& tokens = fixture.batch.tokens_BT;
   std::vector<Tensor> logits;
   int64_t place = 0;
   for (int64_t step : {5, 1, 1, 3, 1}) {  // A prompt, single tokens, several at once
     const Tensor piece = tokens.narrow(1, place, step).contiguous();
-    logits.push_back(CachedLogits(fixture, weights, cache, piece, Positions(piece, place)));
+    logits.push_back(CachedLogits(fixture, weights, cache, rows, piece, Positions(piece, place)));
     place += step;
   }
   EXPECT_LT(RelativeError(at::cat(logits, 1), ReadTensor(*fixture.expected, "logits")), 1e-10);
 }
 
-TEST_P(ParityTest, RowsOfACachedBatchMayDifferInLength) {
+TEST_P(ParityTest, SequencesOfACacheMayDifferInLength) {
   const Fixture fixture = LoadFixture(GetParam());
   const ModelWeights weights = LoadFixtureWeights(fixture, at::kDouble);
-  KeyValueCache cache = MakeCache(fixture.model, 2);
+  KeyValueCache cache = MakeCache(fixture.model);
+  const std::vector<KeyValueCache::Sequence> rows = {cache.Add(), cache.Add()};
   const Tensor& tokens = fixture.batch.tokens_BT;
   const Tensor expected = ReadTensor(*fixture.expected, "logits");
-  // Row 0 has 6 tokens, row 1 only 3: what pads it must leave no trace.
-  Tensor prompt = tokens.narrow(1, 0, 6).clone();
-  prompt[1].narrow(0, 3, 3).fill_(7);
-  CachedLogits(fixture, weights, cache, prompt, Positions(prompt));
-  cache.SetLength(1, 3);
+  for (int row : {0, 1}) {
+    const Tensor prompt = tokens.narrow(0, row, 1).narrow(1, 0, row == 0 ? 6 : 3).contiguous();
+    CachedLogits(fixture, weights, cache, {rows[row]}, prompt, Positions(prompt));
+  }
   const Tensor next = at::stack({tokens[0].narrow(0, 6, 2), tokens[1].narrow(0, 3, 2)});
   const Tensor positions = at::stack({at::arange(6, 8, at::kLong), at::arange(3, 5, at::kLong)});
-  const Tensor logits = CachedLogits(fixture, weights, cache, next, positions);
+  const Tensor logits = CachedLogits(fixture, weights, cache, rows, next, positions);
   EXPECT_LT(RelativeError(logits[0], expected[0].narrow(0, 6, 2)), 1e-10);
   EXPECT_LT(RelativeError(logits[1], expected[1].narrow(0, 3, 2)), 1e-10);
 }
@@ -173,7 +179,9 @@ TEST_P(ParityTest, HeadOfOnePlaceIsThatPlace) {
   const at::NoGradGuard no_grad;
   const Tensor logits =
       ForwardAll(fixture.model, weights, fixture.batch,
-                 {.head_mode = HeadMode::kLogits, .only_place_B = at::tensor({10, 4}, at::kLong)})
+                 {.head_mode = HeadMode::kLogits,
+                  .only_rows_S =
+                      at::tensor({int64_t{10}, fixture.batch.tokens_BT.size(1) + 4}, at::kLong)})
           .logits_BTV;
   const Tensor expected = ReadTensor(*fixture.expected, "logits");
   EXPECT_LT(
