@@ -39,7 +39,9 @@ bool Accumulate(const T* values, int64_t count, double range, double scale, int6
     const double value = static_cast<double>(values[k]);
     const bool inside = std::abs(value) <= range;
     const int64_t fixed = Round((inside ? value : 0.0) * scale);
-    sums[k] += kAdd ? fixed : -fixed;
+    // Unsigned, since masked sums wrap.
+    sums[k] = static_cast<int64_t>(static_cast<uint64_t>(sums[k]) +
+                                   static_cast<uint64_t>(kAdd ? fixed : -fixed));
     outside |= static_cast<int64_t>(!inside);
   }
   return outside == 0;

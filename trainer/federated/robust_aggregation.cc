@@ -49,8 +49,10 @@ template <typename T>
 void Exchange(T* __restrict low, T* __restrict high, int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     const T a = low[k], b = high[k];
-    low[k] = b < a ? b : a;
-    high[k] = b < a ? a : b;
+    // Written as the processor's minimum and maximum are defined.
+    const T smaller = b < a ? b : a, larger = a < b ? b : a;
+    low[k] = smaller;
+    high[k] = larger;
   }
 }
 

@@ -90,9 +90,11 @@ absl::StatusOr<MaskGraph> MakeMaskGraph(const SecureAggregationOptions& options)
                      " clients: must be even and below the number of clients, or 0 for all"));
   }
   const int holders = (options.neighbours == 0 ? n - 1 : options.neighbours) + 1;
-  MaskGraph graph{.neighbours = {},
-                  .threshold = options.threshold == 0 ? (2 * holders + 2) / 3 : options.threshold,
-                  .round_seed = options.round_seed};
+  MaskGraph graph{
+      .neighbours = {}, .threshold = options.threshold, .round_seed = options.round_seed};
+  if (graph.threshold == 0) {
+    graph.threshold = options.neighbours == 0 ? (2 * holders + 2) / 3 : holders / 2 + 1;
+  }
   if (2 * graph.threshold <= holders || graph.threshold > holders) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a secure aggregation threshold of ", graph.threshold, " of ", holders,

@@ -42,11 +42,13 @@ namespace shoal {
 struct SecureAggregationOptions {
   int num_clients = 0;
   // Shares that reconstruct a secret, more than half of those that exist; 0: two thirds, rounded
-  // up, so that a third of the cohort may drop out.
+  // up, so that a third of the cohort may drop out, or with `neighbours` just more than half.
   int threshold = 0;
   // Each client shares and masks with this many others (even; neighbours on a ring in random order)
-  // instead of all, 0: all. A multiple of log(num_clients) suffices (Bell et al. 2020, section 3),
-  // at a cost that no longer grows with the square of the cohort.
+  // instead of all, 0: all. The cost no longer grows with the square of the cohort, but a
+  // neighbourhood may by chance lose more than its share, and then the round fails: among 1,000
+  // clients of which a tenth drops out, less than once in a million rounds with 34 (22 at 5 %, 80
+  // at 20 %).
   int neighbours = 0;
   uint64_t round_seed = 0;  // Public: the ring, and a label in all keys. New each round
 };
