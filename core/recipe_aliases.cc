@@ -20,6 +20,9 @@ struct Alias {
 
 constexpr Alias kAliases[] = {
     {"output_dir", "run.output_dir"},
+    {"lora_r", "model.lora.rank"},
+    {"lora_alpha", "model.lora.alpha"},
+    {"lora_target_modules", "model.lora.target_modules"},
     {"run_name", "run.name"},
     {"seed", "run.seed"},
     {"model_name_or_path", "model.name_or_path"},

@@ -15,6 +15,7 @@
 #include "core/status.h"
 #include "data/bpe_trainer.h"
 #include "data/document_reader.h"
+#include "data/examples.h"
 #include "data/token_dataset.h"
 #include "data/tokenize_corpus.h"
 #include "data/tokenizer.h"
@@ -122,6 +123,10 @@ class Preparation {
   // input.
   absl::StatusOr<std::string> Digest() const {
     std::string all = options_.shard_per_file ? "1 by file" : "1";
+    if (options_.kind != DataKind::kDocuments) {
+      absl::StrAppend(&all, "#", static_cast<int>(options_.kind), "|",
+                      options_.data.chat().turn_start(), "|", options_.data.chat().turn_end());
+    }
     const auto add_file = [&](const std::string& path) {
       struct stat info {};
       if (stat(path.c_str(), &info) != 0) return;
@@ -214,6 +219,10 @@ class Preparation {
     std::vector<std::string> shards;
     for (size_t i = 0; i < sources.size();) {
       if (sources[i].file.format == DataSource::tokens) {
+        if (options_.kind != DataKind::kDocuments) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              sources[i].file.path, ": examples are JSON lines, expected a .jsonl file"));
+        }
         SHOAL_ASSIGN_OR_RETURN(const TokenShard shard,
                                TokenShard::Open(sources[i].file.path, TokenShard::Check::kVerify));
         SHOAL_RETURN_IF_ERROR(CheckTokenizer(shard));
@@ -243,10 +252,19 @@ class Preparation {
 
   absl::Status Tokenize(std::span<const CorpusFile> corpus, const std::string& path) {
     const auto started = std::chrono::steady_clock::now();
-    SHOAL_ASSIGN_OR_RETURN(const CorpusSize size,
-                           TokenizeCorpus(*tokenizer_, corpus, files_, path, options_.num_threads));
+    CorpusSize size;
+    if (options_.kind == DataKind::kDocuments) {
+      SHOAL_ASSIGN_OR_RETURN(
+          size, TokenizeCorpus(*tokenizer_, corpus, files_, path, options_.num_threads));
+    } else {
+      const ExampleKind kind =
+          options_.kind == DataKind::kAnswers ? ExampleKind::kAnswers : ExampleKind::kPreferences;
+      SHOAL_ASSIGN_OR_RETURN(
+          size, TokenizeExamples(*tokenizer_, corpus, kind, options_.data.chat(), files_, path));
+    }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-    Say(absl::StrCat(path, ": ", size.tokens, " tokens of ", size.documents, " documents from ",
+    Say(absl::StrCat(path, ": ", size.tokens, " tokens of ", size.documents,
+                     options_.kind == DataKind::kDocuments ? " documents from " : " examples from ",
                      size.bytes / 1000000, " MB in ", absl::SixDigits(seconds.count()), " s"));
     return absl::OkStatus();
   }

@@ -12,8 +12,12 @@
 
 namespace shoal {
 
+// What the sources hold: documents to learn from whole, or examples (data/examples.h).
+enum class DataKind { kDocuments, kAnswers, kPreferences };
+
 struct PrepareOptions {
   DataSection data;
+  DataKind kind = DataKind::kDocuments;
   TokenizerSection tokenizer;
   std::string model_path;  // model.name_or_path: where the tokenizer is if the recipe names none
   std::string output_dir;

@@ -1,0 +1,83 @@
+#include "core/recipe_examples.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace shoal {
+namespace {
+
+class ExampleValidator {
+ public:
+  using Report = std::function<void(const std::string& key, std::string message)>;
+  ExampleValidator(const LoadedRecipe& recipe, const Report& report)
+      : recipe_(recipe), proto_(recipe.proto), report_(report) {}
+
+  // Of tasks that learn from examples, a row each, and of those that minimise something else than
+  // cross entropy.
+  void Run() {
+    const Task task = proto_.task();
+    const bool pairs = task == dpo || task == reward;
+    if (task != dpo) OnlyOf("preference", "task dpo");
+    if (task != reward) OnlyOf("reward_model", "task reward");
+    if (!pairs && task != sft) return OnlyOf("data.chat", "tasks sft, dpo and reward");
+    const std::string examples =
+        absl::StrCat("task ", Task_Name(task), " learns from examples, a row each");
+    for (const char* key : {"data.packing", "data.document_mask", "training.max_tokens"}) {
+      if (recipe_.IsSet(key)) Error(key, absl::StrCat(examples, ", expected it left out"));
+    }
+    if (proto_.tokenizer().has_train()) {
+      Error("tokenizer.train", absl::StrCat(examples, ", expected the tokenizer of the model"));
+    }
+    if (pairs && proto_.training().label_smoothing_factor() > 0) {
+      Error("training.label_smoothing_factor", absl::StrCat("is of cross entropy, which task ",
+                                                            Task_Name(task), " does not minimise"));
+    }
+    if (task == reward && !proto_.sample().prompts().empty())
+      Error("sample.prompts", "a reward model writes no text, expected none");
+    if (task == dpo) Preference();
+  }
+
+ private:
+  void Error(const std::string& key, std::string message) { report_(key, std::move(message)); }
+
+  void Preference() {
+    const PreferenceSection& section = proto_.preference();
+    const bool adapters = proto_.model().has_lora();
+    if (section.reference() == PreferenceSection::adapters_off && !adapters)
+      Error("preference.reference", "adapters_off needs adapters, expected model.lora");
+    if (section.loss() == PreferenceSection::kto &&
+        (!adapters || section.reference() == PreferenceSection::precomputed)) {
+      Error("preference.loss",
+            "kto asks the reference about other answers every step, expected model.lora and "
+            "reference: adapters_off");
+    }
+    const auto of_loss = [&](const char* key, PreferenceSection::Loss loss, const char* name) {
+      const std::string path = absl::StrCat("preference.", key);
+      if (recipe_.IsSet(path) && section.loss() != loss)
+        Error(path, absl::StrCat("is of loss ", name));
+    };
+    of_loss("gamma", PreferenceSection::simpo, "simpo");
+    of_loss("label_smoothing", PreferenceSection::sigmoid, "dpo");
+    of_loss("desirable_weight", PreferenceSection::kto, "kto");
+    of_loss("undesirable_weight", PreferenceSection::kto, "kto");
+    if (section.loss() == PreferenceSection::simpo && recipe_.IsSet("preference.reference"))
+      Error("preference.reference", "simpo has no reference, expected it left out");
+  }
+
+  void OnlyOf(const char* key, const char* tasks) {
+    if (recipe_.IsSet(key)) Error(key, absl::StrCat("is of ", tasks));
+  }
+
+  const LoadedRecipe& recipe_;
+  const Recipe& proto_;
+  const Report& report_;
+};
+
+}  // namespace
+
+void ValidateExamples(
+    const LoadedRecipe& recipe,
+    const std::function<void(const std::string& key, std::string message)>& error) {
+  ExampleValidator(recipe, error).Run();
+}
+
+}  // namespace shoal
