@@ -4,6 +4,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 
 #include "core/dtype.h"
 #include "models/family.h"
@@ -47,6 +48,9 @@ Json ValueOf(const ModelConfig& c, const std::string& name) {
       {"activation", ActivationName(c.activation)},
       {"norm_epsilon", c.norm_epsilon},
       {"initializer_range", c.initializer_range},
+      {"image_size", c.image_size},
+      {"image_channels", c.image_channels},
+      {"max_pixel", c.max_pixel},
       {"attention_bias", c.attention_bias},
       {"mlp_bias", c.mlp_bias},
       {"tie_word_embeddings", c.tie_word_embeddings},
@@ -90,19 +94,34 @@ bool IsHubLicense(const std::string& license) {
   return std::find(known.begin(), known.end(), license) != known.end();
 }
 
+std::string ArchitectureName(const ModelConfig& config) {
+  const std::string& name = config.family->architecture;
+  if (config.head == HeadKind::kLanguageModel) return name;
+  return absl::StrCat(absl::StripSuffix(absl::StripSuffix(name, "ForCausalLM"), "LMHeadModel"),
+                      "ForSequenceClassification");
+}
+
 }  // namespace
+
+void UseScoreHead(ModelConfig& config) {
+  config.head = HeadKind::kScore;
+  config.json["architectures"] = {ArchitectureName(config)};
+  config.json["num_labels"] = 1;
+  config.json["id2label"] = {{"0", "LABEL_0"}};
+  config.json["label2id"] = {{"LABEL_0", 0}};
+}
 
 std::string HuggingFaceConfig(const ModelConfig& config, at::ScalarType dtype) {
   Json json = config.json;
   const ModelFamily& family = *config.family;
   for (const char* key : {"torch_dtype", "_name_or_path", "auto_map"}) json.erase(key);
-  json["architectures"] = {family.architecture};
+  json["architectures"] = {ArchitectureName(config)};
   json["model_type"] = family.model_type;
   json["dtype"] = DtypeName(dtype);
   for (const ModelFamily::Value& value : family.values) {
     if (!value.key.empty()) SetIfAbsent(json, value.key, ValueOf(config, value.name));
   }
-  for (const auto& [key, rate] : family.dropout) SetIfAbsent(json, key, rate);
+  for (const auto& [place, rate] : family.dropout) SetIfAbsent(json, rate.key, rate.fallback);
   if (family.rope) WriteRope(*family.rope, config, json);
   // Left out, transformers would fill in the ids of the family's first model.
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
@@ -122,7 +141,9 @@ std::string HuggingFaceGenerationConfig(const ModelConfig& config) {
 }
 
 std::string HuggingFaceModelCard(const Model& model, const ModelCard& card) {
-  std::string text = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n";
+  const bool scores = model.config.head == HeadKind::kScore;
+  std::string text = absl::StrCat("---\nlibrary_name: transformers\npipeline_tag: ",
+                                  scores ? "text-classification" : "text-generation", "\n");
   if (!card.language.empty()) absl::StrAppend(&text, "language: ", Quoted(card.language), "\n");
   if (!card.license.empty()) {
     const std::string license = absl::AsciiStrToLower(card.license);
@@ -140,17 +161,18 @@ std::string HuggingFaceModelCard(const Model& model, const ModelCard& card) {
   absl::StrAppend(&text, "tags:\n- shoal\n- ", model.config.family->model_type, "\n---\n\n");
 
   const ModelConfig& c = model.config;
-  absl::StrAppend(&text, "# ", card.name.empty() ? c.family->architecture : card.name, "\n\n");
+  absl::StrAppend(&text, "# ", card.name.empty() ? ArchitectureName(c) : card.name, "\n\n");
   if (!card.body.empty())
     absl::StrAppend(&text, card.body, card.body.back() == '\n' ? "\n" : "\n\n");
-  absl::StrAppend(&text, "| | |\n|---|---|\n| Architecture | ", c.family->architecture,
+  absl::StrAppend(&text, "| | |\n|---|---|\n| Architecture | ", ArchitectureName(c),
                   " |\n| Parameters | ", model.num_parameters(), " |\n| Layers | ", c.num_layers,
                   " |\n| Hidden size | ", c.hidden_size,
                   " |\n| Heads (queries / keys and values) | ", c.num_heads, " / ",
                   c.num_key_value_heads, " |\n| Vocabulary | ", c.vocab_size, " |\n| Context | ",
                   c.max_positions, " tokens |\n");
-  absl::StrAppend(&text, "\n```python\nfrom transformers import AutoModelForCausalLM\n\n",
-                  "model = AutoModelForCausalLM.from_pretrained(\".\")\n```\n");
+  const std::string opener = scores ? "AutoModelForSequenceClassification" : "AutoModelForCausalLM";
+  absl::StrAppend(&text, "\n```python\nfrom transformers import ", opener, "\n\nmodel = ", opener,
+                  ".from_pretrained(\".\")\n```\n");
   return text;
 }
 

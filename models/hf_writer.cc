@@ -100,6 +100,7 @@ absl::Status HuggingFaceWriter::Create() {
     SHOAL_RETURN_IF_ERROR(file->Close());
   }
   for (const auto& [name, content] : small_files_) {
+    SHOAL_RETURN_IF_ERROR(CreateDirectories(*files_, ParentPath(JoinPath(partial_, name))));
     SHOAL_RETURN_IF_ERROR(WriteFileAtomically(*files_, JoinPath(partial_, name), content));
   }
   return absl::OkStatus();

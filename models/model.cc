@@ -1,8 +1,15 @@
 #include "models/model.h"
 
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "models/adapters/lora.h"
 #include "models/blocks/decoder_layer.h"
 #include "models/blocks/embedding.h"
 #include "models/blocks/head.h"
+#include "models/blocks/image_classifier.h"
+#include "models/blocks/score_head.h"
 #include "models/family.h"
 
 namespace shoal {
@@ -33,12 +40,41 @@ double Model::ForwardFlopsPerToken(int64_t sequence_length) const {
   return flops;
 }
 
+namespace {
+
+// NotFound: a target that is no matrix of the layers.
+absl::Status CheckLoraTargets(const Model& model) {
+  std::set<std::string> modules;
+  for (const auto& block : model.blocks) {
+    for (const ParameterSpec& spec : block->parameters()) {
+      const size_t end = spec.name.rfind(".lora_A.weight");
+      if (spec.adapter && end != std::string::npos) modules.insert(spec.name.substr(0, end));
+    }
+  }
+  for (const std::string& target : model.config.lora->targets) {
+    if (target == LoraOptions::kAllLinear) continue;
+    LoraOptions one = *model.config.lora;
+    one.targets = {target};
+    if (std::any_of(modules.begin(), modules.end(),
+                    [&](const std::string& module) { return IsLoraTarget(one, module); }))
+      continue;
+    return absl::NotFoundError(absl::StrCat(
+        "\"", target, "\" is no matrix of this model's layers, expected the end of a name such as ",
+        model.config.family->WeightName("layer.o.weight")));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<Model> BuildModel(const ModelConfig& config, const TensorPlace& place) {
   if (config.num_heads % place.size != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat(config.num_heads, " attention heads do not divide over tensor_parallel ",
                      place.size, ", expected a divisor of ", config.num_heads));
   }
+  if (config.family->stack.kind == StackOptions::Kind::kImageClassifier)
+    return BuildImageClassifier(config, place);
   Model model;
   model.config = config;
   const auto add = [&](int64_t layer, const auto& make) -> absl::Status {
@@ -57,8 +93,11 @@ absl::StatusOr<Model> BuildModel(const ModelConfig& config, const TensorPlace& p
       return std::make_unique<DecoderLayer>(list, config, i, rotary);
     }));
   }
-  SHOAL_RETURN_IF_ERROR(
-      add(0, [&](ParameterList& list) { return std::make_unique<HeadBlock>(list, config); }));
+  SHOAL_RETURN_IF_ERROR(add(0, [&](ParameterList& list) -> std::unique_ptr<Block> {
+    if (config.head == HeadKind::kScore) return std::make_unique<ScoreHeadBlock>(list, config);
+    return std::make_unique<HeadBlock>(list, config);
+  }));
+  if (config.lora) SHOAL_RETURN_IF_ERROR(CheckLoraTargets(model));
   return model;
 }
 

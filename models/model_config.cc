@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 
 #include "core/nearest_name.h"
+#include "models/adapters/adapter_folder.h"
 #include "models/config_rope.h"
 #include "models/family.h"
 
@@ -34,7 +35,7 @@ const std::vector<ModelValue>& ModelValues() {
       {"vocab_size", &ModelConfig::vocab_size, 1, 1 << 30},
       {"hidden_size", &ModelConfig::hidden_size, 1, 1 << 20},
       {"intermediate_size", &ModelConfig::intermediate_size, 1, 1 << 24},
-      {"num_layers", &ModelConfig::num_layers, 1, 10000},
+      {"num_layers", &ModelConfig::num_layers, 0, 10000},
       {"num_heads", &ModelConfig::num_heads, 1, 1 << 16},
       {"num_key_value_heads", &ModelConfig::num_key_value_heads, 1, 1 << 16},
       {"head_dim", &ModelConfig::head_dim, 1, 1 << 14},
@@ -42,6 +43,9 @@ const std::vector<ModelValue>& ModelValues() {
       {"activation", &ModelConfig::activation},
       {"norm_epsilon", &ModelConfig::norm_epsilon, 0, 1},
       {"initializer_range", &ModelConfig::initializer_range, 0, 10, false},
+      {"image_size", &ModelConfig::image_size, 1, 4096, false},
+      {"image_channels", &ModelConfig::image_channels, 1, 1024, false},
+      {"max_pixel", &ModelConfig::max_pixel, 1, 255, false},
       {"attention_bias", &ModelConfig::attention_bias, 0, 0, false},
       {"mlp_bias", &ModelConfig::mlp_bias, 0, 0, false},
       {"tie_word_embeddings", &ModelConfig::tie_word_embeddings, 0, 0, false},
@@ -71,6 +75,9 @@ const std::vector<std::string>& CommonKeys() {
                                                           "bos_token_id",
                                                           "eos_token_id",
                                                           "pad_token_id",
+                                                          "num_labels",
+                                                          "id2label",
+                                                          "label2id",
                                                           "quantization_config",
                                                           "output_attentions",
                                                           "output_hidden_states",
@@ -93,7 +100,7 @@ class ConfigResolver {
   void RefuseUnknownKeys(const Json& handwritten) {
     std::vector<std::string> known = CommonKeys();
     for (const auto& value : family_.values) known.push_back(value.key);
-    for (const auto& [key, rate] : family_.dropout) known.push_back(key);
+    for (const auto& [place, rate] : family_.dropout) known.push_back(rate.key);
     for (const auto& [key, value] : family_.only) known.push_back(key);
     known.insert(known.end(), family_.ignored.begin(), family_.ignored.end());
     if (family_.rope)
@@ -115,6 +122,7 @@ class ConfigResolver {
     if (family_.rope)
       config_.rope = ReadRope(*family_.rope, config_.json, config_.max_positions, issues_);
     ResolveDropout();
+    ReadHead();
     CheckOnly();
     config_.bos_token_id = TokenId(config_.json, "bos_token_id");
     config_.pad_token_id = TokenId(config_.json, "pad_token_id");
@@ -251,6 +259,9 @@ class ConfigResolver {
   }
 
   void CheckHeads() {
+    if (family_.stack.kind != StackOptions::Kind::kDecoder) return;
+    if (config_.num_layers < 1)
+      Issue(KeyOf("num_layers"), absl::StrCat("got ", config_.num_layers, ", expected 1 to 10000"));
     if (config_.num_heads % config_.num_key_value_heads != 0) {
       Issue(KeyOf("num_key_value_heads"),
             absl::StrCat("got ", config_.num_key_value_heads, ", expected a divisor of ",
@@ -262,21 +273,39 @@ class ConfigResolver {
     }
   }
 
-  void ResolveDropout() {
-    std::vector<std::string> keys;
-    for (const auto& [key, fallback] : family_.dropout) {
-      double rate = fallback;
-      if (const Json* given = FindGiven(config_.json, key)) {
-        rate = given->is_number() ? given->get<double>() : -1;
-        if (!(rate >= 0 && rate < 1)) {
-          Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a rate in [0, 1)"));
-          continue;
-        }
-      }
-      if (rate > 0) keys.push_back(key);
-      config_.training_dropout = std::max(config_.training_dropout, rate);
+  // Of a sequence classification, the number of labels stands in id2label, or in num_labels.
+  void ReadHead() {
+    const Json* given = FindGiven(config_.json, "architectures");
+    if (!given || !given->is_array() || given->empty() || !(*given)[0].is_string()) return;
+    if (!absl::EndsWith((*given)[0].get<std::string>(), "ForSequenceClassification")) return;
+    config_.head = HeadKind::kScore;
+    const Json *names = FindGiven(config_.json, "id2label"),
+               *number = FindGiven(config_.json, "num_labels");
+    const Json labels = number                        ? *number
+                        : names && names->is_object() ? Json(names->size())
+                                                      : Json(2);
+    if (labels != 1) {
+      Issue("num_labels",
+            absl::StrCat("got ", ShowJson(labels),
+                         ", expected 1: a sequence classification is read as a score"));
     }
-    config_.training_dropout_keys = absl::StrJoin(keys, ", ");
+  }
+
+  void ResolveDropout() {
+    const auto rate = [&](const char* place) {
+      const auto found = family_.dropout.find(place);
+      if (found == family_.dropout.end()) return 0.0;
+      const auto& [key, fallback] = found->second;
+      const Json* given = FindGiven(config_.json, key);
+      if (!given) return fallback;
+      const double value = given->is_number() ? given->get<double>() : -1;
+      if (!(value >= 0 && value < 1))
+        Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a rate in [0, 1)"));
+      return value;
+    };
+    config_.dropout = {.embedding = rate("embedding"),
+                       .attention = rate("attention"),
+                       .residual = rate("residual")};
   }
 
   void CheckOnly() {
@@ -378,6 +407,13 @@ bool IsRequiredModelValue(const std::string& name) {
                      [&](const ModelValue& value) { return value.name == name && value.required; });
 }
 
+bool IsImageClassifierValue(const std::string& name) {
+  static const auto& names = *new std::set<std::string>{
+      "vocab_size", "hidden_size", "intermediate_size", "num_layers",
+      "max_positions", "image_size", "image_channels", "max_pixel"};
+  return names.contains(name);
+}
+
 absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options) {
   if (!config.is_object())
     return absl::InvalidArgumentError("model.config must be a map of config.json's keys");
@@ -386,6 +422,15 @@ absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const Config
 
 absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory,
                                             const Json& overrides, const ConfigOptions& options) {
+  SHOAL_ASSIGN_OR_RETURN(const auto adapter, ReadAdapterFolder(files, directory));
+  if (adapter) {
+    SHOAL_ASSIGN_OR_RETURN(ModelConfig config,
+                           LoadModelConfig(files, adapter->base, overrides, options));
+    config.lora = adapter->lora;
+    if (adapter->score) UseScoreHead(config);
+    config.origin = directory;
+    return config;
+  }
   const std::string path = JoinPath(directory, "config.json");
   SHOAL_ASSIGN_OR_RETURN(Json config, ReadJsonFile(files, path));
   if (!config.is_object())

@@ -42,6 +42,13 @@ struct ModelConfig {
   Activation activation = Activation::kSilu;
   double norm_epsilon = 0;
   double initializer_range = 0.02;
+  // Of image classifiers: square images, pixels whole numbers up to max_pixel.
+  int64_t image_size = 0;
+  int64_t image_channels = 0;
+  int64_t max_pixel = 255;
+  // Models of this kind that one pass computes, each on its share of the rows: every weight is
+  // (copies, ...), and loss is the sum of the copies' means. Not of config.json.
+  int64_t copies = 1;
   bool attention_bias = false;
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
@@ -53,11 +60,14 @@ struct ModelConfig {
   // Set: the model has adapters beside its own weights, which do not train. Not of config.json.
   std::optional<LoraOptions> lora;
 
-  // The largest dropout rate that config.json asks for in training, and the keys that do
-  // ("resid_pdrop, attn_pdrop"). Blocks apply none: training must refuse unless it is 0; inference
-  // never drops.
-  double training_dropout = 0;
-  std::string training_dropout_keys;
+  // Rates in training; inference never drops.
+  struct Dropout {
+    double embedding = 0;  // Of the sum of the embeddings
+    double attention = 0;  // Of the attention's probabilities
+    double residual = 0;   // Of what attention and MLP add to the residual stream
+    bool any() const { return embedding > 0 || attention > 0 || residual > 0; }
+  };
+  Dropout dropout;
 
   // Of generation_config.json if it has them, else of config.json.
   std::optional<int64_t> bos_token_id, pad_token_id;
@@ -83,9 +93,13 @@ struct ConfigOptions {
 absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config,
                                                 const ConfigOptions& options = {});
 
+// The same model with a score head: config.json says a sequence classification with one label.
+void UseScoreHead(ModelConfig& config);
+
 // `directory`/config.json (and generation_config.json, if there is one) with `overrides` merged
 // over it (RFC 7386; null for none). Keys of the file that the family does not know are kept and
-// ignored; those of `overrides` are errors.
+// ignored; those of `overrides` are errors. Of a folder of adapters (models/adapters/): its base
+// model's, with `lora` set.
 absl::StatusOr<ModelConfig> LoadModelConfig(FileSystem& files, const std::string& directory,
                                             const Json& overrides = nullptr,
                                             const ConfigOptions& options = {});

@@ -10,6 +10,8 @@
 #include "absl/strings/str_join.h"
 
 #include "core/random.h"
+#include "models/adapters/adapter_folder.h"
+#include "models/blocks/score_head.h"
 #include "models/family.h"
 #include "models/json.h"
 
@@ -65,22 +67,37 @@ absl::StatusOr<std::vector<std::string>> WeightFiles(FileSystem& files,
 absl::StatusOr<WeightReader> WeightReader::Open(FileSystem& files, const std::string& directory,
                                                 const Model& model) {
   WeightReader reader;
-  SHOAL_ASSIGN_OR_RETURN(const std::vector<std::string> names, WeightFiles(files, directory));
-  for (const std::string& name : names) {
-    SHOAL_ASSIGN_OR_RETURN(auto file, SafetensorsReader::Open(files, JoinPath(directory, name)));
-    const int number = static_cast<int>(reader.files_.size());
-    for (size_t i = 0; i < file->tensors().size(); ++i) {
-      const std::string& tensor = file->tensors()[i].name;
-      if (!reader.stored_.emplace(tensor, Place{number, static_cast<int>(i)}).second) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(directory, ": ", tensor, " is in two files"));
-      }
-    }
-    reader.files_.push_back(std::move(file));
+  SHOAL_ASSIGN_OR_RETURN(const auto adapter, ReadAdapterFolder(files, directory));
+  const std::string base = adapter ? adapter->base : directory;
+  if (adapter) {
+    SHOAL_RETURN_IF_ERROR(
+        reader.OpenFile(files, JoinPath(directory, kAdapterWeightsName), /*of_adapter=*/true));
   }
+  SHOAL_ASSIGN_OR_RETURN(const std::vector<std::string> names, WeightFiles(files, base));
+  for (const std::string& name : names)
+    SHOAL_RETURN_IF_ERROR(reader.OpenFile(files, JoinPath(base, name), /*of_adapter=*/false));
   SHOAL_RETURN_IF_ERROR(reader.Bind(model, directory));
   SHOAL_RETURN_IF_ERROR(reader.CheckTiedCopies(model));
   return reader;
+}
+
+absl::Status WeightReader::OpenFile(FileSystem& files, const std::string& path, bool of_adapter) {
+  SHOAL_ASSIGN_OR_RETURN(auto file, SafetensorsReader::Open(files, path));
+  const int number = static_cast<int>(files_.size());
+  for (size_t i = 0; i < file->tensors().size(); ++i) {
+    std::string tensor = file->tensors()[i].name;
+    if (of_adapter) tensor = FromPeftName(tensor);
+    if (tensor.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": ", file->tensors()[i].name, " is no name of an adapter's weight"));
+    }
+    if (stored_.emplace(tensor, Place{number, static_cast<int>(i)}).second) continue;
+    // What an adapter trained, a score head, comes before its base's.
+    if (tensor == ScoreHeadBlock::kWeightName) continue;
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", tensor, " is in two files"));
+  }
+  files_.push_back(std::move(file));
+  return absl::OkStatus();
 }
 
 const WeightReader::Place* WeightReader::FindStored(const std::string& name,
@@ -103,6 +120,7 @@ absl::Status WeightReader::Bind(const Model& model, const std::string& directory
   for (const ParameterSpec& spec : model.unique_parameters()) {
     const Place* place = FindStored(spec.name, family.prefix);
     if (!place && tied && spec.name == tokens) place = FindStored(head, family.prefix);
+    if (!place && IsSavedWithAdapter(spec)) continue;
     if (!place) {
       missing.push_back(spec.name);
       continue;
@@ -118,9 +136,11 @@ absl::Status WeightReader::Bind(const Model& model, const std::string& directory
       wrong.push_back(absl::StrCat(spec.name, " has dtype ", entry.dtype));
     }
   }
+  const Place* language_head = head.empty() ? nullptr : FindStored(head, family.prefix);
   const Place* tied_copy = tied ? FindStored(head, family.prefix) : nullptr;
   for (const auto& [name, place] : stored_) {
-    if (!used.contains(&place) && &place != tied_copy && !family.IgnoresWeight(name))
+    const bool other_head = model.config.head == HeadKind::kScore && &place == language_head;
+    if (!used.contains(&place) && &place != tied_copy && !other_head && !family.IgnoresWeight(name))
       unknown.push_back(name);
   }
   std::vector<std::string> problems;
@@ -212,13 +232,30 @@ absl::StatusOr<ModelWeights> MakeWeights(
         parameters.push_back(weights[tie->block][tie->parameter]);
         continue;
       }
-      Tensor value = flat.narrow(0, offset, spec.numel()).view(spec.shape);
+      // A tensor-parallel rank's part lies as it does in training (TensorCut).
+      const bool swapped = spec.transposed() && spec.cut.full_size > 0;
+      const Tensor elements = flat.narrow(0, offset, spec.numel());
+      Tensor value = swapped ? elements.view({spec.shape[1], spec.shape[0]}).t()
+                             : elements.view(spec.shape);
       offset += spec.numel();
       SHOAL_RETURN_IF_ERROR(fill(spec, value));
       parameters.push_back({.value = value, .grad = Tensor()});
     }
   }
   return weights;
+}
+
+// What a rank holds of a weight, whole or a part.
+absl::Status ReadPart(const WeightReader& reader, const ParameterSpec& spec, Tensor& out) {
+  if (spec.cut.full_size == 0) return reader.Read(spec, 0, out);
+  const Tensor elements = (spec.transposed() ? out.t() : out).view({-1});
+  int64_t at = 0;
+  for (const ElementRun& run : RunsInWhole(spec, 0, spec.numel())) {
+    Tensor part = elements.narrow(0, at, run.count);
+    SHOAL_RETURN_IF_ERROR(reader.ReadInMemoryOrder(spec, run.first, part));
+    at += run.count;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -228,7 +265,9 @@ absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& mode
                                             at::Device device) {
   SHOAL_ASSIGN_OR_RETURN(const WeightReader reader, WeightReader::Open(files, directory, model));
   return MakeWeights(model, dtype, device, [&](const ParameterSpec& spec, Tensor& out) {
-    return reader.Read(spec, 0, out);
+    if (reader.Holds(spec)) return ReadPart(reader, spec, out);
+    return absl::Status(absl::InvalidArgumentError(
+        absl::StrCat("the weights of ", directory, " lack ", spec.name)));
   });
 }
 
@@ -248,6 +287,7 @@ void InitializeSlice(const ParameterSpec& spec, uint64_t seed, int64_t begin, Te
 
 ModelWeights InitializeAllWeights(const Model& model, uint64_t seed, at::ScalarType dtype) {
   return *MakeWeights(model, dtype, at::kCPU, [&](const ParameterSpec& spec, Tensor& out) {
+    SHOAL_CHECK(spec.cut.full_size == 0) << spec.name << " is a part of a weight";
     if (!spec.transposed()) {
       InitializeSlice(spec, seed, 0, out);
       return absl::OkStatus();

@@ -20,7 +20,8 @@ class WeightReader {
   // Reads the headers and checks them against the model: missing, unknown and wrongly shaped
   // tensors are one error that lists them by name. Names may lack the family's prefix ("wte.weight"
   // for "transformer.wte.weight"), or carry it in excess. A tied weight may be stored twice if its
-  // bytes are equal; buffers of old checkpoints that the family lists are ignored.
+  // bytes are equal; buffers of old checkpoints that the family lists are ignored. A folder of
+  // adapters is read with the folder of its base model.
   static absl::StatusOr<WeightReader> Open(FileSystem& files, const std::string& directory,
                                            const Model& model);
 
@@ -32,6 +33,10 @@ class WeightReader {
   // a matrix that lies transposed, the columns that hold them are read.
   absl::Status ReadInMemoryOrder(const ParameterSpec& spec, int64_t begin, Tensor& out) const;
 
+  // False of weights that a folder need not hold, because training starts them: adapters, and the
+  // score head on the weights of a language model.
+  bool Holds(const ParameterSpec& spec) const { return places_.contains(spec.name); }
+
   // Bytes of tensors (headers aside) read since Open.
   int64_t bytes_read() const;
 
@@ -40,6 +45,7 @@ class WeightReader {
     int file;
     int tensor;
   };
+  absl::Status OpenFile(FileSystem& files, const std::string& path, bool of_adapter);
   absl::Status Bind(const Model& model, const std::string& directory);
   const Place* FindStored(const std::string& name, const std::string& prefix) const;
   const SafetensorsEntry& EntryAt(const Place& place) const {
@@ -52,7 +58,8 @@ class WeightReader {
   std::map<std::string, Place> places_;  // By ParameterSpec::name
 };
 
-// All weights of a folder in `dtype`, without gradients.
+// All weights of a folder in `dtype`, without gradients. InvalidArgument: it does not hold them
+// all.
 absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& model,
                                             const std::string& directory, at::ScalarType dtype,
                                             at::Device device = at::kCPU);

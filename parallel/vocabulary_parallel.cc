@@ -168,7 +168,7 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
 
 struct LogprobsFunction : torch::autograd::Function<LogprobsFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor,
-                        const TensorParallel* parallel, const Tensor& weight_grad,
+                        const TensorParallel* parallel, const Wanted& wanted,
                         const Tensor& targets_R, const Options& options) {
     const Tensor hidden = hidden_in.contiguous(), weight = anchor.detach();
     Tensor logprobs_R = at::zeros({hidden.size(0)}, at::TensorOptions(SumDtype(hidden)));
@@ -178,7 +178,7 @@ struct LogprobsFunction : torch::autograd::Function<LogprobsFunction> {
     });
     ctx->save_for_backward({hidden, targets_R});
     ctx->saved_data["weight"] = weight;
-    ctx->saved_data["weight_grad"] = weight_grad;
+    ctx->saved_data["weight_grad"] = wanted.weight_grad;
     ctx->saved_data["tensor_parallel"] = reinterpret_cast<int64_t>(parallel);
     ctx->saved_data["vocabulary"] = options.vocabulary;
     ctx->saved_data["begin"] = options.range.begin;
@@ -225,8 +225,10 @@ Tensor TensorParallel::Logprobs(const Tensor& hidden_RC, const Parameter& weight
                                 const Tensor& targets_R, const VocabularyOptions& options) const {
   VocabularyOptions plain = options;
   plain.label_smoothing = 0;
-  return LogprobsFunction::apply(hidden_RC, weight_vC.value, this, weight_vC.grad,
-                                 targets_R.contiguous(), plain);
+  // In a struct: autograd takes no undefined tensor, which a frozen weight's gradient is.
+  const Wanted wanted{.hidden = hidden_RC.requires_grad(), .weight_grad = weight_vC.grad};
+  return LogprobsFunction::apply(hidden_RC, weight_vC.value, this, wanted, targets_R.contiguous(),
+                                 plain);
 }
 
 }  // namespace shoal

@@ -124,9 +124,13 @@ void InitializeWeights(uint64_t seed, ShardedOptimizer& optimizer, ShardedParame
   parameters.SyncFromMaster();
 }
 
-absl::Status ReadWeights(const WeightReader& reader, ShardedOptimizer& optimizer,
+absl::Status ReadWeights(const WeightReader& reader, uint64_t seed, ShardedOptimizer& optimizer,
                          ShardedParameters& parameters) {
   for (auto& piece : OwnedWeights(optimizer)) {
+    if (!reader.Holds(*piece.spec)) {
+      InitializeSlice(*piece.spec, seed, piece.begin, piece.data);
+      continue;
+    }
     SHOAL_RETURN_IF_ERROR(reader.ReadInMemoryOrder(*piece.spec, piece.begin, piece.data));
   }
   parameters.SyncFromMaster();

@@ -39,9 +39,10 @@ std::vector<int> RanksWithTiedWeights(const std::vector<BlockParameters>& model,
 // the number of ranks. Each rank computes what it owns. Collective.
 void InitializeWeights(uint64_t seed, ShardedOptimizer& optimizer, ShardedParameters& parameters);
 
-// Weights of a Hugging Face folder; each rank reads the bytes it owns. Collective, but for an
+// Weights of a Hugging Face folder; each rank reads the bytes it owns. What the folder need not
+// hold (WeightReader::Holds) starts from the seed, as in InitializeWeights. Collective, but for an
 // error, which other ranks do not learn of here.
-absl::Status ReadWeights(const WeightReader& reader, ShardedOptimizer& optimizer,
+absl::Status ReadWeights(const WeightReader& reader, uint64_t seed, ShardedOptimizer& optimizer,
                          ShardedParameters& parameters);
 
 }  // namespace shoal

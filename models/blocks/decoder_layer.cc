@@ -116,6 +116,9 @@ DecoderLayer::DecoderLayer(ParameterList& parameters, const ModelConfig& config,
       qkv_(parameters, QkvOptions(config, heads_)),
       o_(parameters, ResidualOptions(config, "layer.o", config.num_heads * config.head_dim,
                                      config.attention_bias, QueryRows(heads_))),
+      attention_dropout_(absl::StrCat("layer.", layer, ".attention"), config.dropout.attention),
+      residual_dropout_(absl::StrCat("layer.", layer, ".o"), config.dropout.residual),
+      mlp_dropout_(absl::StrCat("layer.", layer, ".down"), config.dropout.residual),
       mlp_norm_(parameters, config, "layer.mlp_norm"),
       up_(parameters, UpOptions(config, parameters.place())),
       down_(parameters,
@@ -136,7 +139,7 @@ Activations DecoderLayer::Forward(const ForwardContext& ctx, const Activations& 
 Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) const {
   const Tensor& positions_BT = ctx.batch->positions_BT;
   const int64_t B = positions_BT.size(0), T = positions_BT.size(1);
-  const std::vector<Tensor> qkv = qkv_.Forward(ctx.weights, ctx.Enter(x_BTC));
+  const std::vector<Tensor> qkv = qkv_.Forward(ctx.weights, ctx.Enter(x_BTC), ctx.adapters);
   Tensor q_BTNH = qkv[0].view({B, T, heads_.queries(), head_dim_});
   Tensor k_BTKH = qkv[1].view({B, T, heads_.key_values(), head_dim_});
   Tensor v_BTKH = qkv[2].view({B, T, heads_.key_values(), head_dim_});
@@ -149,19 +152,21 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
   v_BTKH = heads_.ForQueries(v_BTKH);
   Tensor out_BTNH;
   if (ctx.cache) {
-    const KeyValueCache::View past = ctx.cache->Append(layer_, k_BTKH, v_BTKH);
-    out_BTNH = CachedAttention(q_BTNH, past.k_BSKH, past.v_BSKH, past.lengths_B, scale_);
+    out_BTNH = ctx.cache->Attend(layer_, q_BTNH, k_BTKH, v_BTKH, scale_);
   } else {
-    out_BTNH = CausalAttention(q_BTNH, k_BTKH, v_BTKH,
-                               {.scale = scale_, .documents_BT = ctx.batch->documents_BT});
+    out_BTNH =
+        CausalAttention(q_BTNH, k_BTKH, v_BTKH,
+                        {.scale = scale_,
+                         .documents_BT = ctx.batch->documents_BT,
+                         .dropout = attention_dropout_.OfAttention(ctx, heads_.first_query())});
   }
-  const Tensor part_BTC =
-      o_.Forward(ctx.weights, out_BTNH.reshape({B, T, heads_.queries() * head_dim_}))[0];
-  return o_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC));
+  const Tensor part_BTC = o_.Forward(
+      ctx.weights, out_BTNH.reshape({B, T, heads_.queries() * head_dim_}), ctx.adapters)[0];
+  return residual_dropout_.Apply(ctx, o_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));
 }
 
 Tensor DecoderLayer::Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const {
-  const std::vector<Tensor> inner_BTF = up_.Forward(ctx.weights, ctx.Enter(x_BTC));
+  const std::vector<Tensor> inner_BTF = up_.Forward(ctx.weights, ctx.Enter(x_BTC), ctx.adapters);
   Tensor activated_BTF;
   if (!gated_) {
     activated_BTF = Activate(activation_, inner_BTF[0]);
@@ -170,8 +175,8 @@ Tensor DecoderLayer::Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const {
   } else {
     activated_BTF = Activate(activation_, inner_BTF[0]) * inner_BTF[1];
   }
-  const Tensor part_BTC = down_.Forward(ctx.weights, activated_BTF)[0];
-  return down_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC));
+  const Tensor part_BTC = down_.Forward(ctx.weights, activated_BTF, ctx.adapters)[0];
+  return mlp_dropout_.Apply(ctx, down_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));
 }
 
 double DecoderLayer::ForwardFlopsPerToken(int64_t sequence_length) const {

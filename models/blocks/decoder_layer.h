@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "models/block.h"
+#include "models/blocks/dropout_site.h"
 #include "models/blocks/head_share.h"
 #include "models/blocks/norm_layer.h"
 #include "models/blocks/projection.h"
@@ -39,6 +40,7 @@ class DecoderLayer : public Block {
   // In the order of the parameters.
   const NormLayer attention_norm_;
   const Projection qkv_, o_;
+  const DropoutSite attention_dropout_, residual_dropout_, mlp_dropout_;
   const NormLayer mlp_norm_;
   const Projection up_, down_;  // up_: gate and up, if gated
 };

@@ -1,5 +1,7 @@
 #include "models/blocks/parameter_list.h"
 
+#include "absl/strings/str_cat.h"
+#include "models/adapters/lora.h"
 #include "models/family.h"
 
 namespace shoal {
@@ -25,8 +27,41 @@ int ParameterList::Add(const std::string& slot, std::vector<int64_t> shape, Init
     status_ = absl::InvalidArgumentError(absl::StrCat(
         config_.family->source, ": weights has no entry for ", slot, ", which the stack needs"));
   }
-  ParameterSpec spec{
-      .name = std::move(name), .shape = std::move(shape), .init = init, .decay = decay, .cut = cut};
+  return AddSpec({.name = std::move(name),
+                  .shape = std::move(shape),
+                  .init = init,
+                  .decay = decay,
+                  .trainable = !config_.lora,
+                  .cut = cut});
+}
+
+int ParameterList::Named(const std::string& name, std::vector<int64_t> shape,
+                         const Initializer& init) {
+  return AddSpec({.name = name, .shape = std::move(shape), .init = init});
+}
+
+int ParameterList::Adapter(const std::string& slot, const char* part, std::vector<int64_t> shape,
+                           double stddev, const TensorCut& cut) {
+  const Initializer init{
+      .kind = stddev > 0 ? Initializer::Kind::kNormal : Initializer::Kind::kZeros,
+      .stddev = stddev};
+  const std::string weight = config_.family->WeightName(slot + ".weight", layer_);
+  const int place = AddSpec({.name = LoraWeightName(weight, part),
+                             .shape = std::move(shape),
+                             .init = init,
+                             .cut = cut,
+                             .adapter = true});
+  if (place_.size > 1 && cut.ranges.empty()) specs_[place].partial_gradient = true;
+  return place;
+}
+
+std::string ParameterList::ModuleOf(const std::string& slot) const {
+  const std::string weight = config_.family->WeightName(slot + ".weight", layer_);
+  return weight.substr(0, weight.rfind('.'));
+}
+
+int ParameterList::AddSpec(ParameterSpec spec) {
+  const TensorCut& cut = spec.cut;
   if (place_.size > 1 && cut.ranges.empty()) {
     // Held whole by every rank, and used on the rank's own rows.
     spec.owned = place_.rank == 0;

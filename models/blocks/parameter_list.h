@@ -24,6 +24,17 @@ class ParameterList {
   int Scale(const std::string& slot, int64_t size);  // Of a norm: starts at one
   int Bias(const std::string& slot, int64_t size, const TensorCut& cut = {});  // Starts at zero
 
+  // A weight that every family calls `name`.
+  int Named(const std::string& name, std::vector<int64_t> shape, const Initializer& init);
+  // Part "lora_A" or "lora_B" of the adapter of the matrix at `slot` (without its ".weight");
+  // stddev 0: starts at zero. Where several tensor-parallel ranks hold a part whole, each computes
+  // a part of its gradient.
+  int Adapter(const std::string& slot, const char* part, std::vector<int64_t> shape, double stddev,
+              const TensorCut& cut);
+  // Null: the model has no adapters.
+  const LoraOptions* lora() const { return config_.lora ? &*config_.lora : nullptr; }
+  std::string ModuleOf(const std::string& slot) const;
+
   const TensorPlace& place() const { return place_; }
 
   const absl::Status& status() const { return status_; }
@@ -32,6 +43,7 @@ class ParameterList {
  private:
   int Add(const std::string& slot, std::vector<int64_t> shape, Initializer init, bool decay,
           const TensorCut& cut);
+  int AddSpec(ParameterSpec spec);
 
   const ModelConfig& config_;
   int64_t layer_;

@@ -106,9 +106,25 @@ Projection::Projection(ParameterList& parameters, const Options& options)
                                       cut_outputs ? cut_of_outputs(i, 0) : TensorCut{});
     if (i == 0) first_bias_ = place;
   }
+  std::vector<LoraAdapters::Matrix> matrices;
+  for (int i = 0; i < count_; ++i) {
+    matrices.push_back({.slot = options.slots[i],
+                        .outs = {outs_.begin() + first(i), outs_.begin() + last(i)},
+                        .out_cut = cut_outputs ? cut_of_outputs(i, 0) : TensorCut{}});
+  }
+  const TensorCut in_cut = cut_outputs ? TensorCut{} : Joined(1, {options.in}, options.ranges);
+  adapters_ = LoraAdapters(parameters, in, in_cut, matrices);
 }
 
-std::vector<Tensor> Projection::Forward(std::span<const Parameter> weights, const Tensor& x) const {
+std::vector<Tensor> Projection::Forward(std::span<const Parameter> weights, const Tensor& x,
+                                        bool adapters) const {
+  std::vector<Tensor> outputs = Products(weights, x);
+  if (adapters) adapters_.AddTo(weights, x, outputs);
+  return outputs;
+}
+
+std::vector<Tensor> Projection::Products(std::span<const Parameter> weights,
+                                         const Tensor& x) const {
   const auto matrices = weights.subspan(first_weight_, count_);
   const auto biases = first_bias_ < 0 || bias_later_ ? std::span<const Parameter>()
                                                      : weights.subspan(first_bias_, count_);

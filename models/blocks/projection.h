@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/linear.h"
+#include "models/adapters/lora.h"
 #include "models/blocks/parameter_list.h"
 
 namespace shoal {
@@ -43,14 +44,18 @@ class Projection {
   Projection(ParameterList& parameters, const Options& options);
 
   // x: (..., in). One tensor (..., outs[i]) an output; views of one product where that is possible.
-  // Sizes are of this rank's part. With the bias, unless it waits for AddBiasTo.
-  std::vector<Tensor> Forward(std::span<const Parameter> weights, const Tensor& x) const;
+  // Sizes are of this rank's part. With the bias, unless it waits for AddBiasTo. adapters: with
+  // what the matrices' adapters add, where they have any.
+  std::vector<Tensor> Forward(std::span<const Parameter> weights, const Tensor& x,
+                              bool adapters) const;
   // Adds the bias that Forward left out, if there is one.
   Tensor AddBiasTo(std::span<const Parameter> weights, const Tensor& sum) const;
 
   double multiply_adds() const { return multiply_adds_; }  // A token's, over all ranks
 
  private:
+  std::vector<Tensor> Products(std::span<const Parameter> weights, const Tensor& x) const;
+
   double multiply_adds_;
   std::vector<int64_t> outs_;
   LinearLayout layout_;
@@ -58,6 +63,7 @@ class Projection {
   int first_weight_;
   int first_bias_;  // -1: none
   int count_;       // Of matrices
+  LoraAdapters adapters_;
 };
 
 }  // namespace shoal
