@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/adapters.h"
 #include "checkpoint/agreement.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/manifest.h"
@@ -10,6 +11,7 @@
 #include "core/memory_file_system.h"
 #include "core/recipe.h"
 #include "data/tokenizer.h"
+#include "models/adapters/adapter_folder.h"
 #include "models/hf_writer.h"
 
 namespace shoal {
@@ -122,16 +124,31 @@ std::vector<std::vector<std::vector<Slice>>> DealOut(const std::vector<Parameter
   return rounds;
 }
 
+// `work` on rank 0 alone; its status on every rank. Collective.
+template <typename Work>
+absl::Status OnRankZero(Communicator& comm, const Work& work) {
+  return Agree(comm, comm.rank() == 0 ? Guarded(work) : absl::OkStatus());
+}
+
+struct Contents {
+  Model model;
+  std::optional<Model> adapted;  // The same with adapters, which the export merges
+  std::string adapter_config;    // Its adapter_config.json
+  std::map<std::string, Tensor> adapters;
+  at::ScalarType stored = at::kFloat;  // The weights' type in the checkpoint
+  ExportOptions options;
+};
+
 // Loads this rank's slices of a round and writes them. Collective.
 absl::Status MoveSlices(FileSystem& files, Communicator& comm, const std::string& step_directory,
-                        const std::vector<Slice>& slices, at::ScalarType stored,
+                        const std::vector<Slice>& slices, const Contents& contents,
                         HuggingFaceWriter& writer) {
   std::vector<StatePiece> pieces;
   for (const Slice& slice : slices) {
     pieces.push_back({.name = absl::StrCat(kWeightStatePrefix, slice.spec->name),
                       .shape = slice.spec->memory_shape(),
                       .begin = slice.begin,
-                      .data = at::empty({slice.numel}, stored)});
+                      .data = at::empty({slice.numel}, contents.stored)});
   }
   SHOAL_RETURN_IF_ERROR(
       LoadCheckpoint(files, comm, step_directory, pieces, UnreadTensors::kAllow).status());
@@ -141,23 +158,15 @@ absl::Status MoveSlices(FileSystem& files, Communicator& comm, const std::string
                    Tensor data = pieces[i].data;
                    if (spec.transposed())
                      data = data.view(spec.memory_shape()).t().contiguous().view({-1});
+                   if (contents.adapted) {
+                     MergeAdapter(contents.adapters, *contents.adapted, spec, slices[i].begin,
+                                  data);
+                   }
                    SHOAL_RETURN_IF_ERROR(writer.Write(spec, slices[i].begin, data));
                  }
                  return absl::OkStatus();
                }));
 }
-
-// `work` on rank 0 alone; its status on every rank. Collective.
-template <typename Work>
-absl::Status OnRankZero(Communicator& comm, const Work& work) {
-  return Agree(comm, comm.rank() == 0 ? Guarded(work) : absl::OkStatus());
-}
-
-struct Contents {
-  Model model;
-  at::ScalarType stored = at::kFloat;  // The weights' type in the checkpoint
-  ExportOptions options;
-};
 
 absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source,
                                       const CheckpointExport& options) {
@@ -176,6 +185,15 @@ absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source,
                                                                  text(kGenerationConfigStateKey)));
   SHOAL_RETURN_IF_ERROR(NameSpecialTokens(files, source.run_directory, config));
   SHOAL_ASSIGN_OR_RETURN(contents.model, BuildModel(config));
+  contents.adapter_config = text(kAdapterConfigStateKey);
+  if (!contents.adapter_config.empty()) {
+    MemoryFileSystem folder;
+    SHOAL_RETURN_IF_ERROR(WriteFileAtomically(folder, absl::StrCat("/", kAdapterConfigName),
+                                              contents.adapter_config));
+    SHOAL_ASSIGN_OR_RETURN(const auto adapter, ReadAdapterFolder(folder, "/"));
+    config.lora = adapter->lora;
+    SHOAL_ASSIGN_OR_RETURN(contents.adapted, BuildModel(config));
+  }
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
     if (tensor.name().starts_with(kWeightStatePrefix) && tensor.dtype() == "F64")
       contents.stored = at::kDouble;
@@ -194,8 +212,8 @@ absl::Status MoveWeights(FileSystem& files, Communicator& comm, const Source& so
   const auto rounds =
       DealOut(weights, comm.size(), static_cast<int64_t>(c10::elementSize(contents.stored)));
   for (const auto& round : rounds) {
-    SHOAL_RETURN_IF_ERROR(MoveSlices(files, comm, source.step_directory, round[comm.rank()],
-                                     contents.stored, writer));
+    SHOAL_RETURN_IF_ERROR(
+        MoveSlices(files, comm, source.step_directory, round[comm.rank()], contents, writer));
   }
   return Agree(comm, Guarded([&] { return writer.Flush(); }));
 }
@@ -220,7 +238,17 @@ absl::StatusOr<std::string> ExportCheckpoint(FileSystem& files, Communicator& co
   SHOAL_ASSIGN_OR_RETURN(const Source source, FindSource(files, comm, options));
   absl::StatusOr<Contents> contents = Guarded([&] { return ReadContents(files, source, options); });
   SHOAL_RETURN_IF_ERROR(Agree(comm, contents.status()));
-  if (contents->options.extra_files.empty() && options.warn && comm.rank() == 0) {
+  const bool no_tokenizer = contents->options.extra_files.empty();
+  if (contents->adapted) {
+    SHOAL_ASSIGN_OR_RETURN(contents->adapters, LoadAdapters(files, comm, source.step_directory,
+                                                            *contents->adapted, contents->stored));
+    SHOAL_ASSIGN_OR_RETURN(
+        const auto adapter_files,
+        AdapterFiles(contents->adapters, contents->adapter_config, contents->options.dtype));
+    for (const auto& [name, content] : adapter_files)
+      contents->options.extra_files[JoinPath("adapter", name)] = content;
+  }
+  if (no_tokenizer && options.warn && comm.rank() == 0) {
     options.warn(absl::StrCat("no tokenizer in ",
                               JoinPath(source.run_directory, kTokenizerFolderName),
                               ": the export holds none, and text cannot be generated from it"));

@@ -15,6 +15,7 @@ namespace shoal {
 // What a training run records of its model in TrainerState::extra: config.json and (if the model
 // began from a folder that had one) generation_config.json, as text.
 inline constexpr char kConfigStateKey[] = "config_json";
+inline constexpr char kAdapterConfigStateKey[] = "adapter_config_json";  // Of models with adapters
 inline constexpr char kGenerationConfigStateKey[] = "generation_config_json";
 // In the run's folder: the tokenizer's files, copied into the export.
 inline constexpr char kTokenizerFolderName[] = "tokenizer";

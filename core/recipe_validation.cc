@@ -5,7 +5,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/federated_validation.h"
+#include "core/recipe_examples.h"
 #include "core/recipe_schema.h"
+#include "core/rlhf_validation.h"
 
 namespace shoal {
 namespace {
@@ -44,6 +47,15 @@ class Validator {
     Precision();
     Checkpoint();
     Sample();
+    ValidateExamples(recipe_, [this](const std::string& key, std::string message) {
+      Error(key, std::move(message));
+    });
+    ValidateRlhf(recipe_, [this](const std::string& key, std::string message) {
+      Error(key, std::move(message));
+    });
+    ValidateFederated(recipe_, [this](const std::string& key, std::string message) {
+      Error(key, std::move(message));
+    });
     return std::move(errors_);
   }
 
@@ -58,7 +70,7 @@ class Validator {
     if (training.has_max_steps()) given.push_back("max_steps");
     if (training.has_num_train_epochs()) given.push_back("num_train_epochs");
     if (training.has_max_tokens()) given.push_back("max_tokens");
-    if (given.empty()) {
+    if (given.empty() && proto_.task() != federated) {
       Error("training",
             "the run has no length, expected one of max_steps, num_train_epochs, max_tokens");
     }
@@ -137,7 +149,7 @@ class Validator {
 
   void Data() {
     const DataSection& data = proto_.data();
-    if (data.train().empty())
+    if (data.train().empty() && !IsRlhfTask(proto_))
       Error("data.train", "no training data, expected a list such as [{path: corpus.txt}]");
     const auto check = [&](const auto& sources, const std::string& list) {
       for (int i = 0; i < sources.size(); ++i) {
@@ -155,7 +167,8 @@ class Validator {
     if (data.holdout() > 0 && !data.eval().empty()) {
       Error("data.holdout", "given beside data.eval, expected one source of held-out data");
     }
-    if (proto_.eval().steps() > 0 && data.holdout() == 0 && data.eval().empty()) {
+    if (proto_.eval().steps() > 0 && data.holdout() == 0 && data.eval().empty() &&
+        !IsRlhfTask(proto_)) {
       Error("eval.steps", "nothing to evaluate on, expected data.eval or data.holdout above 0");
     }
   }
@@ -312,6 +325,15 @@ absl::StatusOr<BatchPlan> PlanBatch(const LoadedRecipe& recipe, int data_paralle
 }
 
 absl::StatusOr<MeshPlan> PlanMesh(const LoadedRecipe& recipe, int ranks) {
+  if (recipe.proto.task() == federated) {
+    const int group = recipe.proto.federated().group_size();
+    if (ranks % group != 0) {
+      return recipe.ErrorAt("federated.group_size",
+                            absl::StrCat("got ", group, ", expected a divisor of the ", ranks,
+                                         ranks == 1 ? " rank" : " ranks"));
+    }
+    ranks = group;
+  }
   const ParallelismSection& axes = recipe.proto.parallelism();
   MeshPlan plan{axes.data_parallel_replicate(),
                 axes.data_parallel_shard(),

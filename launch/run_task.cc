@@ -1,5 +1,7 @@
 #include "launch/run_task.h"
 
+#include "trainer/federated/federated_task.h"
+#include "trainer/rlhf/rlhf_task.h"
 #include "trainer/train_task.h"
 
 namespace shoal {
@@ -9,9 +11,15 @@ absl::Status RunTask(const LoadedRecipe& recipe, Communicator& world,
   return Caught([&]() -> absl::Status {
     switch (recipe.proto.task()) {
       case pretrain:
+      case sft:
+      case dpo:
+      case reward:
         return RunTraining(recipe, world, environment);
+      case grpo:
+      case ppo:
+        return RunRlhf(recipe, world, environment);
       case federated:
-        break;
+        return RunFederated(recipe, world, environment);
     }
     return absl::InternalError(absl::StrCat("task ", Task_Name(recipe.proto.task())));
   });

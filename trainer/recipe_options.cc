@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/dtype.h"
 #include "core/status.h"
+#include "models/family.h"
 #include "optim/adamw.h"
 #include "optim/sgd.h"
 
@@ -141,13 +142,6 @@ absl::Status CheckFits(const LoadedRecipe& recipe, const ModelConfig& config,
                                        config.max_positions,
                                        " positions: shorten it or raise max_position_embeddings"));
   }
-  if (config.training_dropout > 0) {
-    return recipe.ErrorAt(
-        "model.config",
-        absl::StrCat("the model asks for dropout ", config.training_dropout, " (",
-                     config.training_dropout_keys,
-                     "), which this version does not train with: set the keys to 0"));
-  }
   return absl::OkStatus();
 }
 
@@ -179,6 +173,19 @@ absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem
     return RecipeErrorsToStatus(std::move(errors));
   }
   SHOAL_RETURN_IF_ERROR(CheckFits(recipe, *config, tokenizer_vocab_size));
+  if (recipe.proto.task() == reward) UseScoreHead(*config);
+  if (!model.has_lora()) return config;
+  if (config->lora) {
+    return recipe.ErrorAt("model.lora", absl::StrCat("given, but ", model.name_or_path(),
+                                                     " holds adapters already, which go on "
+                                                     "training: leave it out"));
+  }
+  config->lora = {
+      .rank = model.lora().rank(),
+      .alpha = model.lora().alpha(),
+      .targets = {model.lora().target_modules().begin(), model.lora().target_modules().end()}};
+  if (config->lora->targets.empty()) config->lora->targets = config->family->lora_targets;
+  if (config->lora->targets.empty()) config->lora->targets = {LoraOptions::kAllLinear};
   return config;
 }
 

@@ -1,6 +1,8 @@
 #include "trainer/run_state.h"
 
+#include "checkpoint/export.h"
 #include "core/status.h"
+#include "models/adapters/adapter_folder.h"
 
 namespace shoal {
 
@@ -45,7 +47,12 @@ TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& 
   layout.set_replicate(shape.replicate);
   layout.set_tensor(shape.tensor);
   layout.set_pipeline(shape.pipeline);
-  (*state.mutable_extra())["config_json"] = engine.model().config.json.dump();
+  const ModelConfig& config = engine.model().config;
+  (*state.mutable_extra())[kConfigStateKey] = config.json.dump();
+  if (config.lora) {
+    (*state.mutable_extra())[kAdapterConfigStateKey] =
+        PeftConfig(engine.model(), recipe.proto.model().name_or_path());
+  }
   return state;
 }
 

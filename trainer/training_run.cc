@@ -8,21 +8,7 @@
 #include "trainer/run_state.h"
 
 namespace shoal {
-namespace {
-
-// Training batches of a DataLoader.
-class LoaderBatches final : public BatchSource {
- public:
-  explicit LoaderBatches(const DataLoader& loader) : loader_(loader) {}
-  absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override {
-    return loader_.MicroBatches(step);
-  }
-
- private:
-  const DataLoader& loader_;
-};
-
-}  // namespace
+namespace {}  // namespace
 
 absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
     const LoadedRecipe& recipe, Communicator& world, const TaskEnvironment& environment) {
@@ -35,7 +21,7 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
                          ModelConfigOf(recipe, environment.files, run->prepared_.vocab_size));
   SHOAL_ASSIGN_OR_RETURN(run->engine_, Engine::Build(recipe, std::move(mesh), batch, config));
-  SHOAL_RETURN_IF_ERROR(run->BuildLoader());
+  SHOAL_RETURN_IF_ERROR(run->BuildData());
   run->Describe();
   SHOAL_RETURN_IF_ERROR(run->FillStates());
   return run;
@@ -46,6 +32,7 @@ absl::Status TrainingRun::Prepare(Communicator& control) {
   if (control.rank() == 0) {
     prepared =
         PrepareData({.data = recipe_.proto.data(),
+                     .kind = DataKindOf(recipe_.proto),
                      .tokenizer = recipe_.proto.tokenizer(),
                      .model_path = recipe_.proto.model().name_or_path(),
                      .output_dir = paths_.root,
@@ -62,29 +49,21 @@ absl::Status TrainingRun::Prepare(Communicator& control) {
   return absl::OkStatus();
 }
 
-absl::Status TrainingRun::BuildLoader() {
-  const Recipe& recipe = recipe_.proto;
-  const BatchPlan& batch = engine_->batch();
-  const DeviceMesh& mesh = engine_->mesh();
-  SHOAL_ASSIGN_OR_RETURN(DataLoader loader,
-                         DataLoader::Create({.prepared = prepared_,
-                                             .data = recipe.data(),
-                                             .seed = recipe.run().seed(),
-                                             .rows = static_cast<int>(batch.per_device),
-                                             .micro_batches = static_cast<int>(batch.accumulation),
-                                             .rank = mesh.data_parallel_rank(),
-                                             .num_ranks = mesh.data_parallel_size()}));
-  loader_ = std::make_unique<DataLoader>(std::move(loader));
-  num_steps_ = NumSteps(recipe.training(), {.sequences_per_epoch = loader_->num_sequences(),
-                                            .sequences_per_step = batch.global,
-                                            .seq_length = recipe.data().seq_length()});
+absl::Status TrainingRun::BuildData() {
+  SHOAL_ASSIGN_OR_RETURN(data_, MakeTaskData(recipe_, prepared_, *engine_));
+  num_steps_ =
+      NumSteps(recipe_.proto.training(), {.sequences_per_epoch = data_->num_sequences(),
+                                          .sequences_per_step = engine_->batch().global,
+                                          .seq_length = recipe_.proto.data().seq_length()});
   return absl::OkStatus();
 }
 
 void TrainingRun::Describe() const {
   const Logger& log = environment_.log;
   log.Info(absl::StrFormat("data      %d sequences an epoch, %d steps are %.2f epochs",
-                           loader_->num_sequences(), num_steps_, loader_->EpochAt(num_steps_)));
+                           data_->num_sequences(), num_steps_,
+                           static_cast<double>(num_steps_) * engine_->batch().global /
+                               static_cast<double>(data_->num_sequences())));
   for (const std::string& line : engine_->Describe()) log.Info(line);
 }
 
@@ -120,12 +99,16 @@ absl::Status TrainingRun::Resume(const std::string& checkpoint) {
 absl::Status TrainingRun::FillStates() {
   SHOAL_ASSIGN_OR_RETURN(const std::string checkpoint,
                          CheckpointToResume(recipe_, environment_, engine_->mesh().control()));
-  if (!checkpoint.empty()) return Resume(checkpoint);
-  if (recipe_.proto.model().init() == ModelSection::random) {
-    engine_->InitializeRandom(recipe_.proto.run().seed());
-    return absl::OkStatus();
+  if (checkpoint.empty() || data_->reads_initial_weights()) {
+    if (recipe_.proto.model().init() == ModelSection::random)
+      engine_->InitializeRandom(recipe_.proto.run().seed());
+    else
+      SHOAL_RETURN_IF_ERROR(
+          engine_->ReadFolder(environment_.files, recipe_.proto.model().name_or_path()));
   }
-  return engine_->ReadFolder(environment_.files, recipe_.proto.model().name_or_path());
+  SHOAL_RETURN_IF_ERROR(data_->Begin(*engine_));
+  SHOAL_ASSIGN_OR_RETURN(held_out_, data_->EvalBatches(recipe_.proto.eval().max_batches()));
+  return checkpoint.empty() ? absl::OkStatus() : Resume(checkpoint);
 }
 
 Trainer TrainingRun::MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches) {
@@ -141,9 +124,8 @@ Trainer TrainingRun::MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSo
 }
 
 absl::Status TrainingRun::TrainWatched(int64_t steps, std::unique_ptr<Hook> hook) {
-  BlockRunner runner = engine_->MakeRunner();
-  LoaderBatches batches(*loader_);
-  Trainer trainer = MakeTrainer(std::min(num_steps_, progress_.step + steps), runner, batches);
+  BlockRunner runner = engine_->MakeRunner(data_->objective());
+  Trainer trainer = MakeTrainer(std::min(num_steps_, progress_.step + steps), runner, *data_);
   trainer.AddHook(std::move(hook));
   SHOAL_RETURN_IF_ERROR(trainer.Run());
   progress_ = trainer.progress();
@@ -152,19 +134,16 @@ absl::Status TrainingRun::TrainWatched(int64_t steps, std::unique_ptr<Hook> hook
 
 absl::Status TrainingRun::Train() {
   const Recipe& recipe = recipe_.proto;
-  BlockRunner runner = engine_->MakeRunner();
-  LoaderBatches batches(*loader_);
-  Trainer trainer = MakeTrainer(num_steps_, runner, batches);
+  BlockRunner runner = engine_->MakeRunner(data_->objective());
+  Trainer trainer = MakeTrainer(num_steps_, runner, *data_);
 
   SHOAL_ASSIGN_OR_RETURN(
       std::unique_ptr<LogHook> log,
       MakeLogHook(recipe_, environment_, *engine_, {.done = progress_.step, .all = num_steps_},
                   recipe.data().seq_length()));
   LogHook& rows = *log;
-  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> held_out,
-                         loader_->EvalBatches(recipe.eval().max_batches()));
   auto eval = std::make_unique<EvalHook>(EvalHook::Options{.every_steps = recipe.eval().steps()},
-                                         std::move(held_out), engine_->mesh(), runner, rows);
+                                         held_out_, engine_->mesh(), runner, rows);
   if (resumed_ && resumed_->has_eval_loss()) eval->set_loss(resumed_->eval_loss());
   auto save = std::make_unique<SaveHook>(
       SaveHook::Options{

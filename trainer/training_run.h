@@ -6,11 +6,11 @@
 
 #include "checkpoint/checkpoint.h"
 #include "core/recipe.h"
-#include "data/data_loader.h"
 #include "trainer/engine.h"
 #include "trainer/hooks/eval_hook.h"
 #include "trainer/hooks/log_hook.h"
 #include "trainer/task.h"
+#include "trainer/task_data.h"
 #include "trainer/trainer.h"
 
 namespace shoal {
@@ -39,7 +39,7 @@ class TrainingRun {
       : recipe_(recipe), environment_(environment), paths_(recipe.proto.run().output_dir()) {}
 
   absl::Status Prepare(Communicator& control);  // Data and tokenizer, by rank 0
-  absl::Status BuildLoader();
+  absl::Status BuildData();
   absl::Status FillStates();  // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);
   Trainer MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSource& batches);
@@ -51,7 +51,8 @@ class TrainingRun {
   const RunPaths paths_;
   PreparedData prepared_;
   std::unique_ptr<Engine> engine_;
-  std::unique_ptr<DataLoader> loader_;
+  std::unique_ptr<TaskData> data_;
+  std::vector<Batch> held_out_;  // This rank's
   int64_t num_steps_ = 0;
   TrainProgress progress_;
   std::optional<TrainerState> resumed_;

@@ -15,6 +15,8 @@
 #include "optim/adamw.h"
 #include "optim/sgd.h"
 #include "parallel/comm/local_communicator.h"
+#include "trainer/objectives/preference_objective.h"
+#include "trainer/objectives/reward_objective.h"
 #include "trainer/recipe_options.h"
 #include "trainer/weights_setup.h"
 
@@ -26,10 +28,11 @@ constexpr int64_t kSeqLength = 7;
 constexpr int64_t kVocab = 31;
 
 Json ConfigOf(const std::string& model, int layers) {
-  if (model == "gpt2") {
+  if (model.starts_with("gpt2")) {
+    const double rate = model == "gpt2-dropout" ? 0.2 : 0;
     return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},
             {"n_layer", layers},    {"n_head", 3},          {"n_positions", 16},
-            {"resid_pdrop", 0.0},   {"embd_pdrop", 0.0},    {"attn_pdrop", 0.0}};
+            {"resid_pdrop", rate},  {"embd_pdrop", rate},   {"attn_pdrop", rate}};
   }
   return {{"model_type", "llama"},
           {"vocab_size", kVocab},
@@ -41,6 +44,7 @@ Json ConfigOf(const std::string& model, int layers) {
           {"head_dim", 4},
           {"max_position_embeddings", 16},
           {"rms_norm_eps", 1e-5},
+          {"attention_dropout", model == "llama-dropout" ? 0.2 : 0.0},
           {"tie_word_embeddings", model == "llama-tied"}};
 }
 
@@ -58,9 +62,16 @@ class RandomSequences final : public BatchSource {
           .tokens_BT = at::empty({rows, kSeqLength}, at::kLong),
           .targets_BT = at::empty({rows, kSeqLength}, at::kLong),
           .positions_BT = at::arange(kSeqLength, at::kLong).expand({rows, kSeqLength}).contiguous(),
-          .documents_BT = {}};
-      for (int64_t row = 0; row < rows; ++row) {
-        FillRow(batch, row, step * kGlobalBatch + (m * job_.data_ranks() + rank_) * rows + row);
+          .documents_BT = {},
+          .sequences_B = at::empty({rows}, at::kLong)};
+      const int64_t first = step * kGlobalBatch + (m * job_.data_ranks() + rank_) * rows;
+      for (int64_t row = 0; row < rows; ++row) FillRow(batch, row, first + row);
+      if (!job_.objective.empty()) {
+        const Tensor index_B = at::arange(first, first + rows, at::kDouble);
+        batch.named["weight_E"] =
+            index_B.view({-1, 2}).select(1, 0).remainder(5).ne(0).to(at::kFloat);
+        batch.named["reference_B"] = -20 - index_B.sin();
+        batch.named["last_B"] = kSeqLength - 1 - index_B.remainder(3).to(at::kLong);
       }
       batches.push_back(std::move(batch));
     }
@@ -69,6 +80,7 @@ class RandomSequences final : public BatchSource {
 
  private:
   static void FillRow(Batch& batch, int64_t row, int64_t index) {
+    batch.sequences_B[row] = index;
     const Philox philox(/*seed=*/7, static_cast<uint64_t>(index));
     for (int64_t t = 0; t < kSeqLength; ++t) {
       batch.tokens_BT[row][t] = static_cast<int64_t>(philox.Bits(t) % kVocab);
@@ -113,6 +125,22 @@ class Poison final : public Hook {
   Tensor saved_;
 };
 
+std::unique_ptr<Objective> MakeObjective(const std::string& name) {
+  using Kind = PreferenceObjective::Kind;
+  if (name == "reward") return std::make_unique<RewardObjective>(/*centering=*/0.1);
+  if (name == "dpo")
+    return std::make_unique<PreferenceObjective>(
+        PreferenceObjective::Options{.kind = Kind::kDpo, .beta = 0.3, .label_smoothing = 0.1});
+  if (name == "ipo")
+    return std::make_unique<PreferenceObjective>(
+        PreferenceObjective::Options{.kind = Kind::kIpo, .beta = 0.3});
+  if (name == "simpo")
+    return std::make_unique<PreferenceObjective>(
+        PreferenceObjective::Options{.kind = Kind::kSimPo, .beta = 2.0});
+  SHOAL_CHECK(name.empty()) << name;
+  return nullptr;
+}
+
 std::unique_ptr<UpdateRule> MakeRule(const TrainingJob& job) {
   if (job.sgd) return std::make_unique<Sgd>(Sgd::Options{.momentum = 0.9});
   return std::make_unique<AdamW>(AdamW::Options{.weight_decay = 0.1});
@@ -123,8 +151,10 @@ std::unique_ptr<UpdateRule> MakeRule(const TrainingJob& job) {
 absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
                               const std::function<absl::Status(JobParts)>& train) {
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, job.mesh()));
-  SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
-                         ModelConfigFromJson(ConfigOf(job.model, job.layers)));
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig config, ModelConfigFromJson(ConfigOf(job.model, job.layers)));
+  if (job.objective == "reward") UseScoreHead(config);
+  if (job.lora) config.lora = {.rank = 2, .alpha = 4, .targets = {LoraOptions::kAllLinear}};
+  const std::unique_ptr<Objective> objective = MakeObjective(job.objective);
   std::optional<TensorParallel> tensor;
   if (job.tensor > 1) tensor.emplace(mesh.tensor(), job.sequence_parallel);
   SHOAL_ASSIGN_OR_RETURN(const Model model,
@@ -154,13 +184,16 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   ShardedOptimizer optimizer(MakeRule(job), parameters, {});
   InitializeWeights(/*seed=*/3, optimizer, parameters);
 
-  BlockRunner runner(model, parameters,
-                     {.tensor = tensor ? &*tensor : nullptr,
-                      .recompute = job.recompute,
-                      .schedule = schedule,
-                      .stages = stages,
-                      .activations = job.pipeline > 1 ? &mesh.pipeline() : nullptr,
-                      .gradients = job.pipeline > 1 ? &mesh.pipeline_gradients() : nullptr});
+  BlockRunner runner(
+      model, parameters,
+      {.tensor = tensor ? &*tensor : nullptr,
+       .recompute = job.recompute,
+       .dropout_seed = config.dropout.any() ? std::optional<uint64_t>(11) : std::nullopt,
+       .objective = objective.get(),
+       .schedule = schedule,
+       .stages = stages,
+       .activations = job.pipeline > 1 ? &mesh.pipeline() : nullptr,
+       .gradients = job.pipeline > 1 ? &mesh.pipeline_gradients() : nullptr});
   RandomSequences batches(job, mesh.data_parallel_rank());
   Trainer trainer(
       {.num_steps = job.steps,

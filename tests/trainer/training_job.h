@@ -12,7 +12,7 @@
 namespace shoal {
 
 struct TrainingJob {
-  std::string model = "llama";  // "llama", "llama-tied", "llama-uneven", "gpt2"
+  std::string model = "llama";  // "llama", "gpt2"; see ConfigOf
   at::ScalarType dtype = at::kDouble;
   int ranks = 1;  // Of the whole mesh; the shard axis takes what the others leave
   int replicate = 1;
@@ -31,6 +31,10 @@ struct TrainingJob {
   bool overlap = false;
   bool sgd = false;  // Else AdamW. SGD sees the gradients' scale
   std::vector<std::string> freeze = {};
+  // What is minimised: cross entropy, or an objective over pairs: "dpo", "ipo", "simpo", "reward"
+  // (on a score head). A micro-batch then holds an even number of sequences.
+  std::string objective = {};
+  bool lora = false;     // Adapters on every matrix train instead of the weights
   int poison_step = -1;  // In this step (from 0) the last rank's loss is not finite
 
   int data_ranks() const { return ranks / (tensor * pipeline); }
