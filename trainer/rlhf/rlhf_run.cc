@@ -51,7 +51,7 @@ absl::Status RlhfRun::Prepare() {
   if (world_.rank() == 0) {
     prepared = Guarded([&]() -> absl::Status {
       SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(source));
-      SHOAL_RETURN_IF_ERROR(environment_.files.CreateDirectory(paths_.root));
+      SHOAL_RETURN_IF_ERROR(CreateDirectories(environment_.files, paths_.root));
       SHOAL_RETURN_IF_ERROR(tokenizer.SaveFiles(environment_.files, folder));
       return WriteFileAtomically(environment_.files, paths_.resolved_recipe,
                                  recipe_.ResolvedYaml());

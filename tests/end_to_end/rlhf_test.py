@@ -1,0 +1,158 @@
+"""GRPO and PPO from recipes: the same tokens, rewards and curve on any mesh, and after any kill."""
+
+import json
+import signal
+import unittest
+
+from harness import EndToEndTest, start, wait_for
+
+# A short answer is a good one: something that a tiny model can learn at once.
+REWARD = [dict(kind="length", target_tokens=1), dict(kind="regex", pattern="e", weight=0.1)]
+ROLLOUT = dict(prompts=4, group_size=4, max_new_tokens=6)
+MESHES = [
+    (1, []),
+    (1, ["training.per_device_train_batch_size=2"]),
+    (2, ["zero.stage=0"]),
+    (2, ["zero.stage=3"]),
+    (2, ["parallelism.tensor_parallel=2"]),
+    (2, ["parallelism.pipeline_parallel=2", "training.per_device_train_batch_size=4"]),
+]
+
+
+class RlhfTest(EndToEndTest):
+    def setUp(self):
+        super().setUp()
+        self.train("seed", "-n", 1, training=dict(max_steps=2), checkpoint=dict(export_hf="final"))
+        lines = [dict(prompt=f"Section {i}. the", answer=i) for i in range(7)]
+        self.prompts = self.folder / "prompts.jsonl"
+        self.prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def recipe_of(self, name, task="grpo", rlhf=None, **sections):
+        given = dict(
+            task=task,
+            rlhf={
+                **dict(prompts=str(self.prompts), eval_prompts=str(self.prompts)),
+                **dict(rewards=REWARD, rollout=ROLLOUT),
+                **(rlhf or {}),
+            },
+            model=dict(
+                name_or_path=str(self.folder / "seed/export"),
+                init="pretrained",
+                dtype="float64",
+            ),
+            tokenizer=None,
+            data=None,
+            training=dict(max_steps=6, global_batch_size=8),
+            optimizer=dict(learning_rate=1e-3),
+            checkpoint=dict(export_hf="never"),
+        )
+        given.update(sections)
+        path = self.write_recipe(name, **{k: v for k, v in given.items() if k != "task"})
+        whole = json.loads(path.read_text())
+        whole["task"] = task
+        whole["model"].pop("config")
+        whole["training"].pop("gradient_accumulation_steps")
+        path.write_text(json.dumps(whole, indent=1))
+        return path
+
+    def run_on(self, name, path, ranks, *overrides):
+        output = self.shoal("run", path, "-n", ranks, f"run.output_dir={self.folder / name}", *overrides)
+        self.assertNotIn("differ by a factor", output)
+        return self.metrics(name)
+
+    def assert_same(self, got, want, what):
+        self.assertEqual(len(got), len(want), what)
+        for ours, theirs in zip(got, want):
+            for key in theirs:
+                if key in ("loss", "grad_norm", "kl") or "reward" in key or "value" in key:
+                    scale = max(1.0, abs(theirs[key]))
+                    self.assertLessEqual(
+                        abs(ours[key] - theirs[key]),
+                        1e-9 * scale,
+                        f"{what}, step {theirs['step']}, {key}: got {ours[key]!r}, want {theirs[key]!r}",
+                    )
+                elif "tokens" in key and "second" not in key and key != "tokens":
+                    self.assertEqual(ours[key], theirs[key], f"{what}, {key}")
+
+    def test_any_mesh_gives_the_same_curve(self):
+        path = self.recipe_of("grpo", rlhf=dict(kl=dict(coef=0.05)))
+        want = None
+        for i, (ranks, overrides) in enumerate(MESHES):
+            got = self.run_on(f"mesh{i}", path, ranks, *overrides)
+            rewards = [row["reward"] for row in got if "reward" in row]
+            self.assertEqual(len(rewards), 6)
+            self.assertGreater(len(set(rewards)), 1)
+            for row in got:
+                self.assertLess(row.get("logprob_error", 0), 1e-10)
+            want = want or got
+            self.assert_same(got, want, f"{ranks} ranks {overrides}")
+
+    def test_ppo_on_any_mesh(self):
+        rlhf = dict(kl=dict(coef=0.05), critic=dict(learning_rate=3e-3))
+        path = self.recipe_of("ppo", task="ppo", rlhf=rlhf)
+        want = None
+        for ranks, overrides in MESHES[0], MESHES[3], MESHES[4]:
+            got = self.run_on(f"ppo{ranks}{len(overrides)}{overrides}", path, ranks, *overrides)
+            self.assertTrue(all("value_loss" in row for row in got if "loss" in row))
+            want = want or got
+            self.assert_same(got, want, f"{ranks} ranks {overrides}")
+
+    def test_goes_on_after_a_kill(self):
+        for task in ("grpo", "ppo"):
+            path = self.recipe_of(
+                f"{task}-kill",
+                task=task,
+                rlhf=dict(kl=dict(coef=0.05)),
+                training=dict(max_steps=40, global_batch_size=8),
+                checkpoint=dict(save_steps=4, export_hf="never"),
+            )
+            want = self.run_on(f"{task}-whole", path, 2)
+            killed = self.folder / f"{task}-killed"
+            process = start("run", path, "-n", 2, f"run.output_dir={killed}")
+            try:
+                wait_for(
+                    lambda: (killed / "checkpoints/step-8").exists() or process.poll() is not None,
+                    120,
+                    "checkpoint",
+                )
+            finally:
+                self.end(process)
+            self.assertEqual(process.returncode, -signal.SIGKILL, "ended before it was killed")
+            got = self.run_on(killed.name, path, 2)
+            last = {(row["step"], "loss" in row): row for row in got}
+            self.assert_same([last[row["step"], "loss" in row] for row in want], want, task)
+
+    def test_learns_what_is_rewarded(self):
+        path = self.recipe_of(
+            "learn",
+            model=dict(name_or_path=str(self.folder / "seed/export"), init="pretrained"),
+            training=dict(max_steps=30, global_batch_size=16),
+            optimizer=dict(learning_rate=1e-2),
+        )
+        rows = [row for row in self.run_on("learn", path, 2) if "reward" in row]
+        first = sum(row["reward"] for row in rows[:5]) / 5
+        last = sum(row["reward"] for row in rows[-5:]) / 5
+        self.assertGreater(last, first + 0.2)
+
+    def test_errors_name_their_place(self):
+        def fails(name, what, *overrides, **given):
+            path = self.recipe_of(name, **given)
+            output = self.shoal(
+                "run", path, "-n", 2, f"run.output_dir={self.folder / name}", *overrides, expect=None
+            )
+            self.assertIn(what, output)
+
+        dead = [dict(kind="program", command="read line; exit 1")]
+        silent = [dict(kind="program", command="sleep 100", timeout_s=0.5)]
+        fails("dead", "ended before it had answered", rlhf=dict(rewards=dead))
+        fails("silent", "was silent", rlhf=dict(rewards=silent))
+        fails("uneven", "does not divide into steps", "rlhf.rollout.prompts=5")
+        fails("middle", "expected a multiple of the 2 steps", "training.max_steps=5")
+        fails("alone", "expected 2 or more", "rlhf.rollout.group_size=1")
+        fails("lost", "prompts.json", f"rlhf.prompts={self.folder}/prompts.json")
+        self.prompts.write_text('{"prompt": "good"}\n{"text": "bad"}\n')
+        fails("bad", "prompts.jsonl:2")
+
+
+if __name__ == "__main__":
+    unittest.main()
