@@ -54,18 +54,22 @@ Tensor WithUniformRows(const Tensor& x, int64_t* stride) {
   return x.contiguous();
 }
 
+Tensor SwiGluOf(const Tensor& gate_in, const Tensor& up_in) {
+  int64_t gate_stride, up_stride;
+  const Tensor gate = WithUniformRows(gate_in, &gate_stride),
+               up = WithUniformRows(up_in, &up_stride);
+  Tensor y = at::empty(gate.sizes(), gate.options());
+  DispatchFused(gate, [&]<class T>(T) {
+    SwiGluForward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, MutableData<T>(y),
+                     NumRows(gate), gate.size(-1));
+  });
+  return y;
+}
+
 struct SwiGluFunction : torch::autograd::Function<SwiGluFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& gate_in, const Tensor& up_in) {
-    int64_t gate_stride, up_stride;
-    const Tensor gate = WithUniformRows(gate_in, &gate_stride),
-                 up = WithUniformRows(up_in, &up_stride);
-    Tensor y = at::empty(gate.sizes(), gate.options());
-    DispatchFused(gate, [&]<class T>(T) {
-      SwiGluForward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, MutableData<T>(y),
-                       NumRows(gate), gate.size(-1));
-    });
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
     ctx->save_for_backward({gate, up});
-    return y;
+    return SwiGluOf(gate, up);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
@@ -151,6 +155,7 @@ Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
   SHOAL_CHECK(gate.sizes() == up.sizes() && gate.scalar_type() == up.scalar_type())
       << "SwiGlu: gate " << gate.sizes() << ", up " << up.sizes();
   if (!IsFused(gate)) return reference::SwiGlu(gate, up);
+  if (!at::GradMode::is_enabled()) return SwiGluOf(gate, up);
   return SwiGluFunction::apply(gate, up);
 }
 

@@ -39,26 +39,35 @@ void CheckWeight(const Tensor& x, const Tensor& weight, const char* what) {
       << what << ": input " << x.sizes() << ", weight " << weight.sizes();
 }
 
-// {y, sum}; without a residual, sum is x.
+struct RmsNormResult {
+  Tensor y, sum, rstd_R, scale;  // Without a residual, sum is x
+};
+
+RmsNormResult RmsNormForward(const Tensor& x_in, const Tensor& residual_in, const Tensor& weight,
+                             bool add, double epsilon) {
+  const Tensor x = x_in.contiguous(), scale = weight.detach().to(x.scalar_type()).contiguous();
+  const Tensor residual = add ? residual_in.contiguous() : Tensor();
+  const int64_t rows = NumRows(x), columns = x.size(-1);
+  Tensor sum = add ? at::empty_like(x) : x, y = at::empty_like(x),
+         rstd_R = at::empty({rows}, at::kFloat);
+  DispatchFused(x, [&]<class T>(T) {
+    ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+      const int64_t at = begin * columns;
+      simd::KernelsFor<T>().rms_norm(Data<T>(x) + at, add ? Data<T>(residual) + at : nullptr,
+                                     Data<T>(scale), add ? MutableData<T>(sum) + at : nullptr,
+                                     MutableData<T>(y) + at, MutableData<float>(rstd_R) + begin,
+                                     end - begin, columns, static_cast<float>(epsilon));
+    });
+  });
+  return {y, sum, rstd_R, scale};
+}
+
+// {y, sum}.
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x_in, const Tensor& residual_in,
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& residual,
                                const Tensor& anchor, const Parameter& weight, bool add,
                                double epsilon) {
-    const Tensor x = x_in.contiguous(),
-                 scale = weight.value.detach().to(x.scalar_type()).contiguous();
-    const Tensor residual = add ? residual_in.contiguous() : Tensor();
-    const int64_t rows = NumRows(x), columns = x.size(-1);
-    Tensor sum = add ? at::empty_like(x) : x, y = at::empty_like(x),
-           rstd_R = at::empty({rows}, at::kFloat);
-    DispatchFused(x, [&]<class T>(T) {
-      ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
-        const int64_t at = begin * columns;
-        simd::KernelsFor<T>().rms_norm(Data<T>(x) + at, add ? Data<T>(residual) + at : nullptr,
-                                       Data<T>(scale), add ? MutableData<T>(sum) + at : nullptr,
-                                       MutableData<T>(y) + at, MutableData<float>(rstd_R) + begin,
-                                       end - begin, columns, static_cast<float>(epsilon));
-      });
-    });
+    const auto [y, sum, rstd_R, scale] = RmsNormForward(x, residual, weight.value, add, epsilon);
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({sum});
     ctx->saved_data["rstd"] = rstd_R;
@@ -155,6 +164,7 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
 Tensor RmsNorm(const Tensor& x, const Parameter& weight, double epsilon) {
   CheckWeight(x, weight.value, "RmsNorm");
   if (!IsFused(x)) return reference::RmsNorm(x, WeightOf(weight), epsilon);
+  if (!at::GradMode::is_enabled()) return RmsNormForward(x, x, weight.value, false, epsilon).y;
   return RmsNormFunction::apply(x, weight.value, weight.value, weight, false, epsilon)[0];
 }
 
@@ -166,6 +176,10 @@ std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual,
   if (!IsFused(x)) {
     Tensor sum = x + residual;
     return {reference::RmsNorm(sum, WeightOf(weight), epsilon), sum};
+  }
+  if (!at::GradMode::is_enabled()) {
+    const RmsNormResult result = RmsNormForward(x, residual, weight.value, true, epsilon);
+    return {result.y, result.sum};
   }
   variable_list out = RmsNormFunction::apply(x, residual, weight.value, weight, true, epsilon);
   return {out[0], out[1]};

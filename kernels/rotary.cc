@@ -73,6 +73,7 @@ Tensor ApplyRotary(const Tensor& x_BTNH, const Tensor& positions_BT, const Rotar
     SHOAL_CHECK(0 <= position && position < table.cos_PH.size(0))
         << "ApplyRotary: position " << position << ", the table holds " << table.cos_PH.size(0);
   }
+  if (!at::GradMode::is_enabled()) return Rotate(x_BTNH, positions, table.cos_PH, table.sin_PH, 1);
   return RotaryFunction::apply(x_BTNH, positions, table.cos_PH, table.sin_PH);
 }
 

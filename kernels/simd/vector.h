@@ -122,6 +122,31 @@ SHOAL_INLINE float Sum(Vector x) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Lane 4 l + j: the Sum of vectors[4 j + l], to the bit. A quarter of the work of sixteen Sums.
+SHOAL_INLINE Vector SumEach(const Vector (&vectors)[16]) {
+  __m512 halves[8], quarters[4], pairs[2];
+  const auto raw = [&](int i) { return reinterpret_cast<__m512>(vectors[i]); };
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(raw(2 * i), raw(2 * i + 1), 0x44),
+                              _mm512_shuffle_f32x4(raw(2 * i), raw(2 * i + 1), 0xEE));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(halves[2 * i], halves[2 * i + 1], 0x88),
+                                _mm512_shuffle_f32x4(halves[2 * i], halves[2 * i + 1], 0xDD));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(quarters[2 * i], quarters[2 * i + 1], 0x44),
+                             _mm512_shuffle_ps(quarters[2 * i], quarters[2 * i + 1], 0xEE));
+  }
+  return reinterpret_cast<Vector>(_mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88),
+                                                _mm512_shuffle_ps(pairs[0], pairs[1], 0xDD)));
+}
+#endif
+
 // Of lanes without NaN; any lane or NaN where there is one.
 SHOAL_INLINE float HorizontalMax(Vector x) {
 #if defined(__AVX512F__)

@@ -10,9 +10,12 @@ namespace shoal {
 RotaryTable RotaryCache::For(const Tensor& x, const Tensor& positions_BT) {
   // Looking at positions on a GPU would wait for it: there the table covers the whole model at
   // once.
-  const int64_t needed = x.is_cpu() && positions_BT.numel() > 0
-                             ? positions_BT.max().item<int64_t>() + 1
-                             : max_positions_;
+  int64_t needed = max_positions_;
+  if (x.is_cpu() && positions_BT.numel() > 0) {
+    const Tensor positions = positions_BT.contiguous();
+    const int64_t* values = positions.const_data_ptr<int64_t>();
+    needed = *std::max_element(values, values + positions.numel()) + 1;
+  }
   const at::ScalarType dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const std::lock_guard lock(mutex_);
   RotaryTable& table = tables_[{dtype, x.is_cpu() ? -1 : x.get_device()}];
