@@ -60,6 +60,10 @@ WRAPPED = {
         r"\bdnnl::|\bdnnl_\w+|<dnnl\.hp*>|oneapi/dnnl",
         r"kernels/matmul\.cc|launch/doctor_machine\.cc",
     ),
+    "libsodium": (
+        r"<sodium\.h>|\bsodium_\w+\(|\bcrypto_\w+\(",
+        r"trainer/federated/(mask_stream|secret_sharing|secure_aggregation)\.cc",
+    ),
     "CUDA": (r"\bcuda[A-Z]\w*\(|<cuda\w*\.h>", r".*(cuda|nccl)\w*\.(h|cc)|.*\.cu"),
     "the environment": (r"\b(std::)?(getenv|setenv|unsetenv)\(", r"launch/.*"),
 }

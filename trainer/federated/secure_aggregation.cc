@@ -80,29 +80,28 @@ MaskSign Opposite(MaskSign sign) {
 
 absl::StatusOr<MaskGraph> MakeMaskGraph(const SecureAggregationOptions& options) {
   const int n = options.num_clients;
+  if (options.neighbours < 0 || options.neighbours % 2 != 0 || options.threshold < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("secure aggregation with ", options.neighbours, " neighbours and threshold ",
+                     options.threshold, ": neither may be negative, and neighbours must be even"));
+  }
   if (n < 2) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    return absl::FailedPreconditionError(absl::StrCat(
         "secure aggregation of ", n, " clients: with fewer than two the sum is an update"));
   }
-  if (options.neighbours < 0 || options.neighbours % 2 != 0 || options.neighbours >= n) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("secure aggregation with ", options.neighbours, " neighbours of ", n,
-                     " clients: must be even and below the number of clients, or 0 for all"));
-  }
-  const int holders = (options.neighbours == 0 ? n - 1 : options.neighbours) + 1;
+  const bool complete = options.neighbours == 0 || options.neighbours >= n - 1;
+  const int holders = (complete ? n - 1 : options.neighbours) + 1;
+  const int majority = holders / 2 + 1, two_thirds = (2 * holders + 2) / 3;
+  const int wanted = options.threshold > 0 ? options.threshold : complete ? two_thirds : majority;
   MaskGraph graph{
-      .neighbours = {}, .threshold = options.threshold, .round_seed = options.round_seed};
-  if (graph.threshold == 0) {
-    graph.threshold = options.neighbours == 0 ? (2 * holders + 2) / 3 : holders / 2 + 1;
-  }
-  if (2 * graph.threshold <= holders || graph.threshold > holders) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a secure aggregation threshold of ", graph.threshold, " of ", holders,
-        " shares: must be more than half of them, so that no client's two secrets can both be "
-        "reconstructed, and at most all"));
+      .neighbours = {}, .threshold = std::max(wanted, majority), .round_seed = options.round_seed};
+  if (graph.threshold > holders) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("secure aggregation of ", n, " clients: a threshold of ", graph.threshold,
+                     " shares, but there are ", holders, " of a secret"));
   }
   graph.neighbours.resize(n);
-  if (options.neighbours == 0) {
+  if (complete) {
     for (int i = 0; i < n; ++i) {
       for (int j = 0; j < n; ++j) {
         if (j != i) graph.neighbours[i].push_back(j);
