@@ -19,6 +19,9 @@ struct Batch {
   at::Tensor positions_BT;  // int64: place in its document, from 0
   at::Tensor documents_BT;  // int32: number of the document in its row, non-decreasing; undefined:
                             // one a row. Attention never crosses documents.
+  // (B) int64: a number of its own for each row that the run trains on, on whatever rank and in
+  // whatever order; names what is random about the row (dropout). Undefined where nothing is.
+  at::Tensor sequences_B;
   int64_t num_targets = 0;  // entries of targets_BT that are not kIgnoreIndex
   // What the run's objective needs besides (trainer/objective.h): advantages, log-probabilities of
   // a reference, weights, by name. Empty in plain training.

@@ -19,6 +19,7 @@ std::vector<NamedMetric> NamedMetrics(const MetricsRow& row) {
   real("tokens_per_second", row.tokens_per_second);
   real("step_seconds", row.step_seconds);
   integer("peak_rss_bytes", row.peak_rss_bytes);
+  integer("peak_tensor_bytes", row.peak_tensor_bytes);
   integer("bytes_sent", row.bytes_sent);
   real("eval_loss", row.eval_loss);
   for (const auto& [name, value] : row.extra) real(name.c_str(), value);

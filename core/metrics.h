@@ -19,11 +19,12 @@ struct MetricsRow {
   std::optional<double> grad_norm;      // Global, before clipping
   std::optional<double> learning_rate;  // Of this step
   std::optional<int64_t> tokens;  // Trained on since the run began, over all ranks and restarts
-  std::optional<double> tokens_per_second;  // Over all ranks, since the last logged row
-  std::optional<double> step_seconds;       // Mean since the last logged row
-  std::optional<int64_t> peak_rss_bytes;    // Of the largest rank
-  std::optional<int64_t> bytes_sent;        // By this rank in this step (see CommCounters)
-  std::optional<double> eval_loss;          // Mean over the held-out targets
+  std::optional<double> tokens_per_second;   // Over all ranks, since the last logged row
+  std::optional<double> step_seconds;        // Mean since the last logged row
+  std::optional<int64_t> peak_rss_bytes;     // Of the largest rank
+  std::optional<int64_t> peak_tensor_bytes;  // In a step since the last row, of the largest rank
+  std::optional<int64_t> bytes_sent;         // By this rank in this step (see CommCounters)
+  std::optional<double> eval_loss;           // Mean over the held-out targets
   std::vector<std::pair<std::string, double>>
       extra;  // More, each under its own name, in this order
 };

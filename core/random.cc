@@ -1,5 +1,6 @@
 #include "core/random.h"
 
+#include <bit>
 #include <cmath>
 #include <numbers>
 
@@ -38,6 +39,29 @@ uint64_t Philox::Bits(uint64_t index) const {
 
 double Philox::Uniform(uint64_t index) const {
   return static_cast<double>(Bits(index) >> 11) * 0x1.0p-53;
+}
+
+uint32_t ThreefryWord(uint64_t key, uint32_t a, uint32_t b) {
+  constexpr int kRotations[8] = {13, 15, 26, 6, 17, 29, 16, 24};
+  const uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+  const uint32_t keys[3] = {k0, k1, 0x1BD11BDAu ^ k0 ^ k1};
+  uint32_t x = a + k0, y = b + k1;
+  for (int round = 0; round < 13; ++round) {
+    x += y;
+    y = std::rotl(y, kRotations[round % 8]) ^ x;
+    if (round % 4 != 3) continue;
+    const uint32_t turn = round / 4 + 1;
+    x += keys[turn % 3];
+    y += keys[(turn + 1) % 3] + turn;
+  }
+  return x;
+}
+
+uint64_t SubStream(uint64_t stream, uint64_t word) {
+  uint64_t x = stream + (word + 1) * 0x9E3779B97F4A7C15u;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+  return x ^ x >> 31;
 }
 
 namespace {

@@ -31,6 +31,14 @@ class Philox {
   uint64_t stream_;
 };
 
+// A word of Threefry-2x32 after 13 rounds (of the same paper), the fewest that pass its tests: at
+// place (a, b) of the stream `key`. Cheap enough, and of 32-bit operations alone, for a mask the
+// size of the activations.
+uint32_t ThreefryWord(uint64_t key, uint32_t a, uint32_t b);
+
+// A stream of its own for each `word` (the finaliser of splitmix64, Steele et al. 2014).
+uint64_t SubStream(uint64_t stream, uint64_t word);
+
 // Fills contiguous `out` (any floating dtype) with elements [first, first + out.numel()) of the
 // stream's N(0, stddev^2) numbers (Box-Muller on pairs of elements, computed in double, then
 // rounded).

@@ -31,7 +31,7 @@ double Now() { return absl::ToUnixMicros(absl::Now()) * 1e-6; }
 std::string Tag(const std::string& name) {
   if (name == "eval_loss") return "eval/loss";
   if (name == "tokens_per_second" || name == "step_seconds") return "speed/" + name;
-  if (name == "peak_rss_bytes" || name == "bytes_sent") return "bytes/" + name;
+  if (name.ends_with("_bytes") || name == "bytes_sent") return "bytes/" + name;
   if (name.find('/') != std::string::npos) return name;
   return "train/" + name;
 }

@@ -6,7 +6,9 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/random.h"
 #include "core/status.h"
+#include "kernels/dropout.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -58,6 +60,7 @@ struct Operands {
   Tensor lse_BNT;    // float32
   Tensor starts_BT;  // int32, or undefined
   double scale;
+  AttentionDropout dropout;
 
   int64_t group() const { return q.size(2) / k.size(2); }
 
@@ -78,7 +81,9 @@ struct Operands {
             .v_stride = v.stride(1),
             .out = HeadAt<T>(out, b, n),
             .out_stride = out.stride(1),
-            .lse = MutableData<float>(lse_BNT) + (b * q.size(2) + n) * length};
+            .lse = MutableData<float>(lse_BNT) + (b * q.size(2) + n) * length,
+            .dropout = dropout.rate > 0 ? MaskOf(dropout.rate, dropout.HeadKey(b, n))
+                                        : simd::DropoutMask()};
   }
 };
 
@@ -147,12 +152,16 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
                      .starts_BT = options.documents_BT.defined()
                                       ? DocumentStarts(options.documents_BT)
                                       : Tensor(),
-                     .scale = ScaleOr(options.scale, q.size(3))};
+                     .scale = ScaleOr(options.scale, q.size(3)),
+                     .dropout = options.dropout};
     DispatchFused(q, [&]<class T>(T) { Forward<T>(x); });
     ctx->save_for_backward({x.q, x.k, x.v, x.out});
     ctx->saved_data["lse"] = x.lse_BNT;
     ctx->saved_data["starts"] = x.starts_BT;
     ctx->saved_data["scale"] = x.scale;
+    ctx->saved_data["dropout_rate"] = x.dropout.rate;
+    ctx->saved_data["dropout_keys"] = x.dropout.keys_B;
+    ctx->saved_data["first_head"] = x.dropout.first_head;
     return x.out;
   }
 
@@ -164,7 +173,10 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
                      .out = saved[3],
                      .lse_BNT = ctx->saved_data["lse"].toTensor(),
                      .starts_BT = ctx->saved_data["starts"].toTensor(),
-                     .scale = ctx->saved_data["scale"].toDouble()};
+                     .scale = ctx->saved_data["scale"].toDouble(),
+                     .dropout = {.rate = ctx->saved_data["dropout_rate"].toDouble(),
+                                 .keys_B = ctx->saved_data["dropout_keys"].toTensor(),
+                                 .first_head = ctx->saved_data["first_head"].toInt()}};
     const Tensor grad_out = WithDenseRows(grads[0]);
     const Gradients result =
         DispatchFused(x.q, [&]<class T>(T) { return Backward<T>(x, grad_out); });
@@ -180,54 +192,12 @@ void CheckShapes(const char* what, const Tensor& q, const Tensor& k, const Tenso
       << "; want (B, T, N, H) and twice (B, S, K, H) of one dtype, K dividing N";
 }
 
-// From this many queries on, blocks of queries beat one pass over the keys for each.
-constexpr int64_t kMinFlashQueries = 16;
-
-// Queries of one sequence that share a key head, few of them: (T, group) rows over the first keys.
-template <class T>
-void DecodeGroup(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b,
-                 int64_t key_head, int64_t valid, double scale) {
-  const int64_t length = q.size(1), group = q.size(2) / k.size(2), head_dim = q.size(3),
-                rows = length * group;
-  Tensor q_rows = q[b].narrow(1, key_head * group, group).reshape({rows, head_dim}).contiguous();
-  Tensor out_rows = at::empty({rows, head_dim}, q.options());
-  std::vector<int64_t> visible(rows);
-  for (int64_t i = 0; i < rows; ++i)
-    visible[i] = std::max<int64_t>(0, valid - length + i / group + 1);
-  Tensor scores = at::empty({rows, std::max<int64_t>(valid, 1)}, at::kFloat);
-  simd::KernelsFor<T>().decode(Data<T>(q_rows), head_dim, HeadAt<const T>(k, b, key_head),
-                               k.stride(1), HeadAt<const T>(v, b, key_head), v.stride(1),
-                               MutableData<T>(out_rows), head_dim, visible.data(), rows, head_dim,
-                               static_cast<float>(scale), MutableData<float>(scores));
-  out[b].narrow(1, key_head * group, group).copy_(out_rows.view({length, group, head_dim}));
-}
-
-template <class T>
-void PrefillHead(const Tensor& q, const Tensor& k, const Tensor& v, Tensor& out, int64_t b,
-                 int64_t n, int64_t valid, double scale) {
-  const int64_t key_head = n / (q.size(2) / k.size(2));
-  const simd::AttentionHead<T> head{.queries = q.size(1),
-                                    .keys = valid,
-                                    .head_dim = q.size(3),
-                                    .query_offset = valid - q.size(1),
-                                    .starts = nullptr,
-                                    .scale = static_cast<float>(scale),
-                                    .q = HeadAt<const T>(q, b, n),
-                                    .k = HeadAt<const T>(k, b, key_head),
-                                    .v = HeadAt<const T>(v, b, key_head),
-                                    .q_stride = q.stride(1),
-                                    .k_stride = k.stride(1),
-                                    .v_stride = v.stride(1),
-                                    .out = HeadAt<T>(out, b, n),
-                                    .out_stride = out.stride(1),
-                                    .lse = nullptr};
-  const auto& kernels = simd::KernelsFor<T>();
-  Tensor scratch =
-      Scratch(kernels.attention_scratch_bytes(head.queries, head.keys, head.head_dim, false));
-  kernels.attention(head, false, scratch.mutable_data_ptr());
-}
-
 }  // namespace
+
+uint64_t AttentionDropout::HeadKey(int64_t b, int64_t n) const {
+  return SubStream(static_cast<uint64_t>(keys_B.const_data_ptr<int64_t>()[b]),
+                   static_cast<uint64_t>(first_head + n));
+}
 
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options) {
@@ -236,39 +206,6 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
       << "CausalAttention: " << q_BTNH.size(1) << " queries, " << k_BTKH.size(1) << " keys";
   if (!IsFused(q_BTNH)) return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
   return CausalAttentionFunction::apply(q_BTNH, k_BTKH, v_BTKH, options);
-}
-
-Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
-                       const Tensor& lengths_B, double scale) {
-  CheckShapes("CachedAttention", q_BTNH, k_BSKH, v_BSKH);
-  at::NoGradGuard no_grad;
-  if (!IsFused(q_BTNH)) return reference::CachedAttention(q_BTNH, k_BSKH, v_BSKH, lengths_B, scale);
-  const Tensor q = WithDenseRows(q_BTNH), k = WithDenseRows(k_BSKH), v = WithDenseRows(v_BSKH);
-  const Tensor lengths = lengths_B.to(at::kLong).contiguous();
-  for (int64_t b = 0; b < q.size(0); ++b) {
-    const int64_t valid = Data<int64_t>(lengths)[b];
-    SHOAL_CHECK(0 <= valid && valid <= k.size(1))
-        << "CachedAttention: length " << valid << " of row " << b << ", the cache holds "
-        << k.size(1);
-  }
-  Tensor out = at::empty(q.sizes(), q.options());
-  const double factor = ScaleOr(scale, q.size(3));
-  const bool few = q.size(1) < kMinFlashQueries;
-  const int64_t heads = few ? k.size(2) : q.size(2);
-  DispatchFused(q, [&]<class T>(T) {
-    ParallelFor(q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
-      at::NoGradGuard no_grad_here;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t b = i / heads, valid = Data<int64_t>(lengths)[b];
-        if (few) {
-          DecodeGroup<T>(q, k, v, out, b, i % heads, valid, factor);
-        } else {
-          PrefillHead<T>(q, k, v, out, b, i % heads, valid, factor);
-        }
-      }
-    });
-  });
-  return out;
 }
 
 }  // namespace shoal

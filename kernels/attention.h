@@ -5,11 +5,22 @@
 
 namespace shoal {
 
+// Dropout of the probabilities. Key s for query t of head n is at (t, s) of a stream of sequence b
+// and head n, heads counted over all ranks.
+struct AttentionDropout {
+  double rate = 0;
+  Tensor keys_B;  // int64: a stream for each sequence
+  int64_t first_head = 0;
+
+  uint64_t HeadKey(int64_t b, int64_t n) const;
+};
+
 struct AttentionOptions {
   double scale = 0;  // 0: 1 / sqrt(H)
   // (B, T) int32 document of each place: a query sees keys of its own document only. Undefined: one
   // a row.
-  Tensor documents_BT;
+  Tensor documents_BT = {};
+  AttentionDropout dropout = {};
 };
 
 // Causal self-attention for training. q: (B, T, N, H); k, v: (B, T, K, H), K divides N (grouped
@@ -19,11 +30,5 @@ struct AttentionOptions {
 // the (B, N, T, T) scores.
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options = {});
-
-// Decoding: q holds the last T of S places, k and v all S. lengths: (B) int64, the valid S of each
-// row (keys past it are not read); query t of row b sits at place lengths[b] - T + t. No gradient.
-// q: (B, T, N, H), k, v: (B, S, K, H) with S contiguous storage allowed to be longer than valid.
-Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
-                       const Tensor& lengths_B, double scale = 0);
 
 }  // namespace shoal

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "kernels/accumulate.h"
 #include "kernels/fused.h"
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
@@ -178,7 +179,8 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
     Tensor grad_hidden = ctx->saved_data["grad_hidden"].toTensor();
     if (grad_hidden.defined() && factor != 1) grad_hidden.mul_(factor);
     if (Tensor product = ctx->saved_data["product"].toTensor(); product.defined()) {
-      ctx->saved_data["grad"].toTensor().add_(product, factor);
+      if (factor != 1) product.mul_(factor);
+      Accumulate(product, ctx->saved_data["grad"].toTensor());
     }
     ctx->saved_data.erase("product");
     ctx->saved_data.erase("grad_hidden");

@@ -6,6 +6,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/random.h"
+
 namespace shoal {
 namespace {
 
@@ -86,13 +88,55 @@ Tensor Embedding(const Tensor& indices, const Tensor& weight) {
 
 namespace {
 
+// (rows, columns) float64: 0 where dropped, else the scale. Row r at (places[r], 0 ..) of keys[r].
+Tensor DropoutFactors(double rate, const Tensor& keys_R, const Tensor& places_R, int64_t columns) {
+  const simd::DropoutMask mask = MaskOf(rate, 0);
+  Tensor factors = at::empty({keys_R.numel(), columns}, at::kDouble);
+  double* out = factors.mutable_data_ptr<double>();
+  for (int64_t r = 0; r < keys_R.numel(); ++r) {
+    const auto key = static_cast<uint64_t>(keys_R.const_data_ptr<int64_t>()[r]);
+    const auto place = static_cast<uint32_t>(places_R.const_data_ptr<int64_t>()[r]);
+    for (int64_t c = 0; c < columns; ++c) {
+      const uint32_t word = ThreefryWord(key, place, static_cast<uint32_t>(c));
+      *out++ = word >= mask.threshold ? 1 / (1 - rate) : 0.0;
+    }
+  }
+  return factors;
+}
+
+}  // namespace
+
+Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor& places_R) {
+  return x * DropoutFactors(rate, keys_R, places_R, x.size(-1)).view(x.sizes()).to(x.options());
+}
+
+namespace {
+
+// (B, N, T, S) as AttentionOptions::dropout has it.
+Tensor AttentionFactors(const AttentionDropout& dropout, int64_t heads, int64_t queries,
+                        int64_t keys) {
+  const int64_t B = dropout.keys_B.size(0);
+  Tensor factors = at::empty({B, heads, queries, keys}, at::kDouble);
+  const Tensor places = at::arange(queries, at::kLong);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t n = 0; n < heads; ++n) {
+      const Tensor stream =
+          at::full({queries}, static_cast<int64_t>(dropout.HeadKey(b, n)), at::kLong);
+      factors[b][n].copy_(DropoutFactors(dropout.rate, stream, places, keys));
+    }
+  }
+  return factors;
+}
+
 // softmax(q k^T * scale + mask) v for (B, N, T, H) tensors; rows without any key give zeros.
+// `factors`, where defined, multiply the probabilities.
 Tensor MaskedAttention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& visible,
-                       double scale) {
+                       double scale, const Tensor& factors = {}) {
   Tensor scores = at::matmul(q, k.transpose(2, 3)) * scale;
   scores = scores.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity());
   Tensor weights = at::softmax(scores, -1);
   weights = at::where(visible.any(-1, true), weights, at::zeros({}, weights.options()));
+  if (factors.defined()) weights = weights * factors.to(weights.options());
   return at::matmul(weights, v);
 }
 
@@ -119,9 +163,11 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
     const Tensor& documents = options.documents_BT;
     visible = visible.logical_and(documents.unsqueeze(2).eq(documents.unsqueeze(1)).unsqueeze(1));
   }
-  Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads), HeadsFirst(k_BTKH, num_heads),
-                               HeadsFirst(v_BTKH, num_heads), visible,
-                               ScaleOr(options.scale, q_BTNH.size(3)));
+  Tensor out = MaskedAttention(
+      HeadsFirst(q_BTNH, num_heads), HeadsFirst(k_BTKH, num_heads), HeadsFirst(v_BTKH, num_heads),
+      visible, ScaleOr(options.scale, q_BTNH.size(3)),
+      options.dropout.rate > 0 ? AttentionFactors(options.dropout, num_heads, length, length)
+                               : Tensor());
   return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
 }
 

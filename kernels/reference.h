@@ -9,6 +9,7 @@
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dropout.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
 #include "kernels/optimizer_step.h"
@@ -29,9 +30,13 @@ Tensor ApplyRotary(const Tensor& x_BTNH, const Tensor& positions_BT, const Rotar
 Tensor SwiGlu(const Tensor& gate, const Tensor& up);
 Tensor Gelu(const Tensor& x, GeluKind kind);
 Tensor Embedding(const Tensor& indices, const Tensor& weight);
+Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor& places_R);
 // Holds the (B, N, T, T) scores.
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options);
+// Decoding: q holds the last T of S places, k and v all S. lengths: (B) int64, the valid S of each
+// row (keys past it are not read); query t of row b sits at place lengths[b] - T + t. q: (B, T, N,
+// H), k, v: (B, S, K, H).
 Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
                        const Tensor& lengths_B, double scale);
 // Hold the (R, V) logits.

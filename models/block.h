@@ -40,6 +40,8 @@ struct ForwardContext {
   const TensorParallel* tensor = nullptr;  // Null: one rank holds each matrix whole
   double temperature = 1.0;                // Of HeadMode::kLogprobs: logits are divided by it
   bool adapters = true;  // false: the model without its adapters (models/adapters/)
+  // Set in training: the seed of what is dropped, if the model drops anything.
+  std::optional<uint64_t> dropout_seed = std::nullopt;
 
   // As TensorParallel's, on the rows of (..., C); Enter gives (B, T, C) and Leave (1, r, C) where
   // the rows are shared.

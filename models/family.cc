@@ -21,10 +21,12 @@ constexpr int64_t kMaxFamilyBytes = 64 << 10;
 
 const std::vector<std::string>& SlotNames() {
   static const auto& names = *new std::vector<std::string>([] {
-    std::vector<std::string> slots = {"embedding.tokens", "embedding.positions", "head.weight"};
+    std::vector<std::string> slots = {"embedding.tokens", "embedding.positions", "head.weight",
+                                      "head.bias"};
     for (const char* module :
          {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv", "layer.o",
-          "layer.mlp_norm", "layer.gate", "layer.up", "layer.down", "head.norm"}) {
+          "layer.mlp_norm", "layer.gate", "layer.up", "layer.down", "head.norm",
+          "layer.convolution", "dense"}) {
       slots.push_back(absl::StrCat(module, ".weight"));
       slots.push_back(absl::StrCat(module, ".bias"));
     }
@@ -142,8 +144,14 @@ class FamilyParser {
 
   void ParseStack() {
     CheckKeys(Section("stack"), "stack",
-              {"positions", "norm", "attention", "mlp", "linear", "residual_init"});
+              {"kind", "positions", "norm", "attention", "mlp", "linear", "residual_init"});
     StackOptions& stack = family_.stack;
+    if (Section("stack").Find("kind"))
+      stack.kind = static_cast<StackOptions::Kind>(Choice("kind", {"decoder", "image_classifier"}));
+    if (stack.kind == StackOptions::Kind::kImageClassifier) {
+      stack.positions = StackOptions::Positions::kLearned;
+      return;
+    }
     stack.positions =
         static_cast<StackOptions::Positions>(Choice("positions", {"rotary", "learned"}));
     stack.norm = static_cast<StackOptions::Norm>(Choice("norm", {"rms", "layer"}));
@@ -177,7 +185,10 @@ class FamilyParser {
       family_.values.push_back(std::move(value));
     }
     for (const std::string& name : ModelValueNames()) {
-      if (IsRequiredModelValue(name) && !seen.contains(name)) {
+      const bool required = family_.stack.kind == StackOptions::Kind::kDecoder
+                                ? IsRequiredModelValue(name)
+                                : IsImageClassifierValue(name);
+      if (required && !seen.contains(name)) {
         Error(config.origin, absl::StrCat("config.", name), "is missing");
       }
     }
@@ -219,12 +230,17 @@ class FamilyParser {
 
   void ParseDropout() {
     for (const YamlNode::Entry& entry : Section("dropout").entries) {
+      const std::string path = absl::StrCat("dropout.", entry.key);
+      CheckName(entry.origin, path, entry.key, {"embedding", "attention", "residual"});
+      const YamlNode& node = entry.value;
       double rate = 0;
-      if (!entry.value.IsScalar() || !absl::SimpleAtod(entry.value.text, &rate) ||
+      if (!node.IsList() || node.items.size() != 2 || !node.items[0].IsScalar() ||
+          !node.items[1].IsScalar() || !absl::SimpleAtod(node.items[1].text, &rate) ||
           !(rate >= 0 && rate < 1)) {
-        Error(entry.origin, absl::StrCat("dropout.", entry.key), "must be a rate in [0, 1)");
+        Error(entry.origin, path, "must be [key of config.json, default rate in [0, 1)]");
+        continue;
       }
-      family_.dropout[entry.key] = rate;
+      family_.dropout[entry.key] = {.key = node.items[0].text, .fallback = rate};
     }
   }
 

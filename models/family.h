@@ -15,6 +15,9 @@ namespace shoal {
 
 // How the stack is made of blocks.
 struct StackOptions {
+  // A decoder of text, described by the rest; or convolutions over pixels, a dense layer and
+  // classes (models/blocks/image_classifier.h).
+  enum class Kind { kDecoder, kImageClassifier };
   enum class Positions { kRotary, kLearned };
   enum class Norm { kRms, kLayer };
   enum class Attention { kSplit, kFused };  // q, k and v: three matrices, or one
@@ -23,6 +26,7 @@ struct StackOptions {
   // kDepthScaled: matrices that write to the residual stream start smaller, by 1 / sqrt(2 layers).
   enum class ResidualInit { kPlain, kDepthScaled };
 
+  Kind kind = Kind::kDecoder;
   Positions positions;
   Norm norm;
   Attention attention;
@@ -56,7 +60,11 @@ struct ModelFamily {
   };
   std::optional<RopeKeys> rope;
 
-  std::map<std::string, double> dropout;  // Key of a training dropout rate, its default
+  struct DropoutKey {
+    std::string key;      // Of the rate in training
+    double fallback = 0;  // Where config.json does not give it
+  };
+  std::map<std::string, DropoutKey> dropout;  // By place: embedding, attention or residual
   std::map<std::string, std::string>
       only;                          // Key, the one value of it that the blocks support, as JSON
   std::vector<std::string> ignored;  // Keys that change nothing here
@@ -86,6 +94,7 @@ std::vector<std::string> KnownFamilies();
 
 // The values that a family's `config` section may set, and those it must.
 const std::vector<std::string>& ModelValueNames();
-bool IsRequiredModelValue(const std::string& name);
+bool IsRequiredModelValue(const std::string& name);  // Of a decoder
+bool IsImageClassifierValue(const std::string& name);
 
 }  // namespace shoal

@@ -48,6 +48,7 @@ Json ValueOf(const ModelConfig& c, const std::string& name) {
       {"activation", ActivationName(c.activation)},
       {"norm_epsilon", c.norm_epsilon},
       {"initializer_range", c.initializer_range},
+      {"observation_size", c.observation_size},
       {"image_size", c.image_size},
       {"image_channels", c.image_channels},
       {"max_pixel", c.max_pixel},

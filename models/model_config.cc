@@ -43,6 +43,7 @@ const std::vector<ModelValue>& ModelValues() {
       {"activation", &ModelConfig::activation},
       {"norm_epsilon", &ModelConfig::norm_epsilon, 0, 1},
       {"initializer_range", &ModelConfig::initializer_range, 0, 10, false},
+      {"observation_size", &ModelConfig::observation_size, 1, 1 << 20, false},
       {"image_size", &ModelConfig::image_size, 1, 4096, false},
       {"image_channels", &ModelConfig::image_channels, 1, 1024, false},
       {"max_pixel", &ModelConfig::max_pixel, 1, 255, false},

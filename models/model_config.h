@@ -43,6 +43,7 @@ struct ModelConfig {
   double norm_epsilon = 0;
   double initializer_range = 0.02;
   // Of image classifiers: square images, pixels whole numbers up to max_pixel.
+  int64_t observation_size = 0;  // Numbers of an observation, read instead of tokens; 0: tokens
   int64_t image_size = 0;
   int64_t image_channels = 0;
   int64_t max_pixel = 255;

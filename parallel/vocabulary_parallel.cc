@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "kernels/accumulate.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/matmul.h"
 #include "parallel/tensor_parallel.h"
@@ -158,8 +159,10 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
     const double factor = grads[0].item<double>();
     Tensor grad_hidden = ctx->saved_data["grad_hidden"].toTensor();
     if (grad_hidden.defined() && factor != 1) grad_hidden.mul_(factor);
-    if (Tensor product = ctx->saved_data["product"].toTensor(); product.defined())
-      ctx->saved_data["weight_grad"].toTensor().add_(product, factor);
+    if (Tensor product = ctx->saved_data["product"].toTensor(); product.defined()) {
+      if (factor != 1) product.mul_(factor);
+      Accumulate(product, ctx->saved_data["weight_grad"].toTensor());
+    }
     ctx->saved_data.erase("product");
     ctx->saved_data.erase("grad_hidden");
     return {grad_hidden, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};

@@ -58,6 +58,13 @@ ForwardContext BlockRunner::Context(const Batch& batch, double denominator) cons
   return context;
 }
 
+ForwardContext BlockRunner::TrainingContext(const Batch& batch, double denominator) const {
+  ForwardContext context = Context(batch, denominator);
+  context.label_smoothing = options_.label_smoothing;
+  context.dropout_seed = options_.dropout_seed;
+  return context;
+}
+
 Activations BlockRunner::RunHead(const ForwardContext& context, const Activations& in,
                                  ObjectiveMetrics& metrics) const {
   Activations out = model_.blocks.back()->Forward(context, in);
@@ -107,8 +114,7 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
       made.in.hidden_BTC = hidden.detach();
       made.in.hidden_BTC.set_requires_grad(true);
     }
-    ForwardContext context = Context(batch, step.denominator);
-    context.label_smoothing = options_.label_smoothing;
+    ForwardContext context = TrainingContext(batch, step.denominator);
     // The head adds its gradients as it computes, if nothing comes between.
     context.unit_gradient = IsHead(block) && backward_is_next && !options_.objective;
     if (context.unit_gradient) {
@@ -140,7 +146,7 @@ void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int bloc
   const std::span<const Parameter> weights =
       parameters_.BeginBackward(local, is_first ? -1 : local - 1);
   if (made.recompute) {
-    ForwardContext context = Context(step.micro_batches[micro_batch], step.denominator);
+    ForwardContext context = TrainingContext(step.micro_batches[micro_batch], step.denominator);
     context.weights = weights;
     made.out = model_.blocks[block]->Forward(context, made.in);
   }

@@ -27,6 +27,7 @@ struct RunnerOptions {
   const TensorParallel* tensor = nullptr;  // What the model was built for; null: one rank
   Recompute recompute = Recompute::kNone;
   double label_smoothing = 0.0;  // Of the training loss (see CrossEntropyOptions)
+  std::optional<uint64_t> dropout_seed = std::nullopt;  // Set where the model drops activations
   // Outlives the runner. Null: the cross entropy of all targets, fused with the head's product.
   const Objective* objective = nullptr;
   Schedule schedule;               // Of this step's micro-batches
@@ -91,6 +92,7 @@ class BlockRunner {
   int Local(int chunk, int block) const;
 
   ForwardContext Context(const Batch& batch, double denominator) const;
+  ForwardContext TrainingContext(const Batch& batch, double denominator) const;
   // The head's output and, under an objective, its loss.
   Activations RunHead(const ForwardContext& context, const Activations& in,
                       ObjectiveMetrics& metrics) const;

@@ -46,7 +46,7 @@ int64_t NumSteps(const TrainingSection& training, const StepBudget& budget);
 
 // The model that `model` describes: name_or_path's config.json with model.config over it, or
 // model.config alone. A missing vocab_size becomes the tokenizer's (0: there is none); one that is
-// too small, a seq_length beyond the model's positions, and dropout are errors with the place of
+// too small, and a seq_length beyond the model's positions, are errors with the place of
 // the key to blame.
 absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files,
                                           int64_t tokenizer_vocab_size);

@@ -4,6 +4,7 @@
 // Each builds on those before it.
 // clang-format off
 #include "kernels/simd/elementwise.inc"
+#include "kernels/simd/dropout.inc"
 #include "kernels/simd/gemm.inc"
 #include "kernels/simd/attention.inc"
 #include "kernels/simd/table.inc"

@@ -29,6 +29,14 @@ struct SgdScalars {
   bool nesterov, first_step;
 };
 
+// Which elements dropout drops: place (a, b) where ThreefryWord(key, a, b) < threshold. What stays
+// is multiplied by `scale`.
+struct DropoutMask {
+  uint64_t key = 0;
+  uint32_t threshold = 0;  // 0: none
+  float scale = 1;
+};
+
 // One head of one sequence. Row t of x begins at x + t * x_stride.
 template <class T>
 struct AttentionHead {
@@ -42,6 +50,7 @@ struct AttentionHead {
   int64_t out_stride;
   float* lse;  // (queries) base-2 log of the sum of the exponentiated scores; -inf for a row that
                // sees no key
+  DropoutMask dropout = {};  // Of the probability of key b for query a
 };
 
 template <class T>
@@ -52,7 +61,35 @@ struct AttentionGradients {
   int64_t grad_q_stride, grad_k_stride, grad_v_stride;
 };
 
+// Queries of some tokens of one sequence, of the `group` heads that share a key head. Its keys and
+// values, those of the tokens included, lie in blocks: place s is row s % block_places of block s /
+// block_places, keys from element k_offset of a block on, values from v_offset on, a row having
+// head_dim elements.
+template <class T>
+struct CachedHeads {
+  const T* q;  // Query of token t and head g: q + t * q_token_stride + g * head_dim
+  int64_t q_token_stride;
+  T* out;  // Likewise
+  int64_t out_token_stride;
+  int64_t tokens, group, head_dim;
+  int64_t past;  // Places before the first token: token t sees places 0 to past + t
+  const void* const* blocks;
+  int64_t block_places, k_offset, v_offset;
+  float scale;
+  float* scores;  // Scratch: (past + tokens)
+};
+
 inline constexpr int64_t kMaxFewRows = 8;
+
+// The left side of few_rows_product.
+template <class T>
+struct FewRows {
+  const T* rows;
+  int64_t stride;
+  const T* packed;
+  int64_t count;  // 1 to kMaxFewRows
+  int64_t depth;
+};
 
 template <class T>
 struct TypedKernels {
@@ -79,6 +116,8 @@ struct TypedKernels {
   void (*swiglu_backward)(const T* gate, int64_t gate_stride, const T* up, int64_t up_stride,
                           const T* dy, T* dgate, int64_t dgate_stride, T* dup, int64_t dup_stride,
                           int64_t rows, int64_t columns);
+  // y = x where kept, scaled; else 0. Elements (place, 0) to (place, n - 1) of the mask.
+  void (*dropout)(const T* x, T* y, int64_t n, uint32_t place, const DropoutMask& mask);
   void (*gelu)(const T* x, T* y, int64_t n, bool tanh);
   void (*gelu_backward)(const T* x, const T* dy, T* dx, int64_t n, bool tanh);
   void (*accumulate_float)(const T* x, float* sum, int64_t n);  // sum += x
@@ -97,11 +136,19 @@ struct TypedKernels {
   // log-sum-exp. grad may be the logits' own memory; where it is null nothing is written, else the
   // logits are used up.
   float (*softmax_gradient)(float* logits, T* grad, int64_t columns, int64_t target, float scale);
-  // c (rows, outs) = a (rows, depth) b^T + bias, b (outs, depth), rows 1 to kMaxFewRows; bias may
-  // be null. For decoding, where reading b is what takes time.
-  void (*few_rows_product)(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
-                           const T* bias, T* c, int64_t c_stride, int64_t rows, int64_t outs,
-                           int64_t depth);
+  // c (rows, outs) = a (rows, depth) b^T + bias, b (outs, depth); bias may be null. For decoding,
+  // where reading b is what takes time. A row's bits do not depend on what other rows there are,
+  // nor an element's on other outs. `packed` is what pack_few_rows made of the rows: (rows, depth)
+  // elements at most, neighbours in the order in which they are wanted.
+  void (*pack_few_rows)(const T* a, int64_t a_stride, T* packed, int64_t rows, int64_t depth);
+  void (*few_rows_product)(const FewRows<T>& a, const T* b, int64_t b_stride, const T* bias, T* c,
+                           int64_t c_stride, int64_t outs);
+  void (*few_rows_product_to_float)(const FewRows<T>& a, const T* b, int64_t b_stride,
+                                    const T* bias, float* c, int64_t c_stride, int64_t outs);
+  // The same with b (depth, outs), b_stride between its rows; any number of rows.
+  void (*few_rows_product_in_out)(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                                  const T* bias, T* c, int64_t c_stride, int64_t rows, int64_t outs,
+                                  int64_t depth);
   // Bytes of scratch memory, 64-byte aligned, for a head; then its passes. The forward pass writes
   // out and lse; the backward pass of `group` heads that share one key head writes every gradient.
   int64_t (*attention_scratch_bytes)(int64_t queries, int64_t keys, int64_t head_dim,
@@ -109,11 +156,7 @@ struct TypedKernels {
   void (*attention)(const AttentionHead<T>& head, bool keys_are_packed, void* scratch);
   void (*attention_backward)(const AttentionHead<T>* heads, const AttentionGradients<T>* gradients,
                              int64_t group, void* scratch);
-  // Few queries over many keys. q: (queries, head_dim) of heads that share the keys; scores:
-  // scratch of queries * keys floats; query i sees the first visible[i] keys.
-  void (*decode)(const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
-                 int64_t v_stride, T* out, int64_t out_stride, const int64_t* visible,
-                 int64_t queries, int64_t head_dim, float scale, float* scores);
+  void (*cached_attention)(const CachedHeads<T>& heads);
 };
 
 struct KernelTable {

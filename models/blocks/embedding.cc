@@ -31,7 +31,8 @@ TensorCut VocabularyCut(int64_t vocab_size, const TensorPlace& place) {
 EmbeddingBlock::EmbeddingBlock(ParameterList& parameters, const ModelConfig& config)
     : vocab_size_(config.vocab_size),
       rows_(EvenRange(config.vocab_size, parameters.place())),
-      max_positions_(config.max_positions) {
+      max_positions_(config.max_positions),
+      dropout_("embedding", config.dropout.embedding) {
   const double stddev = config.initializer_range;
   const int tokens =
       parameters.Matrix("embedding.tokens", {rows_.end - rows_.begin, config.hidden_size}, stddev,
@@ -63,6 +64,7 @@ Activations EmbeddingBlock::Forward(const ForwardContext& ctx, const Activations
     out.hidden_BTC =
         out.hidden_BTC + Embedding(positions, ctx.weights[positions_]).view(out.hidden_BTC.sizes());
   }
+  out.hidden_BTC = dropout_.Apply(ctx, out.hidden_BTC);
   return out;
 }
 

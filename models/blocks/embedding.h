@@ -3,6 +3,7 @@
 #pragma once
 
 #include "models/block.h"
+#include "models/blocks/dropout_site.h"
 #include "models/blocks/parameter_list.h"
 
 namespace shoal {
@@ -22,6 +23,7 @@ class EmbeddingBlock : public Block {
   TensorCut::Range rows_;  // Of the vocabulary, this rank's
   int64_t max_positions_;
   int positions_ = -1;
+  DropoutSite dropout_;
 };
 
 // How tensor-parallel ranks share a table or matrix with a row for every token.

@@ -29,8 +29,13 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
   const Parameter& weight = ctx.weights[weight_];
   Activations out;
   if (ctx.head_mode == HeadMode::kLogits) {
-    SHOAL_CHECK(!ctx.tensor) << "logits of a vocabulary that tensor-parallel ranks share";
-    out.logits_BTV = Linear(normed_BTC, weight);
+    out.logits_BTV =
+        at::GradMode::is_enabled() ? Linear(normed_BTC, weight) : FloatLinear(normed_BTC, weight);
+    if (ctx.tensor) {
+      SHOAL_CHECK(!at::GradMode::is_enabled())
+          << "gradients of logits that tensor-parallel ranks share";
+      out.logits_BTV = ctx.tensor->GatherColumns(out.logits_BTV, vocab_size_);
+    }
     return out;
   }
   const Tensor& targets_BT = ctx.batch->targets_BT;

@@ -11,8 +11,8 @@ class HeadBlock : public Block {
  public:
   HeadBlock(ParameterList& parameters, const ModelConfig& config);
 
-  // Throws std::out_of_range for a target outside the vocabulary. HeadMode::kLogits: on one
-  // tensor-parallel rank only.
+  // Throws std::out_of_range for a target outside the vocabulary. HeadMode::kLogits: in float32 at
+  // least where no gradients are wanted; whole on every tensor-parallel rank, without gradients.
   Activations Forward(const ForwardContext& ctx, const Activations& in) const override;
   double ForwardFlopsPerToken(int64_t sequence_length) const override;
 

@@ -42,8 +42,7 @@ std::vector<std::vector<TensorCut::Range>> HeadShare::MatrixRanges() const {
 }
 
 at::Tensor HeadShare::ForQueries(const at::Tensor& key_value_BTKH) const {
-  const bool first_whole = first_query_ % group_ == 0, last_whole = last_query_ % group_ == 0;
-  if (key_values() == 1 || (first_whole && last_whole)) return key_value_BTKH;
+  if (serves_equally()) return key_value_BTKH;
   std::vector<int64_t> head_of_query;
   for (int64_t query = first_query_; query < last_query_; ++query)
     head_of_query.push_back(query / group_ - first_key_value_);

@@ -16,6 +16,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include "absl/strings/str_cat.h"
+#include "core/tensor_memory.h"
 
 namespace shoal {
 namespace {
@@ -128,15 +129,17 @@ ShmBackend::~ShmBackend() = default;
 
 at::Tensor ShmBackend::Allocate(int64_t numel, at::ScalarType dtype) {
   if (numel == 0) return at::empty({0}, dtype);
-  std::shared_ptr<Segment> segment =
-      owned_->Create(numel * static_cast<int64_t>(c10::elementSize(dtype)));
+  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(dtype));
+  std::shared_ptr<Segment> segment = owned_->Create(bytes);
   std::byte* data = segment->data();
   {
     std::lock_guard lock(owned_->mutex);
     owned_->by_begin[data] = segment;
   }
   // The address leaves the map before it can be mapped anew.
-  auto free = [owned = owned_, segment](void* begin) mutable {
+  AddTensorBytes(bytes);
+  auto free = [owned = owned_, segment, bytes](void* begin) mutable {
+    AddTensorBytes(-bytes);
     std::lock_guard lock(owned->mutex);
     owned->by_begin.erase(static_cast<std::byte*>(begin));
     segment.reset();

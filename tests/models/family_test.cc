@@ -25,7 +25,7 @@ TEST(FamilyTest, EveryFamilyParsesAndIsShort) {
     EXPECT_FALSE(family->lora_targets.empty());
     EXPECT_FALSE(family->tensor_parallel.empty());
   }
-  EXPECT_EQ(KnownFamilies(), (std::vector<std::string>{"gpt2", "llama"}));
+  EXPECT_EQ(KnownFamilies(), (std::vector<std::string>{"decision_llama", "gpt2", "image_classifier", "llama"}));
 }
 
 TEST(FamilyTest, NamesWeightsByLayer) {
@@ -61,7 +61,8 @@ TEST(FamilyTest, ErrorsNameFileAndLine) {
       {"lora_targets: [q_proj", "lora_targets: [query", "no weight is called query"},
       {"o_proj: rowwise", "o_proj: sideways", "\"sideways\" is not known"},
       {"default_theta: 10000", "default_theta: hot", "rope.default_theta"},
-      {"attention_dropout: 0", "attention_dropout: 2", "[0, 1)"},
+      {"[attention_dropout, 0]", "[attention_dropout, 2]", "[0, 1)"},
+      {"attention: [attention_dropout", "attenton: [attention_dropout", "did you mean attention?"},
       {"model_type: llama", "", "model_type: is missing"},
       {"stack:", "stakc:", "did you mean stack?"},
   };

@@ -24,13 +24,14 @@ TEST(ModelConfigTest, DefaultsAreTransformers) {
   EXPECT_EQ(llama.head_dim, 128);
   EXPECT_EQ(llama.rope.theta, 10000);
   EXPECT_FALSE(llama.tie_word_embeddings);
-  EXPECT_EQ(llama.training_dropout, 0);
+  EXPECT_FALSE(llama.dropout.any());
   const ModelConfig gpt2 = ValueOrDie(ModelConfigFromJson({{"model_type", "gpt2"}}));
   EXPECT_EQ(gpt2.intermediate_size, 3072);
   EXPECT_EQ(gpt2.head_dim, 64);
   EXPECT_TRUE(gpt2.tie_word_embeddings && gpt2.attention_bias);
-  EXPECT_EQ(gpt2.training_dropout, 0.1);
-  EXPECT_EQ(gpt2.training_dropout_keys, "attn_pdrop, embd_pdrop, resid_pdrop");
+  EXPECT_EQ(gpt2.dropout.embedding, 0.1);
+  EXPECT_EQ(gpt2.dropout.attention, 0.1);
+  EXPECT_EQ(gpt2.dropout.residual, 0.1);
 }
 
 TEST(ModelConfigTest, CountsTheParametersOfKnownModels) {

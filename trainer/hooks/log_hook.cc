@@ -23,6 +23,7 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
   ++steps_;
   tokens_ += metrics.tokens;
   seconds_ += metrics.seconds;
+  peak_tensor_bytes_ = std::max(peak_tensor_bytes_, metrics.peak_tensor_bytes);
   const bool last = metrics.step == trainer.options().num_steps;
   if (metrics.step % options_.every_steps != 0 && !last) return absl::OkStatus();
 
@@ -34,6 +35,7 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
                  .tokens_per_second = tokens_ / seconds_,
                  .step_seconds = seconds_ / steps_,
                  .peak_rss_bytes = MaxOverRanks(mesh_.control(), PeakRssBytes()),
+                 .peak_tensor_bytes = MaxOverRanks(mesh_.control(), peak_tensor_bytes_),
                  .bytes_sent = metrics.bytes_sent,
                  .eval_loss = {},
                  .extra = {}};
@@ -46,7 +48,7 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
     row.extra.insert(row.extra.end(), figures.begin(), figures.end());
   }
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
-  steps_ = tokens_ = 0;
+  steps_ = tokens_ = peak_tensor_bytes_ = 0;
   seconds_ = 0;
   return Write(row);
 }

@@ -50,6 +50,7 @@ class LogHook final : public Hook {
   // Since the last row:
   int64_t steps_ = 0;
   int64_t tokens_ = 0;
+  int64_t peak_tensor_bytes_ = 0;
   double seconds_ = 0;
 };
 

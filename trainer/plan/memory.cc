@@ -11,12 +11,13 @@ namespace {
 
 int64_t Size(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
 
-// Gradients that the backward pass of one layer has at once: of the MLP's inner tensors (its
-// inputs', the product's, and the two halves joined), and of its input and output.
+// What the backward pass of a layer adds, at its most, to what the layer keeps: in the middle of
+// the MLP, the gradient of the layer's output and of the inner tensors; the activation's output has
+// gone.
 int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths) {
-  const int64_t inner = config.family->stack.mlp == StackOptions::Mlp::kGated ? 5 : 2;
-  return Size(job.zero.compute_dtype) * job.rows() *
-         (inner * widths.inner + 2 * config.hidden_size);
+  const int64_t inner = config.family->stack.mlp == StackOptions::Mlp::kGated ? 2 : 1;
+  return Size(job.zero.compute_dtype) *
+         (job.rows() * inner * widths.inner + job.own_rows() * config.hidden_size);
 }
 
 struct HeadBytes {
@@ -28,7 +29,8 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
                       const RankOutline& rank, const ScheduleShape& schedule) {
   const at::ScalarType compute = job.zero.compute_dtype, sums = job.zero.master_dtype();
   const int64_t rows = job.rows(), vocabulary = widths.vocabulary;
-  HeadBytes head{.kept = Size(compute) * rows * config.hidden_size};  // The gradient of its input
+  // The norm's output, and the gradient of that.
+  HeadBytes head{.kept = 2 * Size(compute) * rows * config.hidden_size};
   const bool shared = job.mesh.tensor > 1;
   if (compute == at::kDouble && !shared) {
     // Plain operations: logits and their log-softmax, whole.
@@ -134,9 +136,15 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
   // Tokens, targets and positions of the step.
   const int64_t batch = 3 * 8 * job.rows() * job.micro_batches();
   PassBytes bytes;
-  bytes.activations = batch + schedule.PeakBytes(rank.pipeline, kept) +
-                      (recomputes ? layer - input : 0) + WorkingBytes(job, config, widths);
-  bytes.head = head.working + schedule.PeakBytes(rank.pipeline, head_kept, /*to_input_half=*/true);
+  bytes.activations = batch + schedule.PeakBytes(rank.pipeline, kept);
+  // The most is held either in the head's forward pass or in the backward pass of the layer after
+  // it, when one micro-batch's head is done.
+  const int64_t heads = schedule.PeakBytes(rank.pipeline, head_kept, /*to_input_half=*/true);
+  const int64_t at_head = heads + head.working;
+  const int64_t at_layer =
+      heads - head.kept + (recomputes ? layer - input : 0) + WorkingBytes(job, config, widths);
+  bytes.head = at_head;
+  bytes.activations += std::max<int64_t>(0, at_layer - at_head);
   return bytes;
 }
 

@@ -12,6 +12,7 @@
     {key: "eval_loss", title: "Held-out loss", unit: "nats a token", dots: true, log: true},
     {key: "tokens_per_second", title: "Speed", unit: "tokens/s", smooth: true, zero: true},
     {key: "peak_rss_bytes", title: "Memory of the largest rank, peak", unit: "bytes", bytes: true, zero: true},
+    {key: "peak_tensor_bytes", title: "Tensors of the largest rank, peak of a step", unit: "bytes", bytes: true, zero: true},
     {key: "bytes_sent", title: "Sent per rank and step", unit: "bytes", bytes: true, zero: true},
     {key: "learning_rate", title: "Learning rate", zero: true, log: true},
     {key: "grad_norm", title: "Gradient norm before clipping", smooth: true, log: true, zero: true},

@@ -1,0 +1,57 @@
+#include "core/tensor_memory.h"
+
+#include <malloc.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include <c10/core/CPUAllocator.h>
+
+#include "core/status.h"
+
+namespace shoal {
+namespace {
+
+std::atomic<int64_t> alive{0}, peak{0};
+
+// What malloc gave for a tensor is found again when it is freed, so that no table is needed.
+int64_t SizeOf(void* memory) { return static_cast<int64_t>(malloc_usable_size(memory)); }
+
+class CountingAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    c10::DataPtr data = c10::GetDefaultCPUAllocator()->allocate(bytes);
+    AddTensorBytes(SizeOf(data.get()));
+    SHOAL_CHECK(
+        data.compare_exchange_deleter(c10::GetDefaultCPUAllocator()->raw_deleter(), &Delete))
+        << "libtorch's allocator frees in an unknown way";
+    return data;
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &Delete; }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+
+ private:
+  static void Delete(void* memory) {
+    AddTensorBytes(-SizeOf(memory));
+    c10::GetDefaultCPUAllocator()->raw_deleter()(memory);
+  }
+};
+
+}  // namespace
+
+void CountTensorMemory() { c10::SetCPUAllocator(new CountingAllocator, /*priority=*/1); }
+
+void AddTensorBytes(int64_t bytes) {
+  const int64_t now = alive += bytes;
+  int64_t highest = peak;
+  while (now > highest && !peak.compare_exchange_weak(highest, now)) {
+  }
+}
+
+int64_t TensorBytes() { return alive; }
+int64_t PeakTensorBytes() { return peak; }
+void ResetPeakTensorBytes() { peak = alive.load(); }
+
+}  // namespace shoal
