@@ -15,6 +15,11 @@ class RlhfValidator {
 
   void Run() {
     Length();
+    Environment();
+    Advantages();
+    Kl();
+    Critic();
+    if (acts()) return;
     if (rlhf_.prompts().empty())
       report_("rlhf.prompts", "no prompts, expected a file of JSON lines with \"prompt\"");
     if (rlhf_.rewards().empty())
@@ -29,9 +34,6 @@ class RlhfValidator {
               "prompts need a tokenizer that is there, expected tokenizer.name_or_path or "
               "model.name_or_path");
     }
-    Advantages();
-    Kl();
-    Critic();
   }
 
  private:
@@ -39,6 +41,25 @@ class RlhfValidator {
   // For a key that makes sense only where `condition` holds.
   void Only(bool condition, const std::string& key, const std::string& where) {
     if (!condition && recipe_.IsSet(key)) report_(key, absl::StrCat("is of ", where));
+  }
+
+  bool acts() const { return rlhf_.environment().name() != EnvironmentSection::no_environment; }
+
+  void Environment() {
+    const EnvironmentSection& environment = rlhf_.environment();
+    for (const char* key : {"num_envs", "steps", "context", "eval_episodes"})
+      Only(acts(), absl::StrCat("rlhf.environment.", key), "runs with rlhf.environment.name");
+    for (const char* key :
+         {"prompts", "eval_prompts", "prompt_field", "answer_field", "rewards", "rollout.prompts",
+          "rollout.group_size", "rollout.max_new_tokens", "rollout.missing_eos_penalty", "kl"})
+      Only(!acts(), absl::StrCat("rlhf.", key), "runs without rlhf.environment");
+    if (!acts()) return;
+    if (!is_ppo()) report_("rlhf.environment.name", "needs a critic, expected task: ppo");
+    if (environment.steps() % environment.context() != 0) {
+      report_("rlhf.environment.context",
+              absl::StrCat("got ", environment.context(),
+                           ", expected a divisor of steps = ", environment.steps()));
+    }
   }
 
   void Length() {

@@ -21,12 +21,15 @@ constexpr int64_t kMaxFamilyBytes = 64 << 10;
 
 const std::vector<std::string>& SlotNames() {
   static const auto& names = *new std::vector<std::string>([] {
-    std::vector<std::string> slots = {"embedding.tokens", "embedding.positions", "head.weight",
+    std::vector<std::string> slots = {"embedding.tokens",
+                                      "embedding.positions",
+                                      "embedding.observations.weight",
+                                      "embedding.observations.bias",
+                                      "head.weight",
                                       "head.bias"};
-    for (const char* module :
-         {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv", "layer.o",
-          "layer.mlp_norm", "layer.gate", "layer.up", "layer.down", "head.norm",
-          "layer.convolution", "dense"}) {
+    for (const char* module : {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv",
+                               "layer.o", "layer.mlp_norm", "layer.gate", "layer.up", "layer.down",
+                               "head.norm", "layer.convolution", "dense"}) {
       slots.push_back(absl::StrCat(module, ".weight"));
       slots.push_back(absl::StrCat(module, ".bias"));
     }

@@ -8,6 +8,7 @@
 #include "models/blocks/decoder_layer.h"
 #include "models/blocks/embedding.h"
 #include "models/blocks/head.h"
+#include "models/blocks/observation.h"
 #include "models/blocks/image_classifier.h"
 #include "models/blocks/score_head.h"
 #include "models/family.h"
@@ -82,8 +83,10 @@ absl::StatusOr<Model> BuildModel(const ModelConfig& config, const TensorPlace& p
     model.blocks.push_back(make(parameters));
     return parameters.status();
   };
-  SHOAL_RETURN_IF_ERROR(
-      add(0, [&](ParameterList& list) { return std::make_unique<EmbeddingBlock>(list, config); }));
+  SHOAL_RETURN_IF_ERROR(add(0, [&](ParameterList& list) -> std::unique_ptr<Block> {
+    if (config.observation_size > 0) return std::make_unique<ObservationBlock>(list, config);
+    return std::make_unique<EmbeddingBlock>(list, config);
+  }));
   std::shared_ptr<RotaryCache> rotary;
   if (config.family->stack.positions == StackOptions::Positions::kRotary) {
     rotary = std::make_shared<RotaryCache>(config.rope, config.head_dim, config.max_positions);

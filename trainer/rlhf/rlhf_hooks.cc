@@ -32,7 +32,7 @@ absl::Status LogprobAlarm::AfterStep(const Trainer& trainer, const StepMetrics& 
 
 absl::Status RewardEvalHook::Evaluate(int64_t step) {
   if (evaluated_step_ == step) return absl::OkStatus();
-  SHOAL_ASSIGN_OR_RETURN(const RolloutMaker::Figures figures, maker_.Evaluate(prompts_));
+  SHOAL_ASSIGN_OR_RETURN(const RolloutSource::Figures figures, maker_.Evaluate());
   evaluated_step_ = step;
   MetricsRow row;
   row.step = step;

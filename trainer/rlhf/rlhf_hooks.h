@@ -5,7 +5,7 @@
 
 #include "core/log.h"
 #include "trainer/hooks/log_hook.h"
-#include "trainer/rlhf/rollout_maker.h"
+#include "trainer/rlhf/rollout_source.h"
 #include "trainer/trainer.h"
 
 namespace shoal {
@@ -29,22 +29,21 @@ class CriticHook final : public Hook {
 // what is generated with and what is trained are not one model.
 class LogprobAlarm final : public Hook {
  public:
-  LogprobAlarm(double tolerance, const RolloutMaker& maker, const Logger& log)
+  LogprobAlarm(double tolerance, const RolloutSource& maker, const Logger& log)
       : tolerance_(tolerance), maker_(maker), log_(log) {}
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;
 
  private:
   double tolerance_;
-  const RolloutMaker& maker_;
+  const RolloutSource& maker_;
   const Logger& log_;
 };
 
-// The reward of greedy answers to held-out prompts, every few steps (0: never between) and at the
-// end.
+// What the likeliest answers are worth, every few steps (0: never between) and at the end.
 class RewardEvalHook final : public Hook {
  public:
-  RewardEvalHook(int64_t every_steps, const PromptSet& prompts, RolloutMaker& maker, LogHook& log)
-      : every_steps_(every_steps), prompts_(prompts), maker_(maker), log_(log) {}
+  RewardEvalHook(int64_t every_steps, RolloutSource& maker, LogHook& log)
+      : every_steps_(every_steps), maker_(maker), log_(log) {}
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;
   absl::Status AtEnd(const Trainer& trainer) override;
 
@@ -52,8 +51,7 @@ class RewardEvalHook final : public Hook {
   absl::Status Evaluate(int64_t step);
 
   int64_t every_steps_;
-  const PromptSet& prompts_;
-  RolloutMaker& maker_;
+  RolloutSource& maker_;
   LogHook& log_;
   int64_t evaluated_step_ = -1;
 };

@@ -28,11 +28,34 @@ KlEstimator KlEstimatorOf(const Recipe& recipe) {
   return KlIsInReward(recipe) ? KlEstimator::kK1 : KlEstimator::kK3;
 }
 
+// Rows of training.global_batch_size in a rollout.
+int64_t RowsOf(const Recipe& recipe) {
+  const RlhfSection& rlhf = recipe.rlhf();
+  if (HasEnvironment(recipe)) {
+    return int64_t{1} * rlhf.environment().num_envs() *
+           (rlhf.environment().steps() / rlhf.environment().context());
+  }
+  return int64_t{1} * rlhf.rollout().prompts() * rlhf.rollout().group_size();
+}
+
+bool Whitens(const Recipe& recipe) {
+  const AdvantageSection& advantage = recipe.rlhf().advantage();
+  return advantage.has_whiten() ? advantage.whiten()
+                                : AdvantageKindOf(recipe) == AdvantageSection::gae;
+}
+
 }  // namespace
 
 absl::StatusOr<int64_t> PlanRollouts(const LoadedRecipe& recipe, const BatchPlan& batch) {
   const RolloutSection& rollout = recipe.proto.rlhf().rollout();
-  const int64_t answers = int64_t{1} * rollout.prompts() * rollout.group_size();
+  const int64_t answers = RowsOf(recipe.proto);
+  if (answers % batch.global != 0 && HasEnvironment(recipe.proto)) {
+    return recipe.ErrorAt("rlhf.environment",
+                          absl::StrCat("a rollout of ", answers,
+                                       " rows (num_envs * steps / context) does not divide "
+                                       "into steps of ",
+                                       batch.global, " (", batch.equation, ")"));
+  }
   if (answers % batch.global != 0) {
     return recipe.ErrorAt(
         "rlhf.rollout",
@@ -72,7 +95,7 @@ RolloutOptions RolloutOptionsOf(const Recipe& recipe, int64_t steps_per_rollout)
                     .scale = kScales[rlhf.advantage().scale()],
                     .epsilon = rlhf.advantage().epsilon()},
           .gae = {.gamma = rlhf.advantage().gamma(), .lambda = rlhf.advantage().lambda()},
-          .whiten = rlhf.advantage().has_whiten() ? rlhf.advantage().whiten() : gae,
+          .whiten = Whitens(recipe),
           .kl_in_reward = KlIsInReward(recipe) ? rlhf.kl().coef() : 0,
           .kl_estimator = KlEstimatorOf(recipe),
           .old_logprobs = steps_per_rollout > 1};
@@ -83,9 +106,31 @@ RolloutStore::Options StoreOptionsOf(const Recipe& recipe) {
   static constexpr LossAggregation kAggregations[] = {
       LossAggregation::kTokenMean, LossAggregation::kSequenceMean, LossAggregation::kMaximumLength};
   return {.epochs = rollout.epochs(),
-          .answers = int64_t{1} * rollout.prompts() * rollout.group_size(),
+          .answers = RowsOf(recipe),
           .aggregation = kAggregations[recipe.rlhf().loss().aggregation()],
-          .max_new_tokens = rollout.max_new_tokens()};
+          .max_new_tokens = HasEnvironment(recipe) ? recipe.rlhf().environment().context()
+                                                   : rollout.max_new_tokens()};
+}
+
+bool HasEnvironment(const Recipe& recipe) {
+  return recipe.rlhf().environment().name() != EnvironmentSection::no_environment;
+}
+
+EnvironmentOptions EnvironmentOptionsOf(const Recipe& recipe) {
+  const RlhfSection& rlhf = recipe.rlhf();
+  return {.num_envs = rlhf.environment().num_envs(),
+          .steps = rlhf.environment().steps(),
+          .context = rlhf.environment().context(),
+          .eval_episodes = rlhf.environment().eval_episodes(),
+          .temperature = rlhf.rollout().temperature(),
+          .seed = recipe.run().seed(),
+          .gae = {.gamma = rlhf.advantage().gamma(), .lambda = rlhf.advantage().lambda()},
+          .whiten = Whitens(recipe)};
+}
+
+MakeEnvironment MakeEnvironmentOf(const Recipe& recipe) {
+  SHOAL_CHECK(recipe.rlhf().environment().name() == EnvironmentSection::cartpole);
+  return [] { return std::make_unique<CartPole>(); };
 }
 
 PolicyObjective::Options PolicyObjectiveOptionsOf(const Recipe& recipe) {

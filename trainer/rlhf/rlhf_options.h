@@ -3,8 +3,10 @@
 
 #include "core/recipe.h"
 #include "core/recipe_validation.h"
+#include "trainer/rlhf/environment_maker.h"
 #include "trainer/rlhf/policy_objective.h"
 #include "trainer/rlhf/rollout_batches.h"
+#include "trainer/rlhf/rollout_maker.h"
 
 namespace shoal {
 
@@ -15,6 +17,9 @@ absl::StatusOr<int64_t> PlanRollouts(const LoadedRecipe& recipe, const BatchPlan
 
 // `steps_per_rollout` as planned; the end-of-sequence tokens are left open.
 RolloutOptions RolloutOptionsOf(const Recipe& recipe, int64_t steps_per_rollout);
+bool HasEnvironment(const Recipe& recipe);
+EnvironmentOptions EnvironmentOptionsOf(const Recipe& recipe);
+MakeEnvironment MakeEnvironmentOf(const Recipe& recipe);
 RolloutStore::Options StoreOptionsOf(const Recipe& recipe);
 PolicyObjective::Options PolicyObjectiveOptionsOf(const Recipe& recipe);
 // KL's coefficient is above 0, so there is a reference.

@@ -6,7 +6,9 @@
 #include "checkpoint/agreement.h"
 #include "checkpoint/export.h"
 #include "trainer/hooks/save_hook.h"
+#include "trainer/rlhf/environment_maker.h"
 #include "trainer/rlhf/rlhf_hooks.h"
+#include "trainer/rlhf/rollout_maker.h"
 
 namespace shoal {
 namespace {
@@ -42,6 +44,21 @@ absl::StatusOr<DeviceMesh> RlhfRun::MakeMesh() const {
 }
 
 absl::Status RlhfRun::Prepare() {
+  absl::Status prepared = absl::OkStatus();
+  if (world_.rank() == 0) {
+    prepared = Guarded([&]() -> absl::Status {
+      SHOAL_RETURN_IF_ERROR(CreateDirectories(environment_.files, paths_.root));
+      return WriteFileAtomically(environment_.files, paths_.resolved_recipe,
+                                 recipe_.ResolvedYaml());
+    });
+  }
+  SHOAL_RETURN_IF_ERROR(Agree(world_, prepared));
+  if (!acts()) return PreparePrompts();
+  recipe_.proto.mutable_data()->set_seq_length(recipe_.proto.rlhf().environment().context());
+  return absl::OkStatus();
+}
+
+absl::Status RlhfRun::PreparePrompts() {
   const Recipe& recipe = recipe_.proto;
   const std::string folder = JoinPath(paths_.root, kTokenizerFolderName);
   const std::string source = recipe.tokenizer().name_or_path().empty()
@@ -51,10 +68,7 @@ absl::Status RlhfRun::Prepare() {
   if (world_.rank() == 0) {
     prepared = Guarded([&]() -> absl::Status {
       SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(source));
-      SHOAL_RETURN_IF_ERROR(CreateDirectories(environment_.files, paths_.root));
-      SHOAL_RETURN_IF_ERROR(tokenizer.SaveFiles(environment_.files, folder));
-      return WriteFileAtomically(environment_.files, paths_.resolved_recipe,
-                                 recipe_.ResolvedYaml());
+      return tokenizer.SaveFiles(environment_.files, folder);
     });
   }
   SHOAL_RETURN_IF_ERROR(Agree(world_, prepared));
@@ -87,8 +101,14 @@ absl::Status RlhfRun::BuildPolicy() {
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, MakeMesh());
   SHOAL_ASSIGN_OR_RETURN(batch_, PlanBatch(recipe_, mesh.data_parallel_size()));
   SHOAL_ASSIGN_OR_RETURN(steps_per_rollout_, PlanRollouts(recipe_, batch_));
-  SHOAL_ASSIGN_OR_RETURN(config_,
-                         ModelConfigOf(recipe_, environment_.files, tokenizer_->vocab_size()));
+  SHOAL_ASSIGN_OR_RETURN(config_, ModelConfigOf(recipe_, environment_.files,
+                                                tokenizer_ ? tokenizer_->vocab_size() : 0));
+  if (acts() != (config_.observation_size > 0)) {
+    return recipe_.ErrorAt("model", acts()
+                                        ? "reads tokens, and rlhf.environment gives observations: "
+                                          "expected model_type decision_llama"
+                                        : "reads observations, which only rlhf.environment gives");
+  }
   SHOAL_ASSIGN_OR_RETURN(policy_.engine, Engine::Build(recipe_, std::move(mesh), batch_, config_));
   policy_.objective = std::make_unique<PolicyObjective>(PolicyObjectiveOptionsOf(recipe_.proto));
   policy_.runner =
@@ -124,15 +144,10 @@ absl::Status RlhfRun::BuildCritic() {
 }
 
 absl::Status RlhfRun::BuildRollouts() {
-  SHOAL_ASSIGN_OR_RETURN(rewards_, RewardSum::Create(recipe_, environment_.files, *tokenizer_));
   SHOAL_ASSIGN_OR_RETURN(generation_,
                          RolloutEngine::Create({.model = policy_.engine->model(),
                                                 .parameters = policy_.engine->parameters(),
                                                 .mesh = policy_.engine->mesh()}));
-  RolloutOptions options = RolloutOptionsOf(recipe_.proto, steps_per_rollout_);
-  options.eos_token_ids = config_.eos_token_ids;
-  if (options.eos_token_ids.empty() && tokenizer_->eos_id())
-    options.eos_token_ids.push_back(*tokenizer_->eos_id());
   const DeviceMesh& mesh = policy_.engine->mesh();
   const RolloutLayout layout{.rows = batch_.per_device,
                              .micro_batches = batch_.accumulation,
@@ -140,22 +155,56 @@ absl::Status RlhfRun::BuildRollouts() {
                              .num_ranks = mesh.data_parallel_size(),
                              .multiple = mesh.shape().tensor,
                              .seed = recipe_.proto.run().seed()};
+  SHOAL_RETURN_IF_ERROR(acts() ? BuildEnvironmentRollouts(layout) : BuildPromptRollouts(layout));
+  store_ = std::make_unique<RolloutStore>(StoreOptionsOf(recipe_.proto), *maker_);
+  return absl::OkStatus();
+}
+
+absl::Status RlhfRun::BuildEnvironmentRollouts(const RolloutLayout& layout) {
+  const MakeEnvironment make = MakeEnvironmentOf(recipe_.proto);
+  const auto environment = make();
+  if (environment->observation_size() != config_.observation_size ||
+      environment->num_actions() != config_.vocab_size) {
+    return recipe_.ErrorAt(
+        "model",
+        absl::StrFormat("reads %d numbers and has %d actions, the environment gives %d and "
+                        "takes %d",
+                        config_.observation_size, config_.vocab_size,
+                        environment->observation_size(), environment->num_actions()));
+  }
+  maker_ =
+      std::make_unique<EnvironmentMaker>(EnvironmentOptionsOf(recipe_.proto), layout,
+                                         EnvironmentMaker::Parts{.make = make,
+                                                                 .policy = *policy_.engine,
+                                                                 .policy_runner = *policy_.runner,
+                                                                 .generation = *generation_,
+                                                                 .critic = *critic_.engine,
+                                                                 .critic_runner = *critic_.runner});
+  return absl::OkStatus();
+}
+
+absl::Status RlhfRun::BuildPromptRollouts(const RolloutLayout& layout) {
+  SHOAL_ASSIGN_OR_RETURN(rewards_, RewardSum::Create(recipe_, environment_.files, *tokenizer_));
+  RolloutOptions options = RolloutOptionsOf(recipe_.proto, steps_per_rollout_);
+  options.eos_token_ids = config_.eos_token_ids;
+  if (options.eos_token_ids.empty() && tokenizer_->eos_id())
+    options.eos_token_ids.push_back(*tokenizer_->eos_id());
   const bool adapters_off = HasReference(recipe_.proto) && config_.lora.has_value();
   Actor& reference = adapters_off ? policy_ : reference_;
-  maker_ =
-      std::make_unique<RolloutMaker>(options, layout,
-                                     RolloutMaker::Parts{.policy = *policy_.engine,
-                                                         .policy_runner = *policy_.runner,
-                                                         .generation = *generation_,
-                                                         .prompts = *prompts_,
-                                                         .tokenizer = *tokenizer_,
-                                                         .rewards = *rewards_,
-                                                         .reference = reference.engine.get(),
-                                                         .reference_runner = reference.runner.get(),
-                                                         .reference_without_adapters = adapters_off,
-                                                         .critic = critic_.engine.get(),
-                                                         .critic_runner = critic_.runner.get()});
-  store_ = std::make_unique<RolloutStore>(StoreOptionsOf(recipe_.proto), *maker_);
+  maker_ = std::make_unique<RolloutMaker>(
+      options, layout,
+      RolloutMaker::Parts{.policy = *policy_.engine,
+                          .policy_runner = *policy_.runner,
+                          .generation = *generation_,
+                          .prompts = *prompts_,
+                          .tokenizer = *tokenizer_,
+                          .rewards = *rewards_,
+                          .held_out = eval_prompts_ ? &*eval_prompts_ : nullptr,
+                          .reference = reference.engine.get(),
+                          .reference_runner = reference.runner.get(),
+                          .reference_without_adapters = adapters_off,
+                          .critic = critic_.engine.get(),
+                          .critic_runner = critic_.runner.get()});
   return absl::OkStatus();
 }
 
@@ -167,6 +216,10 @@ absl::Status RlhfRun::ReadStart(Engine& engine) const {
 }
 
 std::string RlhfRun::Fingerprint() const {
+  if (acts()) {
+    return absl::StrFormat("environment %d, seed %d", recipe_.proto.rlhf().environment().name(),
+                           recipe_.proto.run().seed());
+  }
   return absl::StrFormat("%d prompts of %s, seed %d", prompts_->size(),
                          recipe_.proto.rlhf().prompts(), recipe_.proto.run().seed());
 }
@@ -257,10 +310,8 @@ absl::Status RlhfRun::Train() {
   trainer.AddHook(
       std::make_unique<LogprobAlarm>(LogprobTolerance(recipe), *maker_, environment_.log));
   trainer.AddHook(std::move(log));
-  if (eval_prompts_) {
-    trainer.AddHook(
-        std::make_unique<RewardEvalHook>(recipe.eval().steps(), *eval_prompts_, *maker_, rows));
-  }
+  if (acts() || eval_prompts_)
+    trainer.AddHook(std::make_unique<RewardEvalHook>(recipe.eval().steps(), *maker_, rows));
   trainer.AddHook(saved(policy_, paths_.root, /*more=*/0));
   SHOAL_RETURN_IF_ERROR(trainer.Run());
   progress_ = trainer.progress();

@@ -45,6 +45,10 @@ class RlhfRun {
   absl::Status BuildReference();
   absl::Status BuildCritic();
   absl::Status BuildRollouts();
+  absl::Status BuildPromptRollouts(const RolloutLayout& layout);
+  absl::Status BuildEnvironmentRollouts(const RolloutLayout& layout);
+  absl::Status PreparePrompts();
+  bool acts() const { return HasEnvironment(recipe_.proto); }
   absl::Status FillStates();
   absl::Status Resume(const std::string& checkpoint);
   // The weights that the run begins with.
@@ -67,7 +71,7 @@ class RlhfRun {
   Actor policy_, reference_, critic_;
   std::unique_ptr<RolloutEngine> generation_;
   std::unique_ptr<RewardSum> rewards_;
-  std::unique_ptr<RolloutMaker> maker_;
+  std::unique_ptr<RolloutSource> maker_;
   std::unique_ptr<RolloutStore> store_;
   TrainProgress progress_;
   std::optional<TrainerState> resumed_;

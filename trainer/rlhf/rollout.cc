@@ -60,7 +60,14 @@ Batch MakeRolloutBatch(const Rollout& rollout, std::span<const int64_t> rows, in
               .targets_BT = at::full({B, T}, Batch::kIgnoreIndex, at::kLong),
               .positions_BT = at::arange(T, at::kLong).expand({B, T}).contiguous(),
               .documents_BT = {}};
-  for (const std::string& name : names) batch.named[name] = at::zeros({B, T}, at::kDouble);
+  std::vector<std::string> carried(names.begin(), names.end());
+  carried.insert(carried.end(), rollout.inputs.begin(), rollout.inputs.end());
+  for (const std::string& name : carried) {
+    std::vector<int64_t> sizes = rollout.of_tokens.at(name).sizes().vec();
+    sizes[0] = B, sizes[1] = T;
+    batch.named[name] = at::zeros(sizes, at::kDouble);
+  }
+  if (rollout.episodes_NA.defined()) batch.documents_BT = at::zeros({B, T}, at::kInt);
   for (int64_t b = 0; b < B; ++b) {
     const Rollout::Row& row = rollout.rows[rows[b]];
     const int64_t length = row.answer_length(), first = row.prompt_length - 1;
@@ -68,14 +75,29 @@ Batch MakeRolloutBatch(const Rollout& rollout, std::span<const int64_t> rows, in
     std::copy(row.tokens.begin(), row.tokens.end() - 1, tokens);
     std::copy(row.tokens.begin() + row.prompt_length, row.tokens.end(),
               batch.targets_BT.mutable_data_ptr<int64_t>() + b * T + first);
-    for (const std::string& name : names) {
+    for (const std::string& name : carried) {
       batch.named[name][b]
           .narrow(0, first, length)
           .copy_(rollout.of_tokens.at(name)[rows[b]].narrow(0, 0, length));
     }
+    if (rollout.episodes_NA.defined()) {
+      // Padding, if there is any, belongs to the last episode.
+      const Tensor episodes_A = rollout.episodes_NA[rows[b]];
+      batch.documents_BT[b].fill_(episodes_A[length - 1]);
+      batch.documents_BT[b].narrow(0, first, length).copy_(episodes_A.narrow(0, 0, length));
+    }
     batch.num_targets += length;
   }
+  if (rollout.episodes_NA.defined()) SetPositions(batch);
   return batch;
+}
+
+void SetPositions(Batch& batch) {
+  const int64_t B = batch.documents_BT.size(0), T = batch.documents_BT.size(1);
+  const int32_t* documents = batch.documents_BT.const_data_ptr<int32_t>();
+  int64_t* positions = batch.positions_BT.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < B * T; ++i)
+    positions[i] = i % T == 0 || documents[i] != documents[i - 1] ? 0 : positions[i - 1] + 1;
 }
 
 Tensor HeadOfRollout(BlockRunner& runner, DeviceMesh& mesh, const Rollout& rollout,

@@ -31,8 +31,11 @@ struct Rollout {
   // Of the answers' tokens, by the names under which batches carry them: (N, A) float64, 0 past an
   // answer's end.
   std::map<std::string, at::Tensor> of_tokens;
-  at::Tensor mask_NA;    // bool: places of tokens
-  at::Tensor rewards_N;  // float64
+  at::Tensor mask_NA;  // bool: places of tokens
+  // Of those, what the model reads beside or instead of tokens; (N, A, ...).
+  std::vector<std::string> inputs;
+  at::Tensor episodes_NA;  // int32, or undefined: a row's places see those of their episode alone
+  at::Tensor rewards_N;    // float64
 
   int64_t size() const { return static_cast<int64_t>(rows.size()); }
 };
@@ -70,9 +73,12 @@ std::vector<int64_t> MicroBatchRows(const Rollout& rollout, const RolloutLayout&
                                     int64_t epoch, int64_t step, int64_t micro_batch);
 
 // Rows side by side, padded on the right: targets are the answers' tokens alone, and each of
-// `names` is carried at the places of its tokens, 0 elsewhere.
+// `names` and rollout.inputs is carried at the places of its tokens, 0 elsewhere.
 Batch MakeRolloutBatch(const Rollout& rollout, std::span<const int64_t> rows, int64_t multiple,
                        std::span<const std::string> names);
+
+// From the batch's documents: places from 0 in each.
+void SetPositions(Batch& batch);
 
 // What the head gives for every token of every answer, by passes over the micro-batches of epoch 0:
 // (N, A) float64 on every rank. Collective over the mesh.

@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "trainer/batch_source.h"
-#include "trainer/rlhf/rollout_maker.h"
+#include "trainer/rlhf/policy_losses.h"
+#include "trainer/rlhf/rollout_source.h"
 
 namespace shoal {
 
@@ -19,7 +20,7 @@ class RolloutStore {
     int64_t max_new_tokens = 0;  // Of LossAggregation::kMaximumLength
   };
   // `maker` outlives the store.
-  RolloutStore(const Options& options, RolloutMaker& maker) : options_(options), maker_(maker) {}
+  RolloutStore(const Options& options, RolloutSource& maker) : options_(options), maker_(maker) {}
 
   int64_t steps_per_rollout() const {
     return options_.epochs * (options_.answers / maker_.layout().global());
@@ -34,7 +35,7 @@ class RolloutStore {
   void WeighStep(int64_t epoch, int64_t step);
 
   Options options_;
-  RolloutMaker& maker_;
+  RolloutSource& maker_;
   Rollout rollout_ = {.number = -1};
 };
 

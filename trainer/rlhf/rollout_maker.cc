@@ -21,10 +21,9 @@ double MeanAt(const Tensor& mask_NA, const Tensor& values_NA) {
 
 }  // namespace
 
-absl::StatusOr<RolloutMaker::Answered> RolloutMaker::AnswerAndScore(const PromptSet& prompts,
-                                                                    int64_t number,
-                                                                    std::span<const int64_t> asked,
-                                                                    double temperature) {
+absl::StatusOr<RolloutMaker::Answered> RolloutMaker::AnswerAndScore(RolloutEngine& generation,
+                                                                    const Questions& questions) {
+  const auto& [prompts, number, asked, temperature] = questions;
   std::vector<GenerationRequest> requests;
   for (size_t n = 0; n < asked.size(); ++n) {
     requests.push_back({.prompt = prompts[asked[n]].tokens,
@@ -35,10 +34,9 @@ absl::StatusOr<RolloutMaker::Answered> RolloutMaker::AnswerAndScore(const Prompt
                         .eos_token_ids = options_.eos_token_ids,
                         .want_logprobs = true});
   }
-  SHOAL_RETURN_IF_ERROR(parts_.generation.Refresh());
-  absl::StatusOr<std::vector<Generation>> generations =
-      parts_.generation.GenerateOverRanks(requests);
-  parts_.generation.Release();
+  SHOAL_RETURN_IF_ERROR(generation.Refresh());
+  absl::StatusOr<std::vector<Generation>> generations = generation.GenerateOverRanks(requests);
+  generation.Release();
   SHOAL_RETURN_IF_ERROR(generations.status());
   Answered answered{.rollout = CollectRollout(number, asked, requests, *std::move(generations)),
                     .scores = {}};
@@ -68,8 +66,9 @@ absl::StatusOr<Rollout> RolloutMaker::Make(int64_t number) {
     const int64_t prompt = parts_.prompts.At(number * options_.prompts + i);
     asked.insert(asked.end(), options_.group_size, prompt);
   }
-  SHOAL_ASSIGN_OR_RETURN(Answered answered,
-                         AnswerAndScore(parts_.prompts, number, asked, options_.temperature));
+  SHOAL_ASSIGN_OR_RETURN(
+      Answered answered,
+      AnswerAndScore(parts_.generation, {parts_.prompts, number, asked, options_.temperature}));
   Rollout& rollout = answered.rollout;
   const double answered_seconds = SecondsSince(start);
 
@@ -170,16 +169,33 @@ void RolloutMaker::AddAdvantages(Rollout& rollout) {
   of_tokens[kAdvantages] = advantages_NA;
 }
 
-absl::StatusOr<RolloutMaker::Figures> RolloutMaker::Evaluate(const PromptSet& held_out) {
-  std::vector<int64_t> asked;
-  for (int64_t i = 0; i < held_out.size(); ++i) asked.push_back(i);
-  SHOAL_ASSIGN_OR_RETURN(const Answered answered,
-                         AnswerAndScore(held_out, /*number=*/0, asked, /*temperature=*/0));
+absl::Status RolloutMaker::ScoreReference(const Questions& questions) {
+  SHOAL_ASSIGN_OR_RETURN(const auto generation,
+                         RolloutEngine::Create({.model = parts_.reference->model(),
+                                                .parameters = parts_.reference->parameters(),
+                                                .mesh = parts_.reference->mesh()}));
+  SHOAL_ASSIGN_OR_RETURN(const Answered answered, AnswerAndScore(*generation, questions));
+  reference_rewards_ = answered.rollout.rewards_N;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RolloutMaker::Figures> RolloutMaker::Evaluate() {
+  const PromptSet& held_out = *parts_.held_out;
+  Questions questions{held_out, /*number=*/0, {}, /*temperature=*/0};
+  for (int64_t i = 0; i < held_out.size(); ++i) questions.asked.push_back(i);
+  const bool compares = parts_.reference && !parts_.reference_without_adapters;
+  if (compares && !reference_rewards_.defined()) SHOAL_RETURN_IF_ERROR(ScoreReference(questions));
+  SHOAL_ASSIGN_OR_RETURN(const Answered answered, AnswerAndScore(parts_.generation, questions));
   Figures figures = {{"eval_reward", answered.rollout.rewards_N.mean().item<double>()}};
   for (const auto& [name, mean] : answered.scores.means)
     figures.emplace_back(absl::StrCat("eval_", name), mean);
   figures.emplace_back("eval_answer_tokens", answered.rollout.mask_NA.sum().item<double>() /
                                                  static_cast<double>(held_out.size()));
+  if (compares) {
+    const Tensor gain_N = answered.rollout.rewards_N - reference_rewards_;
+    const Tensor wins_N = (gain_N > 0).to(at::kDouble) + 0.5 * (gain_N == 0).to(at::kDouble);
+    figures.emplace_back("eval_win_rate", wins_N.mean().item<double>());
+  }
   return figures;
 }
 

@@ -14,7 +14,7 @@
 #include "trainer/rlhf/policy_losses.h"
 #include "trainer/rlhf/prompt_set.h"
 #include "trainer/rlhf/reward_sum.h"
-#include "trainer/rlhf/rollout.h"
+#include "trainer/rlhf/rollout_source.h"
 
 namespace shoal {
 
@@ -40,7 +40,7 @@ struct RolloutOptions {
   bool old_logprobs = false;
 };
 
-class RolloutMaker {
+class RolloutMaker final : public RolloutSource {
  public:
   // Who answers and who judges. Borrowed; all outlive the maker.
   struct Parts {
@@ -50,6 +50,7 @@ class RolloutMaker {
     const PromptSet& prompts;
     const Tokenizer& tokenizer;
     RewardSum& rewards;
+    const PromptSet* held_out = nullptr;  // For Evaluate
     // What gives reference log-probabilities: the policy's runner with adapters off, or another
     // model's. Null: there is no reference.
     Engine* reference = nullptr;
@@ -59,37 +60,35 @@ class RolloutMaker {
     BlockRunner* critic_runner = nullptr;
   };
   RolloutMaker(const RolloutOptions& options, const RolloutLayout& layout, const Parts& parts)
-      : options_(options), layout_(layout), parts_(parts) {}
+      : RolloutSource(layout), options_(options), parts_(parts) {}
 
-  // Rollout `number` by the policy as it is now: a function of it, the number and the seed.
-  // Collective.
-  absl::StatusOr<Rollout> Make(int64_t number);
-
-  // What is worth logging of the last one, in the order made.
-  using Figures = std::vector<std::pair<std::string, double>>;
-  const Figures& figures() const { return figures_; }
-
-  // Each prompt of `held_out` answered once by the likeliest tokens: figures eval_reward,
-  // eval_reward_<kind>, eval_answer_tokens. Collective.
-  absl::StatusOr<Figures> Evaluate(const PromptSet& held_out);
-
-  const RolloutLayout& layout() const { return layout_; }
+  absl::StatusOr<Rollout> Make(int64_t number) override;
+  // Each prompt of parts.held_out answered once by the likeliest tokens: figures eval_reward,
+  // eval_reward_<kind>, eval_answer_tokens; where the reference is a model of its own,
+  // eval_win_rate, the share of the prompts that the policy answers better than it does, a draw
+  // counting half.
+  absl::StatusOr<Figures> Evaluate() override;
 
  private:
   struct Answered {
     Rollout rollout;
     RewardSum::Scores scores;
   };
-  absl::StatusOr<Answered> AnswerAndScore(const PromptSet& prompts, int64_t number,
-                                          std::span<const int64_t> asked, double temperature);
+  struct Questions {
+    const PromptSet& prompts;
+    int64_t number;  // Of the rollout
+    std::vector<int64_t> asked;
+    double temperature;
+  };
+  absl::StatusOr<Answered> AnswerAndScore(RolloutEngine& generation, const Questions& questions);
+  absl::Status ScoreReference(const Questions& questions);
   void AddLogprobs(Rollout& rollout);
   void AddAdvantages(Rollout& rollout);
   at::Tensor TokenRewards(const Rollout& rollout) const;
 
   RolloutOptions options_;
-  RolloutLayout layout_;
   Parts parts_;
-  Figures figures_;
+  at::Tensor reference_rewards_;  // Of the held-out prompts; undefined: not asked yet
 };
 
 }  // namespace shoal
