@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 
+#include "core/large_pages.h"
 #include "core/random.h"
 #include "kernels/threads.h"
 #include "parallel/flat_layout.h"
@@ -186,7 +187,8 @@ void GatheredWeights::CopyLocalBlocks(std::vector<Tensor>& flats) {
   const Model& local = LocalModel();
   for (int b = 0; b < static_cast<int>(local.blocks.size()); ++b) {
     layouts.push_back(LayoutOf(*local.blocks[b]));
-    flats.push_back(at::empty({layouts[b].numel()}, source_.parameters.options().compute_dtype));
+    flats.push_back(
+        EmptyInLargePages(layouts[b].numel(), source_.parameters.options().compute_dtype));
     if (stage_of_block_[b] != pipeline_rank) continue;
     for (int i = 0; i < static_cast<int>(layouts[b].specs().size()); ++i)
       targets[layouts[b].specs()[i].name] = {b, i};
@@ -239,7 +241,7 @@ Tensor GatheredWeights::WholeBlock(int b, const Tensor& mine) {
   tensor.AllGather(all, padded);
 
   const FlatLayout layout = LayoutOf(*model_.blocks[b]);
-  const Tensor whole = at::empty({layout.numel()}, mine.options());
+  const Tensor whole = EmptyInLargePages(layout.numel(), mine.scalar_type());
   for (int rank = 0; rank < tensor.size(); ++rank) {
     for (int i = 0; i < static_cast<int>(layout.specs().size()); ++i) {
       const ParameterSpec& spec = parts[rank].specs()[i];

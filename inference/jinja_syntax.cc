@@ -1,167 +1,16 @@
 #include "inference/jinja_syntax.h"
 
 #include <algorithm>
-#include <cctype>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+
+#include "inference/jinja_tokens.h"
 
 namespace shoal::jinja {
 namespace {
 
 using Kind = Expression::Kind;
-
-// A piece of the source between two tags, or the inside of a tag.
-struct Piece {
-  enum class Kind { kText, kOutput, kBlock };
-  Kind kind;
-  std::string text;
-  int line;
-};
-
-bool IsSpace(char c) { return std::isspace(static_cast<unsigned char>(c)) != 0; }
-
-void TrimEnd(std::string& text, bool to_line_start) {
-  size_t end = text.size();
-  while (end > 0 && IsSpace(text[end - 1]) && !(to_line_start && text[end - 1] == '\n')) --end;
-  text.resize(end);
-}
-
-// Cuts the source at its tags and strips the white space that belongs to them.
-std::vector<Piece> Cut(std::string source) {
-  if (!source.empty() && source.back() == '\n') source.pop_back();  // keep_trailing_newline
-  std::vector<Piece> pieces;
-  size_t at = 0;
-  int line = 1;
-  bool strip_front = false, trim_newline = false;
-  while (at <= source.size()) {
-    size_t open = at;
-    while ((open = source.find('{', open)) != std::string::npos && open + 1 < source.size() &&
-           std::string("{%#").find(source[open + 1]) == std::string::npos)
-      ++open;
-    if (open != std::string::npos && open + 1 >= source.size()) open = std::string::npos;
-    std::string text = source.substr(at, open == std::string::npos ? open : open - at);
-    const int text_lines = static_cast<int>(std::count(text.begin(), text.end(), '\n'));
-    if (strip_front) {
-      text.erase(text.begin(), std::find_if_not(text.begin(), text.end(), IsSpace));
-    } else if (trim_newline && !text.empty() && text[0] == '\n') {
-      text.erase(0, 1);
-    }
-    strip_front = trim_newline = false;
-    if (open == std::string::npos) {
-      pieces.push_back({Piece::Kind::kText, text, line});
-      break;
-    }
-    line += text_lines;
-    const char mark = source[open + 1];
-    const std::string close = mark == '{' ? "}}" : mark == '%' ? "%}" : "#}";
-    size_t begin = open + 2;
-    const char sign = begin < source.size() ? source[begin] : ' ';
-    if (sign == '-' || sign == '+') ++begin;
-    if (sign == '-') {
-      TrimEnd(text, /*to_line_start=*/false);
-    } else if (mark != '{' && sign != '+') {
-      std::string stripped = text;
-      TrimEnd(stripped, /*to_line_start=*/true);
-      const bool after_tag =
-          stripped.empty() && !pieces.empty() && at > 0 && source[at - 1] != '\n';
-      if ((stripped.empty() && !after_tag) || (!stripped.empty() && stripped.back() == '\n'))
-        text = stripped;
-    }
-    if (!text.empty()) pieces.push_back({Piece::Kind::kText, text, line});
-
-    // The end of the tag, strings within it aside.
-    size_t end = begin;
-    char quote = 0;
-    for (; end < source.size(); ++end) {
-      if (quote) {
-        if (source[end] == '\\')
-          ++end;
-        else if (source[end] == quote)
-          quote = 0;
-      } else if (mark != '#' && (source[end] == '\'' || source[end] == '"')) {
-        quote = source[end];
-      } else if (source.compare(end, 2, close) == 0) {
-        break;
-      }
-    }
-    if (end >= source.size()) throw Error(absl::StrCat("line ", line, ": ", "a tag is not closed"));
-    std::string inside = source.substr(begin, end - begin);
-    const int inside_lines = static_cast<int>(std::count(inside.begin(), inside.end(), '\n'));
-    if (!inside.empty() && (inside.back() == '-' || inside.back() == '+')) {
-      strip_front = inside.back() == '-';
-      inside.pop_back();
-    } else {
-      trim_newline = mark != '{';
-    }
-    if (mark == '{') pieces.push_back({Piece::Kind::kOutput, inside, line});
-    if (mark == '%') pieces.push_back({Piece::Kind::kBlock, inside, line});
-    line += inside_lines;
-    at = end + 2;
-  }
-  return pieces;
-}
-
-struct Token {
-  enum class Kind { kName, kString, kNumber, kSign, kEnd };
-  Kind kind;
-  std::string text;
-};
-
-std::string ReadString(const std::string& text, size_t& at, int line) {
-  const char quote = text[at++];
-  std::string value;
-  for (; at < text.size() && text[at] != quote; ++at) {
-    if (text[at] != '\\' || at + 1 >= text.size()) {
-      value += text[at];
-      continue;
-    }
-    const char escaped = text[++at];
-    static const std::string kFrom = "nrt0\\'\"", kTo = std::string("\n\r\t\0\\'\"", 7);
-    const size_t known = kFrom.find(escaped);
-    if (known == std::string::npos) value += '\\';
-    value += known == std::string::npos ? escaped : kTo[known];
-  }
-  if (at >= text.size()) throw Error(absl::StrCat("line ", line, ": a string is not closed"));
-  ++at;
-  return value;
-}
-
-std::vector<Token> Tokens(const std::string& text, int line) {
-  std::vector<Token> tokens;
-  for (size_t at = 0; at < text.size();) {
-    const char c = text[at];
-    const auto word = [&](auto&& belongs) {
-      const size_t begin = at;
-      while (at < text.size() && belongs(text[at])) ++at;
-      return text.substr(begin, at - begin);
-    };
-    if (IsSpace(c)) {
-      ++at;
-    } else if (std::isalpha(static_cast<unsigned char>(c)) || c == '_') {
-      tokens.push_back({Token::Kind::kName, word([](char x) {
-                          return std::isalnum(static_cast<unsigned char>(x)) || x == '_';
-                        })});
-    } else if (std::isdigit(static_cast<unsigned char>(c))) {
-      tokens.push_back({Token::Kind::kNumber, word([](char x) {
-                          return std::isdigit(static_cast<unsigned char>(x)) || x == '.';
-                        })});
-    } else if (c == '\'' || c == '"') {
-      tokens.push_back({Token::Kind::kString, ReadString(text, at, line)});
-    } else {
-      std::string sign(1, c);
-      for (const char* two : {"==", "!=", "<=", ">=", "//", "**"}) {
-        if (text.compare(at, 2, two) == 0) sign = two;
-      }
-      if (std::string("+-*/%~()[]{}.,:|=<>!").find(c) == std::string::npos)
-        throw Error(absl::StrCat("line ", line, ": unexpected '", sign, "'"));
-      tokens.push_back({Token::Kind::kSign, sign});
-      at += sign.size();
-    }
-  }
-  tokens.push_back({Token::Kind::kEnd, ""});
-  return tokens;
-}
 
 // Recursive descent over the tokens of one tag; Jinja's own order of precedence.
 class ExpressionParser {

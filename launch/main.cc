@@ -1,3 +1,4 @@
+#include "launch/chat_command.h"
 #include "launch/check_command.h"
 #include "launch/command.h"
 #include "launch/doctor_command.h"
@@ -19,7 +20,8 @@ int main(int argc, char** argv) {
   shoal::AddPlanCommand(line);
   shoal::AddSchemaCommand(line);
   shoal::AddParityCommand(line);
-  shoal::AddGenerateCommand(line);
+  shoal::AddGenerateCommand(line, argc, argv);
+  shoal::AddChatCommand(line);
   shoal::AddScoreCommand(line);
   shoal::AddTokenizeCommand(line);
   shoal::AddExportCommand(line);

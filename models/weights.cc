@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 
+#include "core/large_pages.h"
 #include "core/random.h"
 #include "models/adapters/adapter_folder.h"
 #include "models/blocks/score_head.h"
@@ -224,7 +225,7 @@ absl::StatusOr<ModelWeights> MakeWeights(
     for (size_t i = 0; i < block->parameters().size(); ++i) {
       if (!block->ties()[i]) total += block->parameters()[i].numel();
     }
-    const Tensor flat = at::empty({total}, at::TensorOptions(dtype).device(device));
+    const Tensor flat = EmptyInLargePages(total, dtype, device);
     int64_t offset = 0;
     for (size_t i = 0; i < block->parameters().size(); ++i) {
       const ParameterSpec& spec = block->parameters()[i];
@@ -235,8 +236,8 @@ absl::StatusOr<ModelWeights> MakeWeights(
       // A tensor-parallel rank's part lies as it does in training (TensorCut).
       const bool swapped = spec.transposed() && spec.cut.full_size > 0;
       const Tensor elements = flat.narrow(0, offset, spec.numel());
-      Tensor value = swapped ? elements.view({spec.shape[1], spec.shape[0]}).t()
-                             : elements.view(spec.shape);
+      Tensor value =
+          swapped ? elements.view({spec.shape[1], spec.shape[0]}).t() : elements.view(spec.shape);
       offset += spec.numel();
       SHOAL_RETURN_IF_ERROR(fill(spec, value));
       parameters.push_back({.value = value, .grad = Tensor()});

@@ -82,6 +82,26 @@ Tensor TensorParallel::Embedding(const Tensor& tokens_R, const Parameter& weight
   return zeros.index_copy(0, places, found);
 }
 
+Tensor TensorParallel::GatherColumns(const Tensor& x, int64_t columns) const {
+  if (comm_.size() == 1) return x;
+  const int64_t rows = x.numel() / std::max<int64_t>(x.size(-1), 1),
+                widest = (columns + comm_.size() - 1) / comm_.size();
+  const Tensor mine = at::empty({rows, widest}, x.options());  // Shares differ by a column
+  mine.narrow(1, 0, x.size(-1)).copy_(x.reshape({rows, x.size(-1)}));
+  Tensor all = at::empty({comm_.size(), rows, widest}, x.options()),
+         flat = all.view({comm_.size() * rows * widest});
+  comm_.AllGather(flat, mine.view({rows * widest}));
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = columns;
+  const Tensor whole = at::empty({rows, columns}, x.options());
+  for (int rank = 0; rank < comm_.size(); ++rank) {
+    const TensorCut::Range range = EvenRange(columns, {.rank = rank, .size = comm_.size()});
+    const int64_t width = range.end - range.begin;
+    whole.narrow(1, range.begin, width).copy_(all[rank].narrow(1, 0, width));
+  }
+  return whole.view(shape);
+}
+
 void TensorParallel::SumOverRanks(Tensor& x) const { comm_.AllReduce(x); }
 
 void TensorParallel::MaxOverRanks(Tensor& x) const { comm_.AllReduce(x, ReduceOp::kMax); }

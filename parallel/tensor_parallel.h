@@ -66,6 +66,10 @@ class TensorParallel {
   Tensor Logprobs(const Tensor& hidden_RC, const Parameter& weight_vC, const Tensor& targets_R,
                   const VocabularyOptions& options) const;
 
+  // (..., v), this rank's columns of what EvenRange cuts -> (..., columns), all ranks'. Not
+  // differentiable.
+  Tensor GatherColumns(const Tensor& x, int64_t columns) const;
+
   // Used by the operations' backward passes. In place.
   void SumOverRanks(Tensor& x) const;
   void MaxOverRanks(Tensor& x) const;

@@ -63,7 +63,8 @@ def start(command, threads):
     run = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, check=False)
     if run.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{run.stderr}")
-    return json.loads(run.stdout.splitlines()[-1]) if run.stdout.strip() else None
+    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else None
 
 
 def equal_share(got, want):

@@ -4,10 +4,11 @@ import json
 import math
 import pathlib
 import shutil
+import subprocess
 import tempfile
 import unittest
 
-from harness import TEXT, EndToEndTest
+from harness import SHOAL, TEXT, EndToEndTest
 
 
 class CommandsTest(EndToEndTest):
@@ -102,6 +103,36 @@ class CommandsTest(EndToEndTest):
         self.assertIn("The License", first)
         # The last line is the statistics, on standard error.
         self.assertEqual(first.splitlines()[:-1], self.shoal(*arguments).splitlines()[:-1])
+        # Two ranks share each matrix; one of them prints.
+        self.assertEqual(
+            first.splitlines()[:-1], self.shoal(*arguments, "-n", 2).splitlines()[:-1]
+        )
+
+    def test_generate_beams(self):
+        export = self.run_folder() / "export"
+        arguments = ("generate", export, "--prompt", "The License", "--max-new-tokens", 6)
+        best = self.shoal(*arguments, "--num-beams", 4).splitlines()[:-1]
+        several = self.shoal(*arguments, "--num-beams", 4, "--num-return-sequences", 2)
+        self.assertIn("--- sequence 0, score -", several)
+        self.assertIn("--- sequence 1, score -", several)
+        self.assertIn("\n".join(best), several)
+        refused = self.shoal(*arguments, "--num-beams", 2, "--temperature", 1, expect=64)
+        self.assertIn("--num-beams searches and --temperature samples", refused)
+
+    def test_chat(self):
+        export = self.run_folder() / "export"
+        self.assertIn("has no chat template", self.shoal("chat", export, expect=66))
+        done = subprocess.run(
+            [SHOAL, "chat", export, "--turn-start", "{role}: ", "--turn-end", "\n", "--max-new-tokens", "5"],
+            input="The License\n/reset\n\nThe License\n/quit\nnever read\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        # Two answers, alike since the second conversation began anew.
+        half = len(done.stdout) // 2
+        self.assertEqual(done.stdout[:half], done.stdout[half:])
 
     def test_export_of_a_checkpoint_equals_the_run_s(self):
         run = self.run_folder()
@@ -156,6 +187,7 @@ class CommandsTest(EndToEndTest):
             "check",
             "schema",
             "generate",
+            "chat",
             "score",
             "tokenize",
             "export",

@@ -5,7 +5,7 @@
 
 Writes fresh random checkpoints (Llama and GPT-2) with a byte-level BPE tokenizer and generation_config.json into
 FOLDER, and compares the texts that both programs write greedily: several prompts, several end-of-sequence ids, a
-repetition penalty, an empty prompt, the default of max_new_tokens. Each --export is a folder that Shoal wrote,
+repetition penalty, an empty prompt, the default of max_new_tokens; and by beam search, and on two tensor-parallel ranks. Each --export is a folder that Shoal wrote,
 compared in the same way. Exits 1 on the first difference, with got and want.
 
 Needs torch, transformers and tokenizers (versions: tests/fixtures/requirements.txt).
@@ -65,6 +65,37 @@ def want_of(model, tokenizer, prompt):
     return prompt + tokenizer.decode(out.sequences[0, len(ids):].tolist()) + "\n", min(leads) > MARGIN
 
 
+def beams_of(model, tokenizer, prompt, beams):
+    """The text of the best beam, and whether float64 finds the same."""
+    ids = tokenizer.encode(prompt).ids
+    texts = []
+    for dtype in (torch.float32, torch.float64):
+        out = model.to(dtype).generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, pad_token_id=0,
+            max_new_tokens=20, num_beams=beams, length_penalty=0.5, early_stopping=True)
+        texts.append(prompt + tokenizer.decode(out[0, len(ids):].tolist()) + "\n")
+    model.float()
+    return texts[0], texts[0] == texts[1]
+
+
+def compare_beams(shoal, path, model, tokenizer):
+    compared = 0
+    for prompt, beams in zip(PROMPTS, (2, 3, 4, 5, 3, 4)):
+        want, clear = beams_of(model, tokenizer, prompt, beams)
+        if not clear:
+            continue
+        run = subprocess.run([shoal, "generate", str(path), "--prompt", prompt, "--num-beams", str(beams),
+                              "--length-penalty", "0.5", "--early-stopping", "yes", "--max-new-tokens", "20"],
+                             capture_output=True, check=False)
+        got = run.stdout.decode(errors="replace")
+        if run.returncode != 0 or got != want:
+            sys.exit(f"{path}: {beams} beams, prompt {prompt!r}\n got {got!r}\nwant {want!r}\n{run.stderr.decode()}")
+        compared += 1
+    if compared == 0:
+        sys.exit(f"{path}: no beam search could be compared")
+    print(f"{path}: {compared} beam searches, equal text")
+
+
 def compare(shoal, path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -75,7 +106,8 @@ def compare(shoal, path):
         want, clear = want_of(model, tokenizer, prompt)
         if not clear:
             continue
-        run = subprocess.run([shoal, "generate", str(path), "--temperature", "0", "--prompt-file", "-"],
+        ranks = ["-n", "2"] if compared == 1 else []
+        run = subprocess.run([shoal, "generate", str(path), "--temperature", "0", "--prompt-file", "-", *ranks],
                              input=prompt.encode(), capture_output=True, check=False)
         got = run.stdout.decode(errors="replace")
         if run.returncode != 0 or got != want:
@@ -84,6 +116,7 @@ def compare(shoal, path):
     if compared == 0:
         sys.exit(f"{path}: no prompt could be compared")
     print(f"{path}: {compared} prompts, equal text")
+    compare_beams(shoal, path, model, tokenizer)
 
 
 def main():
