@@ -193,12 +193,14 @@ class FederatedValidator {
 void ValidateFederated(const LoadedRecipe& recipe, const Report& report) {
   if (recipe.proto.task() == federated) return FederatedValidator(recipe, report).Run();
   if (recipe.IsSet("federated")) report("federated", "is of task federated");
-  for (const auto* sources : {&recipe.proto.data().train(), &recipe.proto.data().eval()}) {
-    for (const DataSource& source : *sources) {
-      if (source.format() == DataSource::csv)
-        return report("data", "format csv is of task federated");
+  const auto refuse = [&](const auto& sources, const char* list) {
+    for (int i = 0; i < sources.size(); ++i) {
+      if (sources[i].format() == DataSource::csv)
+        report(absl::StrCat(list, ".", i), "format csv is of task federated");
     }
-  }
+  };
+  refuse(recipe.proto.data().train(), "data.train");
+  refuse(recipe.proto.data().eval(), "data.eval");
 }
 
 }  // namespace shoal

@@ -108,7 +108,7 @@ class FederatedTest(EndToEndTest):
             training=dict(SECTIONS["training"], max_steps=2),
             model=dict(
                 config=dict(LLAMA, max_position_embeddings=64),
-                lora=dict(r=2, target_modules=["q_proj", "v_proj"]),
+                lora=dict(rank=2, target_modules=["q_proj", "v_proj"]),
             ),
         )
         self.run_recipe(path, "adapters", 2)

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <map>
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -22,14 +23,15 @@ struct LabelledRows {
   int64_t pixels = 0;  // A row
   std::vector<uint8_t> values;
   std::vector<uint8_t> labels;
-  std::vector<std::string> owners;  // Empty: not asked for
+  std::vector<int32_t> owners;  // Of each row: a place in `names`
+  std::vector<std::string> names;
 
   void Append(const LabelledRows& other, int64_t row) {
     pixels = other.pixels;
     const auto begin = other.values.begin() + row * pixels;
     values.insert(values.end(), begin, begin + pixels);
     labels.push_back(other.labels[row]);
-    if (!other.owners.empty()) owners.push_back(other.owners[row]);
+    owners.push_back(other.owners[row]);
   }
 };
 
@@ -41,7 +43,11 @@ class CsvExamples final : public ExampleSet {
   std::vector<int64_t> Labels() const override {
     return {rows_.labels.begin(), rows_.labels.end()};
   }
-  absl::StatusOr<std::vector<std::string>> Owners() const override { return rows_.owners; }
+  absl::StatusOr<std::vector<std::string>> Owners() const override {
+    std::vector<std::string> owners;
+    for (int32_t owner : rows_.owners) owners.push_back(rows_.names[owner]);
+    return owners;
+  }
 
   absl::StatusOr<Batch> Read(std::span<const int64_t> examples) const override {
     const auto count = static_cast<int64_t>(examples.size());
@@ -117,12 +123,12 @@ absl::Status ReadCsv(FileSystem& files, const std::string& path, const std::stri
       rows.pixels = pixels;
       continue;
     }
-    SHOAL_RETURN_IF_ERROR(
-        ParseRow(line, columns, skipped, absl::StrCat(path, ":", number), rows));
+    SHOAL_RETURN_IF_ERROR(ParseRow(line, columns, skipped, absl::StrCat(path, ":", number), rows));
   }
   const size_t read = rows.labels.size() - before;
   if (client_column.empty()) {
-    rows.owners.resize(rows.labels.size(), path);
+    rows.owners.resize(rows.labels.size(), static_cast<int32_t>(rows.names.size()));
+    rows.names.push_back(path);
     return absl::OkStatus();
   }
   SHOAL_ASSIGN_OR_RETURN(const std::vector<std::string> owners,
@@ -132,7 +138,13 @@ absl::Status ReadCsv(FileSystem& files, const std::string& path, const std::stri
         absl::StrCat(path, ": ", owners.size(), " values of ", client_column, " for ", read,
                      " rows: pixels and classes are plain numbers without quotes"));
   }
-  rows.owners.insert(rows.owners.end(), owners.begin(), owners.end());
+  std::map<std::string, int32_t> place;
+  for (size_t i = 0; i < rows.names.size(); ++i) place[rows.names[i]] = static_cast<int32_t>(i);
+  for (const std::string& owner : owners) {
+    const auto [found, is_new] = place.emplace(owner, static_cast<int32_t>(rows.names.size()));
+    if (is_new) rows.names.push_back(owner);
+    rows.owners.push_back(found->second);
+  }
   return absl::OkStatus();
 }
 
@@ -160,10 +172,12 @@ absl::StatusOr<ExampleSets> ReadCsvExamples(FileSystem& files, const DataSection
   if (eval.labels.empty() && data.holdout() > 0) {
     int64_t held_out = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const auto due = static_cast<int64_t>(std::floor(static_cast<double>(i + 1) * data.holdout()));
+      const auto due =
+          static_cast<int64_t>(std::floor(static_cast<double>(i + 1) * data.holdout()));
       (due > held_out ? eval : train).Append(all, i);
       held_out = due;
     }
+    train.names = std::move(all.names);
   } else {
     train = std::move(all);
   }

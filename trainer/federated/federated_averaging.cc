@@ -349,7 +349,7 @@ absl::StatusOr<RoundMetrics> FederatedAveraging::RunRound() {
   const std::vector<int> group_of = GroupsOf(stacks, plan);
   Tensor report = at::zeros({static_cast<int64_t>(plan.tasks.size()), kColumns}, at::kDouble);
   absl::Status trained = absl::OkStatus();
-  for (size_t i = 0; i < stacks.size() && trained.ok(); ++i) {
+  for (size_t i = 0; i < stacks.size() && trained.ok() && updates_sum_->open(); ++i) {
     if (group_of[i] != parts_.outer.rank()) continue;
     const at::AutoGradMode grad_mode(true);
     trained = TrainStack(plan, stacks[i], report);

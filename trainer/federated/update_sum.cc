@@ -32,29 +32,32 @@ absl::Status RoundUpdates::Begin(const Round& round) {
   round_ = round;
   kept_.clear();
   masks_.reset();
+  masked_status_ = absl::OkStatus();
   if (robust()) return absl::OkStatus();
   sums_.zero_();
   // Of the updates and of the divisors: whichever is larger must fit.
   const double weights = std::accumulate(round.weights.begin(), round.weights.end(), 0.0),
                divisors = std::accumulate(round.divisors.begin(), round.divisors.end(), 0.0);
-  SHOAL_ASSIGN_OR_RETURN(format_,
-                         PlanFixedPoint(std::max(1.0, options_.federated.update_range()),
-                                        std::max({weights, divisors, 1.0})));
+  SHOAL_ASSIGN_OR_RETURN(format_, PlanFixedPoint(std::max(1.0, options_.federated.update_range()),
+                                                 std::max({weights, divisors, 1.0})));
   const FederatedSecureAggregation& secure = options_.federated.secure_aggregation();
   if (!secure.enabled() || round.weights.empty()) return absl::OkStatus();
-  SHOAL_ASSIGN_OR_RETURN(
-      masks_, SecureAggregationRound::Start(
-                  {.num_clients = static_cast<int>(round.weights.size()),
-                   .threshold = secure.threshold(),
-                   .neighbours = secure.neighbours(),
-                   .round_seed = Philox(options_.seed, StreamId("federated.masks"))
-                                     .Bits(static_cast<uint64_t>(round.round))},
-                  SimulationSecret(options_.seed, static_cast<uint64_t>(round.round))));
+  absl::StatusOr<SecureAggregationRound> masks = SecureAggregationRound::Start(
+      {.num_clients = static_cast<int>(round.weights.size()),
+       .threshold = secure.threshold(),
+       .neighbours = secure.neighbours(),
+       .round_seed = Philox(options_.seed, StreamId("federated.masks"))
+                         .Bits(static_cast<uint64_t>(round.round))},
+      SimulationSecret(options_.seed, static_cast<uint64_t>(round.round)));
+  masked_status_ = masks.status();
+  if (absl::IsFailedPrecondition(masked_status_)) return absl::OkStatus();  // Finish says so
+  SHOAL_RETURN_IF_ERROR(masked_status_);
+  masks_ = *std::move(masks);
   return absl::OkStatus();
 }
 
 absl::StatusOr<bool> RoundUpdates::Add(int task, const Tensor& delta, double norm) {
-  if (!std::isfinite(norm)) return false;
+  if (!std::isfinite(norm) || !open()) return false;
   if (robust()) {
     kept_.emplace_back(task, delta.clone());
     return true;
@@ -80,8 +83,8 @@ absl::StatusOr<bool> RoundUpdates::Add(int task, const Tensor& delta, double nor
 }
 
 void RoundUpdates::AddNoise(Tensor& sum) const {
-  const Philox noise(Philox(options_.seed, StreamId("federated.noise"))
-                         .Bits(static_cast<uint64_t>(round_.round)));
+  const Philox noise(
+      Philox(options_.seed, StreamId("federated.noise")).Bits(static_cast<uint64_t>(round_.round)));
   for (const WeightVector::Coordinates& run : options_.coordinates) {
     Tensor part = sum.narrow(0, run.offset, run.count);
     AddGaussianNoise(part, noise, static_cast<uint64_t>(run.first), round_.noise_stddev);
@@ -89,6 +92,7 @@ void RoundUpdates::AddNoise(Tensor& sum) const {
 }
 
 absl::Status RoundUpdates::FinishMean(const std::vector<bool>& survivors, Tensor& mean) {
+  SHOAL_RETURN_IF_ERROR(masked_status_);
   if (outer_.size() > 1) outer_.AllReduce(sums_);
   if (masks_) {
     SHOAL_ASSIGN_OR_RETURN(const MaskRemoval removal, masks_->Finish(survivors));
@@ -150,9 +154,9 @@ absl::Status RoundUpdates::FinishRobust(const std::vector<bool>& survivors, Tens
   const auto count = static_cast<int64_t>(updates.size());
   Tensor distances = at::zeros({count, count}, at::kDouble);
   SHOAL_RETURN_IF_ERROR(AddSquaredDistances(updates, distances));
-  SHOAL_ASSIGN_OR_RETURN(const std::vector<int> selected,
-                         SelectKrum(distances, federated.num_byzantine(),
-                                    federated.krum_selected()));
+  SHOAL_ASSIGN_OR_RETURN(
+      const std::vector<int> selected,
+      SelectKrum(distances, federated.num_byzantine(), federated.krum_selected()));
   mean.zero_();
   for (int i : selected) mean.add_(updates[i], 1.0 / static_cast<double>(selected.size()));
   return absl::OkStatus();

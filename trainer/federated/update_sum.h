@@ -46,6 +46,8 @@ class RoundUpdates {
     double fixed_divisor = 0;      // Instead of the sum of divisors, under differential privacy
   };
   absl::Status Begin(const Round& round);
+  // False: the cohort is too small for its masks, and Finish will say so.
+  bool open() const { return masked_status_.ok(); }
 
   // delta: (size) start less end; may be overwritten. norm: over the whole model. False: the update
   // is not finite or moved further than update_range, and counts as dropped.
@@ -69,6 +71,7 @@ class RoundUpdates {
   Tensor sums_;    // (size + 1) int64: of the updates, and of the divisors
   Tensor masked_;  // (size + 1) int64: one client's, under secure aggregation
   std::optional<SecureAggregationRound> masks_;
+  absl::Status masked_status_;  // Not OK: the cohort is too small to hide anyone in
   std::vector<std::pair<int, Tensor>> kept_;  // Of a robust rule: this group's updates
 };
 
