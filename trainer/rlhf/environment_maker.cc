@@ -188,8 +188,8 @@ absl::StatusOr<Rollout> EnvironmentMaker::Make(int64_t number) {
 
   const Tensor error_NA =
       at::expm1((of_tokens.at(kOldLogprobs) - played.logprobs_ES.view({N, A})).abs());
-  const double ended = (played.ends_ES == kTerminated).sum().item<double>();
-  figures_ = {{"reward", played.rewards_ES.sum().item<double>() / std::max(1.0, ended)},
+  const double episodes = (played.ends_ES > 0).sum().item<double>();
+  figures_ = {{"reward", played.rewards_ES.sum().item<double>() / episodes},
               {"logprob_error", error_NA.mean().item<double>()},
               {"entropy", -played.logprobs_ES.mean().item<double>()}};
   AddAdvantages(rollout, played);

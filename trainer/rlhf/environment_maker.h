@@ -43,7 +43,8 @@ class EnvironmentMaker final : public RolloutSource {
       : RolloutSource(layout), options_(options), parts_(parts) {}
 
   absl::StatusOr<Rollout> Make(int64_t number) override;
-  // Whole episodes, the likeliest action at each step.
+  // Whole episodes, the likeliest action at each step. (The figure "reward" of a rollout is the
+  // mean return of its episodes, those that its end cut included.)
   absl::StatusOr<Figures> Evaluate() override;
 
  private:
