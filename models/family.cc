@@ -345,6 +345,13 @@ class FamilyParser {
 
 }  // namespace
 
+bool IsImageClassifierValue(const std::string& name) {
+  static const auto& names = *new std::set<std::string>{
+      "vocab_size", "hidden_size", "intermediate_size", "num_layers",
+      "max_positions", "image_size", "image_channels", "max_pixel"};
+  return names.contains(name);
+}
+
 std::string ModelFamily::WeightName(const std::string& slot, int64_t layer) const {
   const auto found = weights.find(slot);
   return found == weights.end() ? "" : FillLayer(found->second, layer);

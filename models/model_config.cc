@@ -408,13 +408,6 @@ bool IsRequiredModelValue(const std::string& name) {
                      [&](const ModelValue& value) { return value.name == name && value.required; });
 }
 
-bool IsImageClassifierValue(const std::string& name) {
-  static const auto& names = *new std::set<std::string>{
-      "vocab_size", "hidden_size", "intermediate_size", "num_layers",
-      "max_positions", "image_size", "image_channels", "max_pixel"};
-  return names.contains(name);
-}
-
 absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options) {
   if (!config.is_object())
     return absl::InvalidArgumentError("model.config must be a map of config.json's keys");

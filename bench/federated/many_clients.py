@@ -54,7 +54,8 @@ def run(folder, ranks, size, hidden, rounds, federated, batch):
     subprocess.run(["rm", "-rf", folder / "run"], check=True)
     begin = time.perf_counter()
     subprocess.run([SHOAL, "run", folder / "recipe.yaml", "-n", str(ranks)], check=True,
-                   stdout=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS="1"))
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                   env=dict(os.environ, OMP_NUM_THREADS="1"))
     total = time.perf_counter() - begin
     rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     seconds = statistics.median(row["step_seconds"] for row in rows if "step_seconds" in row)

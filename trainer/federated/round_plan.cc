@@ -48,8 +48,7 @@ class SynchronousPlanner final : public RoundPlanner {
     }
     const uint64_t seed = Philox(seed_, StreamId("federated.cohort")).Bits(0);
     const ShufflePermutation shuffled(seed, round, num_clients_);
-    for (int64_t i = 0; i < wanted; ++i)
-      cohort.push_back(wanted < num_clients_ ? shuffled(i) : i);
+    for (int64_t i = 0; i < wanted; ++i) cohort.push_back(wanted < num_clients_ ? shuffled(i) : i);
     std::sort(cohort.begin(), cohort.end());
     return cohort;
   }
@@ -67,8 +66,7 @@ std::unique_ptr<RoundPlanner> MakeSynchronousPlanner(const FederatedSection& fed
   return std::make_unique<SynchronousPlanner>(federated, population);
 }
 
-std::vector<ClientStack> StackTasks(const RoundPlan& plan, const Population& population,
-                                    int most) {
+std::vector<ClientStack> StackTasks(const RoundPlan& plan, const Population& population, int most) {
   const auto steps_of = [&](int task) { return population.steps[plan.tasks[task].client]; };
   std::vector<int> order;
   for (int i = 0; i < static_cast<int>(plan.tasks.size()); ++i) {
@@ -114,8 +112,7 @@ std::vector<int> AssignStacks(absl::Span<const ClientStack> stacks, int groups,
   return group_of;
 }
 
-double Imbalance(absl::Span<const ClientStack> stacks, absl::Span<const int> group_of,
-                 int groups) {
+double Imbalance(absl::Span<const ClientStack> stacks, absl::Span<const int> group_of, int groups) {
   std::vector<double> load(groups, 0);
   double total = 0;
   for (size_t i = 0; i < stacks.size(); ++i) {

@@ -71,7 +71,7 @@ class RoundUpdates {
   Tensor sums_;    // (size + 1) int64: of the updates, and of the divisors
   Tensor masked_;  // (size + 1) int64: one client's, under secure aggregation
   std::optional<SecureAggregationRound> masks_;
-  absl::Status masked_status_;  // Not OK: the cohort is too small to hide anyone in
+  absl::Status masked_status_;                // Not OK: the cohort is too small to hide anyone in
   std::vector<std::pair<int, Tensor>> kept_;  // Of a robust rule: this group's updates
 };
 
