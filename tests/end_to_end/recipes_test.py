@@ -4,6 +4,28 @@ import unittest
 
 from harness import LLAMA, ROOT, EndToEndTest
 
+# Recipes whose model another one leaves.
+START_FROM_OTHERS = ("finetune", "sft", "reward", "dpo", "ppo", "grpo_arithmetic")
+
+# A rollout that is one step of four rows.
+SMALL_ROLLOUTS = {
+    "grpo_arithmetic.yaml": ["rlhf.rollout.prompts=2", "rlhf.rollout.group_size=2"],
+    "ppo.yaml": [
+        "rlhf.rollout.prompts=4",
+        "rlhf.rollout.epochs=1",
+        "rlhf.rewards.0.kind=length",
+        "rlhf.rewards.0.path=",
+        "rlhf.rewards.0.target_tokens=2",
+        "rlhf.critic.path=",
+    ],
+    "cartpole.yaml": [
+        "rlhf.environment.num_envs=2",
+        "rlhf.environment.steps=8",
+        "rlhf.environment.eval_episodes=2",
+        "rlhf.rollout.epochs=1",
+    ],
+}
+
 
 class RecipesTest(EndToEndTest):
     def tiny_export(self):
@@ -24,8 +46,10 @@ class RecipesTest(EndToEndTest):
                     "sample.max_new_tokens=2",
                     f"run.output_dir={self.folder / path.stem}",
                 ]
-                if path.name == "finetune.yaml":  # Starts from the model that the quickstart leaves
+                if path.stem in START_FROM_OTHERS:
                     overrides.append(f"model.name_or_path={self.tiny_export()}")
+                if path.name in SMALL_ROLLOUTS:
+                    overrides += [*SMALL_ROLLOUTS[path.name], "checkpoint.save_steps=0"]
                 self.shoal("check", path, *overrides)
                 self.shoal("run", path, "-n", 2, *overrides)
                 head = path.read_text().split("\n\n")[0]

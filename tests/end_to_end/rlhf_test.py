@@ -4,7 +4,7 @@ import json
 import signal
 import unittest
 
-from harness import EndToEndTest, start, wait_for
+from harness import ROOT, EndToEndTest, start, wait_for
 
 # A short answer is a good one: something that a tiny model can learn at once.
 REWARD = [dict(kind="length", target_tokens=1), dict(kind="regex", pattern="e", weight=0.1)]
@@ -97,6 +97,31 @@ class RlhfTest(EndToEndTest):
             want = want or got
             self.assert_same(got, want, f"{ranks} ranks {overrides}")
 
+    def test_an_environment_on_any_mesh(self):
+        recipe = ROOT / "recipes/rlhf/cartpole.yaml"
+        overrides = [
+            "model.dtype=float64",
+            "training.max_steps=8",
+            "training.global_batch_size=8",
+            "rlhf.environment.num_envs=4",
+            "rlhf.environment.steps=8",
+            "rlhf.environment.eval_episodes=3",
+            "rlhf.rollout.epochs=2",
+            "checkpoint.save_steps=0",
+            "checkpoint.export_hf=never",
+            "logging.steps=1",
+        ]
+        want = None
+        for i in (0, 3, 4):
+            ranks, mesh = MESHES[i]
+            got = self.run_on(f"cartpole{i}", recipe, ranks, *overrides, *mesh)
+            want = want or got
+            self.assert_same(got, want, f"{ranks} ranks {mesh}")
+
+    def test_balances_the_pole(self):
+        rows = self.run_on("cartpole", ROOT / "recipes/rlhf/cartpole.yaml", 2)
+        self.assertGreaterEqual(rows[-1]["eval_reward"], 475)
+
     def test_goes_on_after_a_kill(self):
         for task in ("grpo", "ppo"):
             path = self.recipe_of(
@@ -125,6 +150,7 @@ class RlhfTest(EndToEndTest):
     def test_learns_what_is_rewarded(self):
         path = self.recipe_of(
             "learn",
+            rlhf=dict(rewards=[dict(kind="regex", pattern="e")]),
             model=dict(name_or_path=str(self.folder / "seed/export"), init="pretrained"),
             training=dict(max_steps=30, global_batch_size=16),
             optimizer=dict(learning_rate=1e-2),

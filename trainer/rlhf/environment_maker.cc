@@ -51,7 +51,7 @@ void SetRow(Tensor& to_F, const std::vector<double>& from) {
 }  // namespace
 
 // log-softmax of the policy's logits at each copy's newest observation: (copies, actions) float64.
-Tensor EnvironmentMaker::ActionLogprobs(std::span<const Copy> copies, int64_t step) const {
+Tensor EnvironmentMaker::ActionLogprobs(std::span<const Copy> copies) const {
   const int64_t B = static_cast<int64_t>(copies.size());
   const int64_t T = static_cast<int64_t>(copies[0].observations.size());
   const int64_t F = static_cast<int64_t>(copies[0].observations[0].size());
@@ -101,7 +101,7 @@ EnvironmentMaker::Played EnvironmentMaker::Play(int64_t number) {
   };
   for (Copy& copy : copies) begin(copy, 0);
   for (int64_t s = 0; s < S && !copies.empty(); ++s) {
-    const Tensor logprobs_BA = ActionLogprobs(copies, s);
+    const Tensor logprobs_BA = ActionLogprobs(copies);
     for (size_t b = 0; b < copies.size(); ++b) {
       Copy& copy = copies[b];
       const int64_t e = copy.number;
@@ -267,7 +267,7 @@ absl::StatusOr<EnvironmentMaker::Figures> EnvironmentMaker::Evaluate() {
     copy.See(copy.environment->Reset(seeds.Bits(static_cast<uint64_t>(e))), 0);
   }
   for (int64_t s = 0; !copies.empty(); ++s) {
-    const Tensor actions_B = ActionLogprobs(copies, s).argmax(-1);
+    const Tensor actions_B = ActionLogprobs(copies).argmax(-1);
     for (size_t b = copies.size(); b-- > 0;) {
       Copy& copy = copies[b];
       const EnvironmentStep step =

@@ -50,7 +50,7 @@ class EnvironmentMaker final : public RolloutSource {
  private:
   struct Copy;
   struct Played;
-  at::Tensor ActionLogprobs(std::span<const Copy> copies, int64_t step) const;
+  at::Tensor ActionLogprobs(std::span<const Copy> copies) const;
   Played Play(int64_t number);
   void AddAdvantages(Rollout& rollout, const Played& played);
   at::Tensor ValuesOf(const at::Tensor& observations_CF);

@@ -121,11 +121,6 @@ void RolloutMaker::AddLogprobs(Rollout& rollout) {
                                          {.mode = HeadMode::kLogprobs,
                                           .temperature = options_.temperature,
                                           .adapters = !parts_.reference_without_adapters});
-    if (kl_in_reward) {
-      figures_.emplace_back(
-          "kl", MeanAt(rollout.mask_NA, KlEstimate(KlEstimator::kK3, of_tokens.at(kOldLogprobs),
-                                                   of_tokens.at(kReferenceLogprobs))));
-    }
   }
   if (parts_.critic_runner)
     of_tokens[kOldValues] =
