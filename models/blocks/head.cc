@@ -7,6 +7,17 @@
 #include "models/blocks/embedding.h"
 
 namespace shoal {
+namespace {
+
+// Rows that have a target, where a good part has none (prompts, padding); undefined: all are taken.
+Tensor RowsWithTargets(const Tensor& targets_R) {
+  const Tensor has_target = targets_R.ne(Batch::kIgnoreIndex);
+  const auto targets = has_target.sum().item<int64_t>();
+  if (targets == 0 || 8 * targets > 7 * targets_R.numel()) return {};
+  return at::nonzero(has_target).view({-1});
+}
+
+}  // namespace
 
 HeadBlock::HeadBlock(ParameterList& parameters, const ModelConfig& config)
     : vocab_size_(config.vocab_size),
@@ -46,9 +57,13 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
                                     .unit_gradient = ctx.unit_gradient};
   // Logits are linear in the hidden states, so those are what the temperature divides.
   const bool scaled = ctx.head_mode == HeadMode::kLogprobs && ctx.temperature != 1.0;
-  const Tensor rows_RC =
-                   (scaled ? normed_BTC / ctx.temperature : normed_BTC).reshape({-1, hidden_size_}),
-               targets_R = targets_BT.reshape({-1});
+  Tensor rows_RC = (scaled ? normed_BTC / ctx.temperature : normed_BTC).reshape({-1, hidden_size_}),
+         targets_R = targets_BT.reshape({-1});
+  const Tensor places = RowsWithTargets(targets_R);
+  if (places.defined()) {
+    rows_RC = rows_RC.index_select(0, places);
+    targets_R = targets_R.index_select(0, places);
+  }
   if (ctx.tensor) {
     const TensorParallel::VocabularyOptions shared{.vocabulary = vocab_size_,
                                                    .range = rows_,
@@ -58,12 +73,18 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
     if (ctx.head_mode == HeadMode::kLoss)
       out.loss = ctx.tensor->CrossEntropy(rows_RC, weight, targets_R, shared);
     else
-      out.logprobs_BT =
-          ctx.tensor->Logprobs(rows_RC, weight, targets_R, shared).view(targets_BT.sizes());
+      out.logprobs_BT = ctx.tensor->Logprobs(rows_RC, weight, targets_R, shared);
   } else if (ctx.head_mode == HeadMode::kLoss) {
     out.loss = LinearCrossEntropy(rows_RC, weight, targets_R, options);
   } else {
-    out.logprobs_BT = LinearLogprobs(rows_RC, weight, targets_R, options).view(targets_BT.sizes());
+    out.logprobs_BT = LinearLogprobs(rows_RC, weight, targets_R, options);
+  }
+  if (ctx.head_mode == HeadMode::kLogprobs) {
+    if (places.defined()) {
+      out.logprobs_BT = at::zeros({targets_BT.numel()}, out.logprobs_BT.options())
+                            .index_copy(0, places, out.logprobs_BT);
+    }
+    out.logprobs_BT = out.logprobs_BT.view(targets_BT.sizes());
   }
   return out;
 }
