@@ -55,20 +55,28 @@ ModelCard MakeModelCard(const TrainerState& state, std::optional<double> eval_lo
   absl::StrAppend(&card.body, "Trained with Shoal ", state.shoal_version(), ": ", state.step(),
                   " steps, ", state.tokens(), " tokens, seed ", state.seed(), ".\n");
   if (!eval_loss && state.has_eval_loss()) eval_loss = state.eval_loss();
-  if (eval_loss && std::isfinite(*eval_loss)) {
-    absl::StrAppendFormat(&card.body, "\nHeld-out loss: %.4f nats a token (perplexity %.4g).\n",
-                          *eval_loss, std::exp(*eval_loss));
-  }
   // A recipe of a newer schema leaves its part of the card out, not the export.
-  if (const auto recipe = ParseRecipe(state.recipe_yaml(), "recipe"); recipe.ok()) {
+  const auto recipe = ParseRecipe(state.recipe_yaml(), "recipe");
+  const Task task = recipe.ok() ? recipe->proto.task() : pretrain;
+  if (eval_loss && std::isfinite(*eval_loss)) {
+    absl::StrAppendFormat(&card.body, "\nHeld-out loss: %.4f", *eval_loss);
+    if (task == dpo || task == reward)
+      absl::StrAppend(&card.body, " a pair.\n");
+    else
+      absl::StrAppendFormat(&card.body, " nats a token (perplexity %.4g).\n", std::exp(*eval_loss));
+  }
+  if (recipe.ok()) {
     card.name = recipe->proto.run().name();
     absl::StrAppend(&card.body, "\n", DataText(recipe->proto.data()));
   }
-  absl::StrAppend(
-      &card.body,
-      "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-      "model = AutoModelForCausalLM.from_pretrained(\"PATH\")\n"
-      "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```\n");
+  const char* opener =
+      task == reward ? "AutoModelForSequenceClassification" : "AutoModelForCausalLM";
+  absl::StrAppend(&card.body, "\n## Use\n\n```python\nfrom transformers import ", opener,
+                  ", AutoTokenizer\n"
+                  "model = ",
+                  opener,
+                  ".from_pretrained(\"PATH\")\n"
+                  "tokenizer = AutoTokenizer.from_pretrained(\"PATH\")\n```\n");
   if (!state.recipe_yaml().empty()) {
     absl::StrAppend(&card.body, "\n## Recipe\n\n```yaml\n", state.recipe_yaml(),
                     state.recipe_yaml().back() == '\n' ? "" : "\n", "```\n");

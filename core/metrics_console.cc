@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 
 namespace shoal {
@@ -90,8 +91,13 @@ std::string ConsoleLine(const MetricsRow& row, int64_t max_steps, double seconds
   std::string line = absl::StrFormat("step %*d", width, row.step);
   if (!last.empty()) absl::StrAppend(&line, "/", last);
   if (row.eval_loss) {
-    absl::StrAppendFormat(&line, "  held-out loss %.4f  perplexity %.2f", *row.eval_loss,
-                          std::exp(*row.eval_loss));
+    absl::StrAppendFormat(&line, "  held-out loss %.4f", *row.eval_loss);
+    // A loss that comes with more figures is an objective's, not a cross entropy.
+    if (row.extra.empty())
+      absl::StrAppendFormat(&line, "  perplexity %.2f", std::exp(*row.eval_loss));
+    for (const auto& [name, value] : row.extra) {
+      if (absl::EndsWith(name, "accuracy")) absl::StrAppendFormat(&line, "  accuracy %.3f", value);
+    }
   }
   if (row.loss) absl::StrAppendFormat(&line, "  loss %7.4f", *row.loss);
   for (const auto& [name, value] : row.extra) {

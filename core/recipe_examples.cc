@@ -21,9 +21,12 @@ class ExampleValidator {
     if (!pairs && task != sft) return OnlyOf("data.chat", "tasks sft, dpo and reward");
     const std::string examples =
         absl::StrCat("task ", Task_Name(task), " learns from examples, a row each");
-    for (const char* key : {"data.packing", "data.document_mask", "training.max_tokens"}) {
-      if (recipe_.IsSet(key)) Error(key, absl::StrCat(examples, ", expected it left out"));
-    }
+    const auto leave_out = [&](const char* key, bool given) {
+      if (given) Error(key, absl::StrCat(examples, ", expected it left out"));
+    };
+    leave_out("data.packing", !proto_.data().packing());
+    leave_out("data.document_mask", proto_.data().document_mask());
+    leave_out("training.max_tokens", proto_.training().has_max_tokens());
     if (proto_.tokenizer().has_train()) {
       Error("tokenizer.train", absl::StrCat(examples, ", expected the tokenizer of the model"));
     }
@@ -50,16 +53,18 @@ class ExampleValidator {
             "kto asks the reference about other answers every step, expected model.lora and "
             "reference: adapters_off");
     }
-    const auto of_loss = [&](const char* key, PreferenceSection::Loss loss, const char* name) {
-      const std::string path = absl::StrCat("preference.", key);
-      if (recipe_.IsSet(path) && section.loss() != loss)
-        Error(path, absl::StrCat("is of loss ", name));
+    const PreferenceSection& defaults = PreferenceSection::default_instance();
+    const auto of_loss = [&](const char* key, bool changed, PreferenceSection::Loss loss,
+                             const char* name) {
+      if (changed && section.loss() != loss)
+        Error(absl::StrCat("preference.", key), absl::StrCat("is of loss ", name));
     };
-    of_loss("gamma", PreferenceSection::simpo, "simpo");
-    of_loss("label_smoothing", PreferenceSection::sigmoid, "dpo");
-    of_loss("desirable_weight", PreferenceSection::kto, "kto");
-    of_loss("undesirable_weight", PreferenceSection::kto, "kto");
-    if (section.loss() == PreferenceSection::simpo && recipe_.IsSet("preference.reference"))
+    of_loss("gamma", section.gamma() != defaults.gamma(), PreferenceSection::simpo, "simpo");
+    of_loss("label_smoothing", section.label_smoothing() != 0, PreferenceSection::sigmoid, "dpo");
+    of_loss("desirable_weight", section.desirable_weight() != 1, PreferenceSection::kto, "kto");
+    of_loss("undesirable_weight", section.undesirable_weight() != 1, PreferenceSection::kto, "kto");
+    if (section.loss() == PreferenceSection::simpo &&
+        section.reference() != PreferenceSection::auto_reference)
       Error("preference.reference", "simpo has no reference, expected it left out");
   }
 

@@ -148,7 +148,16 @@ class Printer {
 
 }  // namespace
 
-std::string LoadedRecipe::ResolvedYaml() const { return Printer().Print(proto, 0); }
+std::string LoadedRecipe::ResolvedYaml() const {
+  // Sections of other tasks would be refused when this is read.
+  Recipe printed = proto;
+  const Task task = proto.task();
+  if (task != federated) printed.clear_federated();
+  if (task != grpo && task != ppo) printed.clear_rlhf();
+  if (task != dpo) printed.clear_preference();
+  if (task != reward) printed.clear_reward_model();
+  return Printer().Print(printed, 0);
+}
 
 std::string LoadedRecipe::Hash() const {
   return absl::StrFormat("%016x", StreamId(ResolvedYaml()));

@@ -1,5 +1,6 @@
 #include "core/recipe_schema.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -197,10 +198,16 @@ std::string UnknownKeyHint(const MessageDescriptor& message, const std::string& 
   // The right name in the wrong section, then a near alias, then a near name in any section.
   std::map<std::string, const MessageDescriptor*> sections;
   CollectSections(*Recipe::descriptor(), "", sections);
+  const auto depth = [](const std::string& section) {
+    return std::count(section.begin(), section.end(), '.');
+  };
+  const std::string* highest = nullptr;
   for (const auto& [section, descriptor] : sections) {
     if (section == path || descriptor->FindFieldByName(name) == nullptr) continue;
-    return absl::StrCat("did you mean ", section, section.empty() ? "" : ".", name, "?");
+    if (!highest || depth(section) < depth(*highest)) highest = &section;
   }
+  if (highest)
+    return absl::StrCat("did you mean ", *highest, highest->empty() ? "" : ".", name, "?");
   if (const std::string canonical = NearestAlias(name); !canonical.empty()) {
     return absl::StrCat("did you mean ", canonical, "?");
   }

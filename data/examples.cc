@@ -7,7 +7,9 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "core/status.h"
 
 namespace shoal {
@@ -85,7 +87,7 @@ class LineParser {
             "\"content\": text}"));
       }
       const bool trained = role == "assistant" && trains != Trains::kNothing;
-      sequence.push_back({TurnStart(role), false});
+      sequence.push_back({.text = TurnStart(role), .message = true});
       sequence.push_back({absl::StrCat(text("content"), chat_.turn_end()), trained});
     }
     // A text that answers messages is the assistant's turn.
@@ -125,6 +127,25 @@ absl::StatusOr<std::vector<ExampleSequence>> ParseExample(const std::string& lin
   return sequences;
 }
 
+std::string ChatTemplateOf(const ChatSection& chat) {
+  // A Jinja string of the text, with `role`, an expression, where {role} stands.
+  const auto quoted = [](const std::string& text) {
+    return absl::StrCat(
+        "'", absl::StrReplaceAll(text, {{"\\", "\\\\"}, {"'", "\\'"}, {"\n", "\\n"}}), "'");
+  };
+  const auto turn_start = [&](const std::string& role) {
+    std::vector<std::string> parts;
+    for (const std::string& part :
+         std::vector<std::string>(absl::StrSplit(chat.turn_start(), "{role}")))
+      parts.push_back(quoted(part));
+    return absl::StrJoin(parts, absl::StrCat(" + ", role, " + "));
+  };
+  return absl::StrCat("{%- for message in messages -%}\n{{- ", turn_start("message['role']"),
+                      " + message['content'] + ", quoted(chat.turn_end()),
+                      " -}}\n{%- endfor -%}\n{%- if add_generation_prompt -%}\n{{- ",
+                      turn_start("'assistant'"), " -}}\n{%- endif -%}\n");
+}
+
 namespace {
 
 class ExampleTokenizer {
@@ -141,7 +162,8 @@ class ExampleTokenizer {
           tokenizer_.Encode(segment.text, {.add_special_tokens = false, .continues_text = i > 0}));
       tokens.insert(tokens.end(), ids.begin(), ids.end());
       flags.resize(tokens.size(), segment.trained);
-      size_.bytes += static_cast<int64_t>(segment.text.size());
+      corpus_.size.bytes += static_cast<int64_t>(segment.text.size());
+      corpus_.has_messages |= segment.message;
     }
     if (tokenizer_.eos_id() && sequence.back().trained) {
       tokens.push_back(*tokenizer_.eos_id());
@@ -152,16 +174,16 @@ class ExampleTokenizer {
       SHOAL_RETURN_IF_ERROR(writer_.Append(document));
       writer_.EndDocument();
     }
-    size_.tokens += static_cast<int64_t>(tokens.size());
+    corpus_.size.tokens += static_cast<int64_t>(tokens.size());
     return absl::OkStatus();
   }
 
-  CorpusSize& size() { return size_; }
+  ExampleCorpus& corpus() { return corpus_; }
 
  private:
   const Tokenizer& tokenizer_;
   TokenDatasetWriter& writer_;
-  CorpusSize size_;
+  ExampleCorpus corpus_;
 };
 
 absl::Status TokenizeFile(const CorpusFile& entry, ExampleKind kind, const ChatSection& chat,
@@ -182,7 +204,7 @@ absl::Status TokenizeFile(const CorpusFile& entry, ExampleKind kind, const ChatS
     SHOAL_RETURN_IF_ERROR(Annotate(sequences.status(), place));
     for (const ExampleSequence& sequence : *sequences)
       SHOAL_RETURN_IF_ERROR(Annotate(work.Add(sequence), place));
-    ++work.size().documents;
+    ++work.corpus().size.documents;
   }
   return in.bad() ? absl::UnavailableError(absl::StrCat(path, ": reading failed"))
                   : absl::OkStatus();
@@ -190,10 +212,10 @@ absl::Status TokenizeFile(const CorpusFile& entry, ExampleKind kind, const ChatS
 
 }  // namespace
 
-absl::StatusOr<CorpusSize> TokenizeExamples(const Tokenizer& tokenizer,
-                                            std::span<const CorpusFile> corpus, ExampleKind kind,
-                                            const ChatSection& chat, FileSystem& files,
-                                            const std::string& path) {
+absl::StatusOr<ExampleCorpus> TokenizeExamples(const Tokenizer& tokenizer,
+                                               std::span<const CorpusFile> corpus, ExampleKind kind,
+                                               const ChatSection& chat, FileSystem& files,
+                                               const std::string& path) {
   SHOAL_ASSIGN_OR_RETURN(
       auto writer, TokenDatasetWriter::Create(files, path,
                                               {.vocab_size = tokenizer.vocab_size(),
@@ -202,7 +224,7 @@ absl::StatusOr<CorpusSize> TokenizeExamples(const Tokenizer& tokenizer,
   for (const CorpusFile& entry : corpus)
     SHOAL_RETURN_IF_ERROR(TokenizeFile(entry, kind, chat, work));
   SHOAL_RETURN_IF_ERROR(writer->Finish());
-  return work.size();
+  return work.corpus();
 }
 
 absl::StatusOr<ExampleDataset> ExampleDataset::Open(const std::vector<std::string>& paths,

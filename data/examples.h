@@ -33,6 +33,7 @@ inline int SequencesOf(ExampleKind kind) { return kind == ExampleKind::kAnswers 
 struct ExampleSegment {
   std::string text;
   bool trained = false;
+  bool message = false;  // Of a list of messages, not a text of its own
 };
 using ExampleSequence = std::vector<ExampleSegment>;
 
@@ -40,12 +41,21 @@ using ExampleSequence = std::vector<ExampleSegment>;
 absl::StatusOr<std::vector<ExampleSequence>> ParseExample(const std::string& line, ExampleKind kind,
                                                           const ChatSection& chat);
 
+// A Jinja template, as Hugging Face's chat_template.jinja, that makes of messages the text that
+// they are here.
+std::string ChatTemplateOf(const ChatSection& chat);
+
+struct ExampleCorpus {
+  CorpusSize size;
+  bool has_messages = false;  // Some example is a list of messages
+};
+
 // Encodes the examples of `corpus` (JSON lines), in their order, into a shard at `path`. Errors
 // name file and line.
-absl::StatusOr<CorpusSize> TokenizeExamples(const Tokenizer& tokenizer,
-                                            std::span<const CorpusFile> corpus, ExampleKind kind,
-                                            const ChatSection& chat, FileSystem& files,
-                                            const std::string& path);
+absl::StatusOr<ExampleCorpus> TokenizeExamples(const Tokenizer& tokenizer,
+                                               std::span<const CorpusFile> corpus, ExampleKind kind,
+                                               const ChatSection& chat, FileSystem& files,
+                                               const std::string& path);
 
 // Shards that TokenizeExamples wrote. Thread-safe.
 class ExampleDataset {

@@ -260,13 +260,23 @@ class Preparation {
       const ExampleKind kind =
           options_.kind == DataKind::kAnswers ? ExampleKind::kAnswers : ExampleKind::kPreferences;
       SHOAL_ASSIGN_OR_RETURN(
-          size, TokenizeExamples(*tokenizer_, corpus, kind, options_.data.chat(), files_, path));
+          const ExampleCorpus examples,
+          TokenizeExamples(*tokenizer_, corpus, kind, options_.data.chat(), files_, path));
+      size = examples.size;
+      if (examples.has_messages) SHOAL_RETURN_IF_ERROR(SaveChatTemplate());
     }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
     Say(absl::StrCat(path, ": ", size.tokens, " tokens of ", size.documents,
                      options_.kind == DataKind::kDocuments ? " documents from " : " examples from ",
                      size.bytes / 1000000, " MB in ", absl::SixDigits(seconds.count()), " s"));
     return absl::OkStatus();
+  }
+
+  // Beside the tokenizer, so that who talks to the model puts messages as it learnt them.
+  absl::Status SaveChatTemplate() {
+    return WriteFileAtomically(
+        files_, JoinPath(JoinPath(options_.output_dir, "tokenizer"), "chat_template.jinja"),
+        ChatTemplateOf(options_.data.chat()));
   }
 
   const PrepareOptions& options_;

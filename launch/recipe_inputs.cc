@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/nearest_name.h"
+#include "models/adapters/adapter_folder.h"
 
 namespace shoal {
 namespace {
@@ -68,6 +69,12 @@ class InputChecker {
       return Error(
           "model.name_or_path",
           absl::StrCat(folder, " is not there, expected a Hugging Face folder on this machine"));
+    }
+    if (Exists(fs::path(folder) / kAdapterConfigName)) {
+      // It names its base model's folder, which is read with it.
+      if (!Exists(fs::path(folder) / kAdapterWeightsName))
+        Error("model.name_or_path", absl::StrCat(folder, " holds no ", kAdapterWeightsName));
+      return;
     }
     if (!Exists(fs::path(folder) / "config.json"))
       Error("model.name_or_path", absl::StrCat(folder, " holds no config.json"));

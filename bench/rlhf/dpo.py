@@ -6,7 +6,7 @@
 The job: a Llama from random weights (saved once, read by both), pairs of made-up answers in file
 order, AdamW at a constant rate, one process of two threads, float32. TRL holds a copy of the model
 as its reference and asks it every step; Shoal asks the reference about all pairs before the first
-step (with adapters: every step, with them off).
+step (TRL does so with --precompute). With --lora both go on from the same fresh adapters of q and v, rank 8.
 Each measurement is a JSON line; then a table follows. Cases take turns, so that a slow minute of
 the machine hits both.
 """
@@ -33,7 +33,7 @@ run: {{name: dpo, output_dir: {out}, seed: 1}}
 model:
   name_or_path: {model}
   init: pretrained
-{lora}
+tokenizer: {{name_or_path: {tokenizer}}}
 data: {{train: [{{path: {pairs}}}], seq_length: 256, shuffle: false}}
 training: {{max_steps: {steps}, global_batch_size: 8, gradient_accumulation_steps: 1, max_grad_norm: 1.0}}
 optimizer: {{name: adamw, learning_rate: 1.0e-4, adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1.0e-8}}
@@ -42,7 +42,6 @@ preference: {{loss: {loss}, beta: 0.1}}
 checkpoint: {{export_hf: never}}
 logging: {{steps: 1, report_to: [jsonl]}}
 """
-LORA = "  lora: {rank: 8, alpha: 16, target_modules: [q_proj, v_proj]}"
 
 
 def make_pairs(path, count):
@@ -69,11 +68,11 @@ def run_shoal(work, options):
     recipe.write_text(
         RECIPE.format(
             out=out,
-            model=work / "model",
+            model=work / ("adapters" if options.lora else "model"),
+            tokenizer=work / "model",
             pairs=work / "pairs.jsonl",
             steps=STEPS,
             loss=options.loss,
-            lora=LORA if options.lora else "",
         )
     )
     shoal = os.environ.get("SHOAL", str(ROOT / "build/release/shoal"))
@@ -97,6 +96,7 @@ def run_trl(work, options):
     command = [os.environ["PEERS_PYTHON"], str(HERE / "trl_dpo.py"), "--work", str(work), "--out", str(out)]
     command += ["--steps", str(STEPS), "--loss", options.loss, "--threads", str(THREADS)]
     command += ["--lora"] if options.lora else []
+    command += ["--precompute"] if options.precompute else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(done.stdout + done.stderr)
@@ -110,6 +110,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loss", choices=["dpo", "ipo"], default="dpo")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--precompute", action="store_true", help="TRL too asks its reference once, before the steps")
     options = parser.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="shoal-dpo-"))
     try:

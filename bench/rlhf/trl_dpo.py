@@ -12,6 +12,7 @@ parser.add_argument("--out", type=pathlib.Path)
 parser.add_argument("--steps", type=int)
 parser.add_argument("--loss")
 parser.add_argument("--lora", action="store_true")
+parser.add_argument("--precompute", action="store_true")
 parser.add_argument("--threads", type=int, default=2)
 args = parser.parse_args()
 
@@ -19,7 +20,7 @@ import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 torch.set_num_threads(args.threads)
-MODEL = args.work / "model"
+MODEL, ADAPTERS = args.work / "model", args.work / "adapters"
 VOCABULARY = 4096
 
 
@@ -53,7 +54,13 @@ def prepare():
         eos_token_id=1,
         pad_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(MODEL)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(MODEL)
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(LlamaForCausalLM.from_pretrained(MODEL), lora)
+    adapted.save_pretrained(ADAPTERS)
 
 
 def peak_mb():
@@ -86,13 +93,13 @@ def train():
             return SequentialSampler(self.train_dataset if dataset is None else dataset)
 
     rows = [json.loads(line) for line in (args.work / "pairs.jsonl").read_text().splitlines()]
-    peft_config = None
+    model = LlamaForCausalLM.from_pretrained(MODEL, attn_implementation="sdpa", dtype=torch.float32)
     if args.lora:
-        from peft import LoraConfig
+        from peft import PeftModel
 
-        peft_config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = PeftModel.from_pretrained(model, ADAPTERS, is_trainable=True)
     trainer = InOrder(
-        model=LlamaForCausalLM.from_pretrained(MODEL, attn_implementation="sdpa", dtype=torch.float32),
+        model=model,
         args=DPOConfig(
             output_dir=str(args.work / "trl"),
             max_steps=args.steps,
@@ -104,6 +111,7 @@ def train():
             max_length=257,
             loss_type=["sigmoid" if args.loss == "dpo" else args.loss],
             beta=0.1,
+            precompute_ref_log_probs=args.precompute,
             bf16=False,
             use_cpu=True,
             gradient_checkpointing=False,
@@ -115,7 +123,6 @@ def train():
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(MODEL),
-        peft_config=peft_config,
         callbacks=[Clock()],
     )
     trainer.train()

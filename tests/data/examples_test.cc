@@ -67,6 +67,20 @@ TEST(ParseExampleTest, SaysWhatIsWrong) {
             "there is no answer to learn from");
 }
 
+TEST(ChatTemplateTest, SaysTheTurnsInJinja) {
+  ChatSection chat;  // ChatML
+  EXPECT_EQ(ChatTemplateOf(chat),
+            "{%- for message in messages -%}\n"
+            "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' "
+            "-}}\n"
+            "{%- endfor -%}\n"
+            "{%- if add_generation_prompt -%}\n"
+            "{{- '<|im_start|>' + 'assistant' + '\\n' -}}\n"
+            "{%- endif -%}\n");
+  chat.set_turn_start("it's ");
+  EXPECT_THAT(ChatTemplateOf(chat), HasSubstr("{{- 'it\\'s ' + message['content']"));
+}
+
 class ExampleLoaderTest : public ::testing::Test {
  protected:
   ExampleLoaderTest() {

@@ -91,6 +91,12 @@ class PreferencesTest(EndToEndTest):
             got = self.job(name, "-n", 2, task=task, lora=lora, **settings)
             self.assert_losses(got, want)
 
+    def test_what_a_run_resolved_is_a_recipe_again(self):
+        for task in ("sft", "dpo", "reward"):
+            self.job(task, "-n", 1, task=task, lora=task == "dpo", training=dict(max_steps=1))
+            resolved = self.folder / task / "recipe.resolved.yaml"
+            self.assertIn("resolved.yaml: ok", self.shoal("check", resolved))
+
     def test_what_does_not_go_together_is_refused(self):
         path = self.write_recipe(
             "wrong", preference=dict(loss="kto", gamma=1.0), reward_model=dict(centering=0.1)
