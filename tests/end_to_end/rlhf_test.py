@@ -97,6 +97,20 @@ class RlhfTest(EndToEndTest):
             want = want or got
             self.assert_same(got, want, f"{ranks} ranks {overrides}")
 
+    def test_adapters_against_the_model_without_them(self):
+        model = dict(
+            name_or_path=str(self.folder / "seed/export"),
+            init="pretrained",
+            dtype="float64",
+            lora=dict(rank=4, target_modules=["all-linear"]),
+        )
+        path = self.recipe_of("lora", rlhf=dict(kl=dict(coef=0.05)), model=model)
+        want = self.run_on("lora1", path, 1)
+        kl = [row["kl"] for row in want if "kl" in row]
+        self.assertEqual(kl[0], 0, "the reference is where the policy begins")
+        self.assertGreater(kl[-1], 0)
+        self.assert_same(self.run_on("lora2", path, 2, "zero.stage=3"), want, "two ranks")
+
     def test_an_environment_on_any_mesh(self):
         recipe = ROOT / "recipes/rlhf/cartpole.yaml"
         overrides = [

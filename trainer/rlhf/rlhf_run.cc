@@ -91,6 +91,13 @@ absl::Status RlhfRun::PreparePrompts() {
                                         longest));
   const int64_t ranks = recipe.parallelism().tensor_parallel();
   const int64_t places = longest + recipe.rlhf().rollout().max_new_tokens();
+  if (recipe_.IsSet("data.seq_length") && recipe.data().seq_length() < places) {
+    return recipe_.ErrorAt(
+        "data.seq_length",
+        absl::StrCat("got ", recipe.data().seq_length(), ", the longest prompt of ", longest,
+                     " tokens and rlhf.rollout.max_new_tokens ",
+                     recipe.rlhf().rollout().max_new_tokens(), " need ", places));
+  }
   recipe_.proto.mutable_data()->set_seq_length(
       static_cast<int32_t>((places + ranks - 1) / ranks * ranks));
   return absl::OkStatus();
