@@ -13,14 +13,14 @@
 namespace shoal {
 namespace {
 
-// Rows of the weight that a thread multiplies before it takes more, so that one that the machine
-// holds up takes fewer. What several groups of rows are multiplied with must stay in its cache.
-int64_t OutsATurn(int64_t outs, int64_t row_bytes, bool many_rows, int64_t threads) {
-  constexpr int64_t kTurns = 4, kBytes = 64 << 10;
-  const int64_t fitting = std::max<int64_t>(1, kBytes / std::max<int64_t>(row_bytes, 1));
-  const int64_t share = (outs + kTurns * threads - 1) / (kTurns * threads);
-  const int64_t step = many_rows ? fitting : std::max(fitting, share);
-  return (step + 7) / 8 * 8;
+// Rows of the weight that a thread multiplies before it takes more. With one group of rows all of
+// its share, read in one run, which is what memory is fastest at; what several groups are
+// multiplied with must stay in its cache.
+int64_t OutsATurn(int64_t outs, int64_t row_bytes, bool several_groups, int64_t threads) {
+  constexpr int64_t kCachedBytes = 64 << 10;
+  const int64_t step = several_groups ? kCachedBytes / std::max<int64_t>(row_bytes, 1)
+                                      : (outs + threads - 1) / threads;
+  return std::max<int64_t>(8, (step + 7) / 8 * 8);
 }
 
 // a b with b stored (N, K).
