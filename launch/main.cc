@@ -1,3 +1,4 @@
+#include "core/tensor_memory.h"
 #include "launch/chat_command.h"
 #include "launch/check_command.h"
 #include "launch/command.h"
@@ -14,6 +15,7 @@
 #include "launch/tokenize_command.h"
 
 int main(int argc, char** argv) {
+  shoal::CountTensorMemory();
   shoal::CommandLine line(SHOAL_VERSION);
   shoal::AddRunCommand(line, argc, argv);
   shoal::AddCheckCommand(line);

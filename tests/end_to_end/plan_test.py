@@ -31,10 +31,13 @@ class PlanTest(EndToEndTest):
         ):
             path = self.write_recipe(name, model=model, training=batch)
             arguments = ["-n", ranks, *overrides]
-            rank = self.plan(path, *arguments)["ranks"][0]
+            ranks_planned = self.plan(path, *arguments)["ranks"]
+            rank = ranks_planned[0]
             output = self.shoal("run", path, *arguments, f"run.output_dir={self.folder / name}")
             row = [row for row in self.metrics(name) if "loss" in row][-1]
             self.assertEqual(rank["sent_bytes"]["total"], row["bytes_sent"], name)
+            total = max(r["memory_bytes"]["total_estimate"] for r in ranks_planned)
+            self.assertLess(abs(total / row["peak_tensor_bytes"] - 1), 0.03, name)
             held = re.search(r"held/rank weights ([\d.]+ \w+),", output).group(1)
             text = self.shoal("plan", path, "--hardware", "h100", *arguments)
             self.assertIn(f"bytes_sent of metrics.jsonl: {row['bytes_sent']}", text)
