@@ -263,9 +263,16 @@ class Validator {
   }
 
   void Sample() {
-    if (proto_.sample().prompts().empty() || HasTokenizer(proto_)) return;
-    Error("sample.prompts",
-          "text needs a tokenizer, expected tokenizer.name_or_path or tokenizer.train");
+    if (proto_.sample().prompts().empty()) return;
+    if (!HasTokenizer(proto_)) {
+      Error("sample.prompts",
+            "text needs a tokenizer, expected tokenizer.name_or_path or tokenizer.train");
+    }
+    if (proto_.checkpoint().export_hf() == CheckpointSection::never) {
+      Error("sample.prompts",
+            "continued by the exported model, expected checkpoint.export_hf: final or no prompts "
+            "(sample.prompts=[])");
+    }
   }
 
   const LoadedRecipe& recipe_;
