@@ -35,8 +35,9 @@ struct MeshPlan {
       equation;  // "2 ranks = replicate 1 * shard 2 * tensor 1 * pipeline 1 * context 1 * expert 1"
 };
 
-// The mesh of `parallelism` over `ranks` ranks; data_parallel_shard 0 takes what the other axes
-// leave. InvalidArgument with the equation if it does not come out.
+// The mesh of `parallelism` over `ranks` ranks (of a federated run: over the group of one client);
+// data_parallel_shard 0 takes what the other axes leave. InvalidArgument with the equation if it
+// does not come out.
 absl::StatusOr<MeshPlan> PlanMesh(const LoadedRecipe& recipe, int ranks);
 
 }  // namespace shoal
