@@ -1,6 +1,6 @@
 """Federated averaging beside Flower's simulation and a plain PyTorch loop: one job, all in turn.
 
-    /opt/peers/bin/python bench/federated/compare.py [--reps 3] [--clients 10] [--alpha 0.3]
+    PEERS_PYTHON bench/federated/compare.py [--reps 3] [--clients 10] [--alpha 0.3]
 
 Needs a Python with torch, flwr and scikit-learn. Prints a Markdown table: rounds a second of the rounds
 alone, the whole run with its start, and the accuracy that each ends with.
