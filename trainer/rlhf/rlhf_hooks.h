@@ -39,17 +39,17 @@ class LogprobAlarm final : public Hook {
   const Logger& log_;
 };
 
-// What the likeliest answers are worth, every few steps (0: never between) and at the end.
+// What the likeliest answers are worth, every few steps (0: never between), at the end and, by
+// Evaluate, before the first step.
 class RewardEvalHook final : public Hook {
  public:
   RewardEvalHook(int64_t every_steps, RolloutSource& maker, LogHook& log)
       : every_steps_(every_steps), maker_(maker), log_(log) {}
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;
   absl::Status AtEnd(const Trainer& trainer) override;
-
- private:
   absl::Status Evaluate(int64_t step);
 
+ private:
   int64_t every_steps_;
   RolloutSource& maker_;
   LogHook& log_;

@@ -317,8 +317,11 @@ absl::Status RlhfRun::Train() {
   trainer.AddHook(
       std::make_unique<LogprobAlarm>(LogprobTolerance(recipe), *maker_, environment_.log));
   trainer.AddHook(std::move(log));
-  if (acts() || eval_prompts_)
-    trainer.AddHook(std::make_unique<RewardEvalHook>(recipe.eval().steps(), *maker_, rows));
+  if (acts() || eval_prompts_) {
+    auto eval = std::make_unique<RewardEvalHook>(recipe.eval().steps(), *maker_, rows);
+    if (progress_.step == 0) SHOAL_RETURN_IF_ERROR(eval->Evaluate(0));
+    trainer.AddHook(std::move(eval));
+  }
   trainer.AddHook(saved(policy_, paths_.root, /*more=*/0));
   SHOAL_RETURN_IF_ERROR(trainer.Run());
   progress_ = trainer.progress();
