@@ -60,6 +60,8 @@ absl::StatusOr<ClientTrainer::Outcome> ClientTrainer::Train(const Work& work) {
   const KeptStates* states = work.starts[0].states;
   Trainer::Options options = options_.trainer;
   options.num_steps = work.steps;
+  // A skipped step would skip for all copies.
+  if (parts_.copies > 1) options.stop_on_non_finite = true;
   options.learning_rate = {
       .type = LrSchedule::Type::kConstant, .peak = work.learning_rate, .total_steps = work.steps};
   std::optional<BlockRunner> dropping;

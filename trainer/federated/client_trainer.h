@@ -56,7 +56,8 @@ class ClientTrainer {
     double loss = 0;     // Mean over the steps (of a stack: and over its clients)
     int64_t tokens = 0;  // Read, over all ranks of the group
     int64_t updates = 0;
-    bool diverged = false;  // Losses or gradients stayed non-finite: there is no update
+    // Losses or gradients stayed non-finite (of a stack: one copy's, once): there is no update.
+    bool diverged = false;
   };
   // Collective over the mesh.
   absl::StatusOr<Outcome> Train(const Work& work);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
@@ -10,12 +11,14 @@
 #include "core/random.h"
 #include "kernels/optimizer_step.h"
 #include "optim/grad_norm.h"
+#include "trainer/federated/robust_aggregation.h"
 
 namespace shoal {
 namespace {
 
 // Columns of a task's row; rows of tasks that others train are zero, so adding is exact.
-enum Column { kReported, kLoss, kNorm, kTokens, kUnclipped, kColumns };
+// kFinite: the update is, and with it the figures behind.
+enum Column { kReported, kFinite, kLoss, kNorm, kTokens, kUnclipped, kColumns };
 
 double* RowOf(Tensor& report, int task) {
   return report.mutable_data_ptr<double>() + task * kColumns;
@@ -88,45 +91,28 @@ absl::Status FederatedAveraging::Prepare() {
     controls_sum_ = std::make_unique<RoundUpdates>(sums, parts_.outer);
     control_ = at::zeros({vector_.size()}, dtype);
   }
-  if (!is_private()) return absl::OkStatus();
-
-  const FederatedPrivacy& privacy = federated.privacy();
-  noise_multiplier_ = privacy.noise_multiplier();
-  if (privacy.has_target_epsilon()) {
-    SHOAL_ASSIGN_OR_RETURN(
-        noise_multiplier_,
-        CalibrateNoiseMultiplier(privacy.target_epsilon(), privacy.delta(),
-                                 clients_a_round_ / static_cast<double>(num_clients),
-                                 options_.rounds));
-  }
-  update_noise_multiplier_ = noise_multiplier_;
-  if (!privacy.adaptive_clip()) return absl::OkStatus();
-  const double count_stddev = noise_multiplier_ > 0 ? clients_a_round_ / 20 : 0;
-  if (noise_multiplier_ > 0) {
-    SHOAL_ASSIGN_OR_RETURN(update_noise_multiplier_,
-                           UpdateNoiseMultiplier(noise_multiplier_, count_stddev));
-  }
-  SHOAL_ASSIGN_OR_RETURN(adaptive_clip_,
-                         AdaptiveClip::Create({.initial_clip = privacy.clip_norm(),
-                                               .quantile = privacy.clip_quantile(),
-                                               .learning_rate = privacy.clip_learning_rate(),
-                                               .count_stddev = count_stddev}));
-  return absl::OkStatus();
+  SHOAL_RETURN_IF_ERROR(CheckCohort());
+  return is_private() ? PreparePrivacy() : absl::OkStatus();
 }
 
-double FederatedAveraging::EpsilonAfter(int64_t rounds) const {
-  PrivacyAccountant accountant;
-  const absl::Status composed =
-      accountant.Compose({.sampling_rate = clients_a_round_ / parts_.clients.size(),
-                          .noise_multiplier = noise_multiplier_,
-                          .rounds = rounds});
-  SHOAL_CHECK(composed.ok()) << composed.ToString();
-  return accountant.Spent(options_.federated.privacy().delta()).epsilon;
-}
-
-std::optional<double> FederatedAveraging::PlannedEpsilon() const {
-  if (!is_private() || noise_multiplier_ == 0) return std::nullopt;
-  return EpsilonAfter(options_.rounds);
+absl::Status FederatedAveraging::CheckCohort() const {
+  const FederatedSection& federated = options_.federated;
+  const bool coins = federated.sampling() == FederatedSection::poisson;
+  absl::Status suits = absl::OkStatus();
+  if (const auto& secure = federated.secure_aggregation(); secure.enabled()) {
+    // Of coins, the largest cohort that may come: what suits not even that suits none.
+    const double clients = coins ? static_cast<double>(parts_.clients.size()) : clients_a_round_;
+    suits = MakeMaskGraph({.num_clients = static_cast<int>(clients),
+                           .threshold = secure.threshold(),
+                           .neighbours = secure.neighbours()})
+                .status();
+  } else if (federated.aggregation() == FederatedSection::krum) {
+    const auto clients = static_cast<int64_t>(clients_a_round_);
+    suits = SelectKrum(at::zeros({clients, clients}, at::kDouble), federated.num_byzantine(),
+                       federated.krum_selected())
+                .status();
+  }
+  return suits.ok() ? suits : absl::InvalidArgumentError(suits.message());
 }
 
 double FederatedAveraging::WeightOf(int64_t client) const {
@@ -174,8 +160,12 @@ absl::Status FederatedAveraging::TakeUpdate(const RoundPlan& plan, int task, Cli
                                             int copy, const ClientTrainer::Outcome& outcome,
                                             int64_t in_stack, Tensor& report) {
   const int64_t client = plan.tasks[task].client;
-  trainer.ReadWeights(copy, delta_);
-  delta_.neg_().add_(versions_.at(plan.tasks[task].version));
+  if (outcome.diverged) {
+    delta_.fill_(std::numeric_limits<double>::quiet_NaN());
+  } else {
+    trainer.ReadWeights(copy, delta_);
+    delta_.neg_().add_(versions_.at(plan.tasks[task].version));
+  }
   const double norm = NormOf(delta_);
   const double range = options_.federated.update_range();
   Tensor control_change;
@@ -192,11 +182,25 @@ absl::Status FederatedAveraging::TakeUpdate(const RoundPlan& plan, int task, Cli
       const bool taken, fits ? updates_sum_->Add(task, delta_, norm) : absl::StatusOr<bool>(false));
   if (!taken) {
     parts_.log.Warning(absl::StrCat("round ", round_ + 1, ": client ", client,
-                                    " is left out: its update is not finite, or a weight moved "
-                                    "further than federated.update_range ",
-                                    range));
+                                    outcome.diverged
+                                        ? " is left out: loss or gradients are not finite"
+                                        : absl::StrCat(" is left out: its update is not finite, or "
+                                                       "a weight moved further than "
+                                                       "federated.update_range ",
+                                                       range)));
     return absl::OkStatus();
   }
+  double* row = RowOf(report, task);
+  row[kReported] = 1;
+  if (!std::isfinite(norm)) {
+    parts_.log.Warning(
+        absl::StrCat("round ", round_ + 1, ": client ", client,
+                     " sends an update that is not finite; aggregation ",
+                     FederatedSection::Aggregation_Name(options_.federated.aggregation()),
+                     " bears it or loses the round"));
+    return absl::OkStatus();
+  }
+  row[kFinite] = 1;
   if (scaffold()) {
     SHOAL_RETURN_IF_ERROR(controls_sum_->Add(task, control_change, norm).status());
     Memory& memory = memories_[client];
@@ -205,8 +209,6 @@ absl::Status FederatedAveraging::TakeUpdate(const RoundPlan& plan, int task, Cli
   }
   if (options_.federated.keep_optimizer_state())
     memories_[client].states = trainer.ReadStates(copy, outcome.updates);
-  double* row = RowOf(report, task);
-  row[kReported] = 1;
   row[kLoss] = outcome.loss;
   row[kNorm] = norm;
   row[kTokens] = static_cast<double>(outcome.tokens) / static_cast<double>(in_stack);
@@ -249,11 +251,9 @@ absl::Status FederatedAveraging::TrainStack(const RoundPlan& plan, const ClientS
                                          .starts = std::move(starts),
                                          .seed = ClientBatches::OrderSeed(
                                              options_.seed, plan.tasks[stack.tasks[0]])}));
-  if (outcome.diverged) {
-    parts_.log.Warning(absl::StrCat("round ", round_ + 1, ": client ",
-                                    plan.tasks[stack.tasks[0]].client,
-                                    copies > 1 ? " and those stacked with it are" : " is",
-                                    " left out: loss or gradients are not finite"));
+  if (outcome.diverged && copies > 1) {  // Nobody pays for another: each by itself
+    for (int task : stack.tasks)
+      SHOAL_RETURN_IF_ERROR(TrainStack(plan, {.tasks = {task}, .steps = stack.steps}, report));
     return absl::OkStatus();
   }
   for (int copy = 0; copy < copies; ++copy) {
@@ -267,13 +267,15 @@ absl::Status FederatedAveraging::ServerStep(const std::vector<bool>& survivors,
                                             RoundMetrics& metrics) {
   const absl::Status finished = updates_sum_->Finish(survivors, mean_);
   bool lost = metrics.clients == 0 && update_noise_multiplier_ == 0;
-  if (absl::IsFailedPrecondition(finished) ||
-      (absl::IsInvalidArgument(finished) && metrics.dropped > 0)) {
-    if (parts_.outer.rank() == 0 && parts_.mesh.control().rank() == 0) {
-      parts_.log.Warning(
-          absl::StrCat("round ", round_ + 1, " changes nothing: ", finished.message()));
-    }
+  const auto lose = [&](absl::string_view why) {
     lost = true;
+    if (parts_.outer.rank() == 0 && parts_.mesh.control().rank() == 0)
+      parts_.log.Warning(absl::StrCat("round ", round_ + 1, " changes nothing: ", why));
+  };
+  const bool cohorts_vary =
+      metrics.dropped > 0 || options_.federated.sampling() == FederatedSection::poisson;
+  if (absl::IsFailedPrecondition(finished) || (absl::IsInvalidArgument(finished) && cohorts_vary)) {
+    lose(finished.message());
   } else {
     SHOAL_RETURN_IF_ERROR(finished);
   }
@@ -283,8 +285,13 @@ absl::Status FederatedAveraging::ServerStep(const std::vector<bool>& survivors,
     control_.add_(change);
   }
   if (lost) return absl::OkStatus();
+  const double norm = NormOf(mean_);
+  if (!std::isfinite(norm)) {
+    lose("more clients sent numbers that are not finite than federated.aggregation bears");
+    return absl::OkStatus();
+  }
+  metrics.grad_norm = norm;
   vector_.Write(mean_, 0, GradientsOf(slices_));
-  metrics.grad_norm = NormOf(mean_);
   parts_.optimizer.Step({.learning_rate = options_.federated.server().learning_rate(),
                          .grad_scale = 1.0,
                          .step = ++updates_});
@@ -294,15 +301,16 @@ absl::Status FederatedAveraging::ServerStep(const std::vector<bool>& survivors,
 RoundMetrics FederatedAveraging::Summarise(const RoundPlan& plan, const Tensor& report,
                                            const std::vector<bool>& survivors) {
   RoundMetrics metrics{.round = round_ + 1, .learning_rate = options_.learning_rate.At(round_)};
-  double weights = 0, unclipped = 0;
+  double weights = 0, unclipped = 0, finite = 0;
   for (size_t task = 0; task < plan.tasks.size(); ++task) {
     if (!survivors[task]) {
       ++metrics.dropped;
       continue;
     }
     const double* row = report.const_data_ptr<double>() + task * kColumns;
-    const double weight = WeightOf(plan.tasks[task].client);
+    const double weight = row[kFinite] * WeightOf(plan.tasks[task].client);
     weights += weight;
+    finite += row[kFinite];
     metrics.loss += weight * row[kLoss];
     metrics.client_norm += row[kNorm];
     metrics.tokens += std::llround(row[kTokens]);
@@ -312,13 +320,19 @@ RoundMetrics FederatedAveraging::Summarise(const RoundPlan& plan, const Tensor& 
   }
   const double clients = std::max<double>(1, metrics.clients);
   if (weights > 0) metrics.loss /= weights;
-  metrics.client_norm /= clients;
+  metrics.client_norm /= std::max(1.0, finite);
   metrics.staleness /= clients;
   if (is_private()) {
     metrics.clip = terms_.clip;
     metrics.clipped_share = 1 - unclipped / clients;
-    if (noise_multiplier_ > 0) metrics.epsilon = EpsilonAfter(round_ + 1);
   }
+  SHOAL_CHECK(
+      accountant_
+          .Compose(
+              {.sampling_rate = SamplingRate(), .noise_multiplier = noise_multiplier_, .rounds = 1})
+          .ok());
+  if (noise_multiplier_ > 0)
+    metrics.epsilon = accountant_.Spent(options_.federated.privacy().delta()).epsilon;
   if (adaptive_clip_) {
     adaptive_clip_->Update(std::llround(unclipped), metrics.clients, clients_a_round_,
                            Philox(options_.seed, StreamId("federated.clip")),

@@ -40,7 +40,7 @@ struct RoundMetrics {
   double learning_rate = 0;  // Of the clients
   int64_t tokens = 0;
   int64_t clients = 0;   // That reported
-  int64_t dropped = 0;   // That did not, diverged ones included
+  int64_t dropped = 0;   // That did not; diverged ones too, but for robust rules
   double staleness = 0;  // Mean, in rounds
   double imbalance = 1;  // See Imbalance()
   std::optional<double> clip, clipped_share, epsilon;
@@ -112,6 +112,15 @@ class FederatedAveraging {
   double WeightOf(int64_t client) const;
   RoundUpdates::Round Terms(const RoundPlan& plan) const;
   double NormOf(const Tensor& vector) const;
+  // That the recipe's cohorts can be masked and compared as it says.
+  absl::Status CheckCohort() const;
+
+  // See federated_privacy.cc.
+  absl::Status PreparePrivacy();
+  absl::Status SetNoise(double noise_multiplier);
+  absl::Status ResumePrivacy(const std::vector<double>& planned_for, double noise_multiplier);
+  std::vector<double> PrivacyPlan() const;
+  double SamplingRate() const { return clients_a_round_ / parts_.clients.size(); }
 
   absl::Status TrainStack(const RoundPlan& plan, const ClientStack& stack, Tensor& report);
   absl::Status TakeUpdate(const RoundPlan& plan, int task, ClientTrainer& trainer, int copy,
@@ -119,7 +128,6 @@ class FederatedAveraging {
   absl::Status ServerStep(const std::vector<bool>& survivors, RoundMetrics& metrics);
   RoundMetrics Summarise(const RoundPlan& plan, const Tensor& report,
                          const std::vector<bool>& survivors);
-  double EpsilonAfter(int64_t rounds) const;
   std::vector<StatePiece> Pieces(bool saving) const;
 
   const Options options_;
@@ -128,9 +136,10 @@ class FederatedAveraging {
   const WeightVector vector_;
   Population population_;
   double clients_a_round_ = 0;   // Expected
-  double noise_multiplier_ = 0;  // z, as accounted
+  double noise_multiplier_ = 0;  // z, as accounted, from now on
   double update_noise_multiplier_ =
-      0;  // What is left of z for the updates beside adaptive clipping
+      0;                          // What is left of z for the updates beside adaptive clipping
+  PrivacyAccountant accountant_;  // Of the rounds done, before a resume too
   std::optional<AdaptiveClip> adaptive_clip_;
   std::unique_ptr<RoundPlanner> planner_;
   std::unique_ptr<RoundUpdates> updates_sum_, controls_sum_;

@@ -59,6 +59,12 @@ std::string FederatedAveraging::Progress() const {
                    {"tokens", tokens_},
                    {"versions", versions},
                    {"clients_and_updates", remembered_}};
+  Json history = Json::array();
+  for (const PrivacyEvent& event : accountant_.history())
+    history.push_back({event.sampling_rate, event.noise_multiplier, event.rounds});
+  progress["privacy"] = {{"history", history},
+                         {"planned_for", PrivacyPlan()},
+                         {"noise_multiplier", noise_multiplier_}};
   // As text that reads back to the same bits.
   if (adaptive_clip_) progress["clip"] = absl::StrFormat("%.17g", adaptive_clip_->clip());
   return progress.dump();
@@ -67,6 +73,8 @@ std::string FederatedAveraging::Progress() const {
 absl::StatusOr<std::vector<StatePiece>> FederatedAveraging::Restore(const std::string& progress) {
   SHOAL_ASSIGN_OR_RETURN(const ClientTrainer* const trainer, parts_.trainer(1));
   const std::vector<std::string> states = trainer->state_names();
+  std::vector<double> planned_for;
+  double noise_multiplier = 0;
   try {
     const Json json = Json::parse(progress);
     round_ = json.at("round").get<int64_t>();
@@ -75,6 +83,14 @@ absl::StatusOr<std::vector<StatePiece>> FederatedAveraging::Restore(const std::s
     for (const Json& version : json.at("versions"))
       versions_[version.get<int64_t>()] = at::zeros_like(mean_);
     if (adaptive_clip_) adaptive_clip_->Restore(std::stod(json.at("clip").get<std::string>()));
+    const Json& privacy = json.at("privacy");
+    for (const Json& event : privacy.at("history")) {
+      SHOAL_RETURN_IF_ERROR(accountant_.Compose({.sampling_rate = event.at(0).get<double>(),
+                                                 .noise_multiplier = event.at(1).get<double>(),
+                                                 .rounds = event.at(2).get<int64_t>()}));
+    }
+    planned_for = privacy.at("planned_for").get<std::vector<double>>();
+    noise_multiplier = privacy.at("noise_multiplier").get<double>();
     const auto clients = json.at("clients_and_updates").get<std::vector<int64_t>>();
     for (size_t i = 0; i + 1 < clients.size(); i += 2) {
       if (clients[i] % groups() != parts_.outer.rank()) continue;
@@ -88,6 +104,7 @@ absl::StatusOr<std::vector<StatePiece>> FederatedAveraging::Restore(const std::s
     return absl::FailedPreconditionError(absl::StrCat(
         "the checkpoint is not of a federated run with the recipe's options: ", error.what()));
   }
+  SHOAL_RETURN_IF_ERROR(ResumePrivacy(planned_for, noise_multiplier));
   for (int64_t round = 0; round < round_; ++round) planner_->Plan(round);
   return Pieces(/*saving=*/false);
 }

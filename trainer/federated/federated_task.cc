@@ -34,8 +34,8 @@ class FederatedRun {
     SHOAL_ASSIGN_OR_RETURN(federation_, Federation::Build(recipe_, world_, environment_));
     SHOAL_ASSIGN_OR_RETURN(averaging_, federation_->MakeAveraging());
     for (const std::string& line : federation_->server().Describe()) environment_.log.Info(line);
-    for (const std::string& line : averaging_->Describe()) environment_.log.Info(line);
     SHOAL_RETURN_IF_ERROR(FillWeights());
+    for (const std::string& line : averaging_->Describe()) environment_.log.Info(line);
     if (averaging_->round() >= federation_->num_rounds()) {
       environment_.log.Info(
           absl::StrCat("complete  round ", averaging_->round(), " is trained and saved"));
@@ -87,7 +87,10 @@ class FederatedRun {
                        "; the recipe's is ", federation_->fingerprint(),
                        "): choose another run.output_dir"));
     }
-    SHOAL_ASSIGN_OR_RETURN(std::vector<StatePiece> pieces, averaging_->Restore(progress->second));
+    absl::StatusOr<std::vector<StatePiece>> restored = averaging_->Restore(progress->second);
+    if (absl::IsOutOfRange(restored.status()))
+      return recipe_.ErrorAt("federated.privacy.target_epsilon", restored.status().message());
+    SHOAL_ASSIGN_OR_RETURN(std::vector<StatePiece> pieces, std::move(restored));
     for (StatePiece& piece : ToStatePieces(federation_->server().optimizer().PiecesToLoad()))
       pieces.push_back(std::move(piece));
     SHOAL_ASSIGN_OR_RETURN(const TrainerState state,
@@ -134,20 +137,22 @@ class FederatedRun {
   }
 
   absl::Status Log(const RoundMetrics& metrics, int64_t bytes_sent) {
-    MetricsRow row{.step = metrics.round,
-                   .loss = metrics.loss,
-                   .grad_norm = metrics.grad_norm,
-                   .learning_rate = metrics.learning_rate,
-                   .tokens = averaging_->tokens(),
-                   .tokens_per_second = static_cast<double>(since_row_.tokens) / since_row_.seconds,
-                   .step_seconds = since_row_.seconds / static_cast<double>(since_row_.rounds),
-                   .peak_rss_bytes = MaxOverRanks(world_, PeakRssBytes()),
-                   .bytes_sent = bytes_sent,
-                   .eval_loss = {},
-                   .extra = {{"clients", static_cast<double>(metrics.clients)},
-                             {"clients_dropped", static_cast<double>(metrics.dropped)},
-                             {"client_update_norm", metrics.client_norm},
-                             {"imbalance", metrics.imbalance}}};
+    MetricsRow row{
+        .step = metrics.round,
+        .loss = metrics.loss,
+        .grad_norm = metrics.grad_norm,
+        .learning_rate = metrics.learning_rate,
+        .tokens = averaging_->tokens(),
+        .tokens_per_second = static_cast<double>(since_row_.tokens) / since_row_.seconds,
+        .step_seconds = since_row_.seconds / static_cast<double>(since_row_.rounds),
+        .peak_rss_bytes = MaxOverRanks(world_, PeakRssBytes()),
+        .bytes_sent = bytes_sent,
+        .eval_loss = {},
+        .extra = {{"clients", static_cast<double>(metrics.clients)},
+                  {"clients_dropped", static_cast<double>(metrics.dropped)},
+                  {"rounds_lost", static_cast<double>(averaging_->round() - averaging_->updates())},
+                  {"client_update_norm", metrics.client_norm},
+                  {"imbalance", metrics.imbalance}}};
     if (recipe_.proto.federated().asynchronous().buffer_size() > 0)
       row.extra.emplace_back("staleness", metrics.staleness);
     if (metrics.clip) row.extra.emplace_back("clip_norm", *metrics.clip);

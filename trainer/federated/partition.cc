@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <map>
 #include <numbers>
 #include <numeric>
@@ -80,8 +79,7 @@ double LogGammaSample(double alpha, const Philox& random, uint64_t first) {
   }
 }
 
-// Ends of the clients' runs in a class of `size`: [client], the last is `size`. log_shares: minus
-// infinity for a client that gets nothing.
+// Ends of the clients' runs in a class of `size`: [client], the last is `size`.
 std::vector<int64_t> CutByShares(const std::vector<double>& log_shares, int64_t size) {
   const double largest = *std::max_element(log_shares.begin(), log_shares.end());
   double total = 0;
@@ -130,10 +128,8 @@ absl::StatusOr<Partition> PartitionDirichlet(absl::Span<const int64_t> labels, i
       const Philox random = Stream(seed, "dirichlet", attempt, static_cast<int64_t>(label));
       std::vector<double> log_shares(num_clients);
       for (int client = 0; client < num_clients; ++client) {
-        const bool full = options.self_balancing && sizes[client] * num_clients >= num_examples;
         log_shares[client] =
-            full ? -std::numeric_limits<double>::infinity()
-                 : LogGammaSample(options.alpha, random, static_cast<uint64_t>(client) << 20);
+            LogGammaSample(options.alpha, random, static_cast<uint64_t>(client) << 20);
       }
       const int64_t size = static_cast<int64_t>(classes[label].size());
       ends.push_back(CutByShares(log_shares, size));
@@ -161,7 +157,7 @@ absl::StatusOr<Partition> PartitionDirichlet(absl::Span<const int64_t> labels, i
       absl::StrCat("none of ", options.max_attempts, " draws of Dirichlet(", options.alpha,
                    ") gave each of ", num_clients, " clients ", options.min_examples, " of ",
                    num_examples, " examples; the best gave its smallest client ", best_smallest,
-                   ": raise alpha, lower min_examples, take fewer clients or set self_balancing"));
+                   ": raise alpha, lower min_examples or take fewer clients"));
 }
 
 absl::StatusOr<Partition> PartitionShards(absl::Span<const int64_t> labels, int num_clients,

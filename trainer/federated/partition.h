@@ -24,10 +24,7 @@ absl::StatusOr<Partition> PartitionIid(int64_t num_examples, int num_clients, ui
 struct DirichletOptions {
   double alpha = 0.5;        // Small: each class on few clients. Large: IID
   int64_t min_examples = 1;  // Of every client
-  // Clients that hold their share of N / n already get nothing of the classes that follow (Li et
-  // al. 2022, NIID-Bench), so that sizes differ less.
-  bool self_balancing = false;
-  int max_attempts = 100;  // Draws until every client has min_examples
+  int max_attempts = 100;    // Draws until every client has min_examples
 };
 
 // Each class is cut among the clients by its own draw of Dirichlet(alpha, ..., alpha) (Hsu et al.

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <nlohmann/json.hpp>
-
 #include "core/nearest_name.h"
 
 namespace shoal {
@@ -72,38 +70,6 @@ class CsvReader {
 };
 
 }  // namespace
-
-absl::StatusOr<std::vector<std::string>> ReadJsonField(FileSystem& files, const std::string& path,
-                                                       const std::string& field) {
-  SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path, kMostBytes));
-  std::vector<std::string> keys;
-  int64_t line = 0;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const absl::string_view record(text.data() + begin, end - begin);
-    begin = end + 1;
-    ++line;
-    if (record.find_first_not_of(" \t\r") == absl::string_view::npos) continue;
-    const auto object = nlohmann::json::parse(record.begin(), record.end(), nullptr, false);
-    if (!object.is_object()) return ErrorAt(path, line, "not a JSON object");
-    const auto found = object.find(field);
-    if (found == object.end()) {
-      std::vector<std::string> names;
-      for (const auto& entry : object.items()) names.push_back(entry.key());
-      return ErrorAt(path, line, absl::StrCat("no field \"", field, "\"", Hint(field, names)));
-    }
-    if (found->is_string()) {
-      keys.push_back(found->get<std::string>());
-    } else if (found->is_number_integer() || found->is_boolean()) {
-      keys.push_back(found->dump());
-    } else {
-      return ErrorAt(path, line,
-                     absl::StrCat("field \"", field,
-                                  "\" names a client, so it must be a string or a whole number"));
-    }
-  }
-  return keys;
-}
 
 absl::StatusOr<std::vector<std::string>> ReadCsvColumn(FileSystem& files, const std::string& path,
                                                        const std::string& column) {

@@ -9,12 +9,6 @@
 
 namespace shoal {
 
-// The value of `field` in each line of a JSON-lines file; strings as they are, whole numbers and
-// booleans as JSON writes them. Blank lines are passed over. InvalidArgument names path:line of
-// broken JSON or of a missing or other field.
-absl::StatusOr<std::vector<std::string>> ReadJsonField(FileSystem& files, const std::string& path,
-                                                       const std::string& field);
-
 // The value of column `column` (a name of the first line) in each further line of a CSV file
 // (RFC 4180: quoted fields may hold commas, line ends and doubled quotes). InvalidArgument names
 // path:line of a record with another number of fields, an open quote, or, with the nearest name, a

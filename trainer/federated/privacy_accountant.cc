@@ -153,7 +153,7 @@ PrivacySpent PrivacyAccountant::Spent(double delta) const {
 }
 
 absl::StatusOr<double> CalibrateNoiseMultiplier(double epsilon, double delta, double sampling_rate,
-                                                int64_t rounds) {
+                                                int64_t rounds, const PrivacyAccountant& before) {
   if (!(epsilon > 0) || !(delta > 0 && delta < 1) || !(sampling_rate > 0 && sampling_rate <= 1) ||
       rounds < 1) {
     return absl::InvalidArgumentError(
@@ -163,7 +163,7 @@ absl::StatusOr<double> CalibrateNoiseMultiplier(double epsilon, double delta, do
                      "rounds at least 1"));
   }
   const auto enough = [&](double z) {
-    PrivacyAccountant accountant;
+    PrivacyAccountant accountant = before;
     const absl::Status composed = accountant.Compose(
         {.sampling_rate = sampling_rate, .noise_multiplier = z, .rounds = rounds});
     return composed.ok() && accountant.Spent(delta).epsilon <= epsilon;
@@ -173,9 +173,12 @@ absl::StatusOr<double> CalibrateNoiseMultiplier(double epsilon, double delta, do
   while (!enough(high)) {
     high *= 2;
     if (high > kMost) {
-      return absl::OutOfRangeError(absl::StrCat("epsilon ", epsilon, " at delta ", delta, " over ",
-                                                rounds, " rounds needs a noise multiplier above ",
-                                                kMost));
+      return absl::OutOfRangeError(absl::StrCat(
+          "epsilon ", epsilon, " at delta ", delta, " over ", rounds,
+          " rounds needs a noise multiplier above ", kMost,
+          before.history().empty()
+              ? ""
+              : absl::StrCat(", since ", before.Spent(delta).epsilon, " is spent already")));
     }
   }
   double low = high / 2;

@@ -62,10 +62,12 @@ class PrivacyAccountant {
   std::vector<PrivacyEvent> history_;
 };
 
-// The smallest noise multiplier, to 1e-6 of itself, with which `rounds` rounds of rate q cost at
-// most `epsilon` at `delta`. InvalidArgument: epsilon not positive, delta outside (0, 1), q outside
-// (0, 1], rounds < 1. OutOfRange: more than 1e6 would be needed.
+// The smallest noise multiplier, to 1e-6 of itself, with which `rounds` rounds of rate q after
+// those of `before` cost at most `epsilon` at `delta`, all together. InvalidArgument: epsilon not
+// positive, delta outside (0, 1), q outside (0, 1], rounds < 1. OutOfRange: more than 1e6 would be
+// needed, as where `before` has spent it all.
 absl::StatusOr<double> CalibrateNoiseMultiplier(double epsilon, double delta, double sampling_rate,
-                                                int64_t rounds);
+                                                int64_t rounds,
+                                                const PrivacyAccountant& before = {});
 
 }  // namespace shoal

@@ -57,20 +57,22 @@ absl::Status RoundUpdates::Begin(const Round& round) {
 }
 
 absl::StatusOr<bool> RoundUpdates::Add(int task, const Tensor& delta, double norm) {
-  if (!std::isfinite(norm) || !open()) return false;
   if (robust()) {
     kept_.emplace_back(task, delta.clone());
     return true;
   }
+  if (!std::isfinite(norm) || !open()) return false;
   double weight = round_.weights[task];
+  FixedPoint format = format_;
   if (round_.clip > 0) {
     SHOAL_ASSIGN_OR_RETURN(const double factor, ClipFactor(norm, round_.clip));
     weight *= factor;
+    format.range /= factor;  // What is clipped must fit, not what it was
   }
   Tensor& into = masks_ ? masked_ : sums_;
   if (masks_) into.zero_();
   Tensor updates = into.narrow(0, 0, options_.size), divisor = into.narrow(0, options_.size, 1);
-  const absl::Status added = AddFixedPoint(delta, weight, format_, updates);
+  const absl::Status added = AddFixedPoint(delta, weight, format, updates);
   if (absl::IsOutOfRange(added)) return false;
   SHOAL_RETURN_IF_ERROR(added);
   SHOAL_RETURN_IF_ERROR(

@@ -49,8 +49,9 @@ class RoundUpdates {
   // False: the cohort is too small for its masks, and Finish will say so.
   bool open() const { return masked_status_.ok(); }
 
-  // delta: (size) start less end; may be overwritten. norm: over the whole model. False: the update
-  // is not finite or moved further than update_range, and counts as dropped.
+  // delta: (size) start less end. norm: over the whole model. False: the update is not finite, or
+  // moved further than update_range after clipping, and counts as dropped. A robust rule takes it
+  // whatever it is: it is told how many such senders to bear.
   absl::StatusOr<bool> Add(int task, const Tensor& delta, double norm);
 
   // survivors: [task] whether Add returned true, on whichever group. mean: (size), zeros if nobody

@@ -1,8 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <queue>
-#include <set>
 #include <tuple>
+#include <utility>
 
 #include <ATen/ops/empty.h>
 
@@ -22,12 +23,16 @@ class VirtualClock final : public RoundPlanner {
 
   RoundPlan Plan(int64_t round) override {
     RoundPlan plan{.round = round, .tasks = {}};
-    if (round == 0) waiting_ = federated_.asynchronous().concurrency();
+    if (round == 0) {
+      waiting_ = federated_.asynchronous().concurrency();
+      idle_.resize(population_.steps.size());
+      std::iota(idle_.begin(), idle_.end(), 0);
+    }
     while (static_cast<int64_t>(plan.tasks.size()) < federated_.asynchronous().buffer_size()) {
       if (running_.empty() || (waiting_ > 0 && std::get<0>(running_.top()) > now_)) Launch(round);
       const auto [time, launch, client, version] = running_.top();
       running_.pop();
-      busy_.erase(client);
+      idle_.push_back(client);
       now_ = time;
       ++waiting_;
       const Philox coins(population_.seed, StreamId("federated.dropout"));
@@ -65,24 +70,22 @@ class VirtualClock final : public RoundPlanner {
            std::exp(federated_.asynchronous().latency_sigma() * *normal.const_data_ptr<double>());
   }
 
-  // Clients that idle, in place of those that reported.
+  // Clients that idle, each as likely, in place of those that reported.
   void Launch(int64_t version) {
     const Philox draws(population_.seed, StreamId("federated.launches"));
-    const auto clients = static_cast<uint64_t>(population_.steps.size());
     for (; waiting_ > 0; --waiting_, ++launches_) {
-      // A client that is at work is passed over for the next number.
-      uint64_t client = draws.Bits(static_cast<uint64_t>(launches_)) % clients;
-      while (busy_.contains(static_cast<int64_t>(client))) client = (client + 1) % clients;
-      busy_.insert(static_cast<int64_t>(client));
-      running_.emplace(now_ + Duration(static_cast<int64_t>(client)), launches_,
-                       static_cast<int64_t>(client), version);
+      SHOAL_CHECK(!idle_.empty()) << "more clients at work at a time than there are";
+      std::swap(idle_[draws.Bits(static_cast<uint64_t>(launches_)) % idle_.size()], idle_.back());
+      const int64_t client = idle_.back();
+      idle_.pop_back();
+      running_.emplace(now_ + Duration(client), launches_, client, version);
     }
   }
 
   const FederatedSection federated_;
   const Population population_;
   std::priority_queue<Report, std::vector<Report>, std::greater<>> running_;
-  std::set<int64_t> busy_;
+  std::vector<int64_t> idle_;  // In any order
   double now_ = 0;
   int64_t waiting_ = 0;  // To be launched
   int64_t launches_ = 0;

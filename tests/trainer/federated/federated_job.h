@@ -16,13 +16,17 @@ struct FederatedJob {
   std::vector<std::string> overrides = {};  // "federated.algorithm=scaffold"
   int restart_after =
       0;  // Rounds after which everything is built anew from what was saved; 0: never
-  int restart_ranks = 0;  // On so many ranks; 0: as many
+  int restart_ranks = 0;                         // On so many ranks; 0: as many
+  std::vector<std::string> before_restart = {};  // Overrides of the first part alone
+  std::string csv = {};                          // Other data
+  bool may_fail = false;                         // Then FederatedResult::error says why
 };
 
 struct FederatedResult {
   std::vector<RoundMetrics> rounds;
   std::vector<double> weights;  // The server's, end to end
   std::vector<double> states;   // Its optimizer's
+  std::string error;
 };
 
 // The recipe: 12 clients (Dirichlet 0.5) of 96 images of 4 x 4 pixels in 3 classes, a perceptron in

@@ -125,23 +125,6 @@ TEST(Partition, DirichletGivesEveryClientItsMinimumOrSaysWhyNot) {
   EXPECT_FALSE(PartitionDirichlet(labels, 0, 3, {}).ok());
 }
 
-TEST(Partition, SelfBalancingBoundsTheLargestClient) {
-  std::vector<int64_t> labels;
-  for (int k = 0; k < 10'000; ++k) labels.push_back(k % 100);
-  const DirichletOptions options{.alpha = 0.2, .min_examples = 0};
-  DirichletOptions balanced = options;
-  balanced.self_balancing = true;
-  const auto largest = [](const Partition& clients) {
-    size_t size = 0;
-    for (const auto& client : clients) size = std::max(size, client.size());
-    return size;
-  };
-  const Partition partition = *PartitionDirichlet(labels, 10, 4, balanced);
-  ExpectExactCover(partition, 10'000);
-  EXPECT_LT(largest(partition), 1000u + 100u);  // Below its share before the last class it got
-  EXPECT_GT(largest(*PartitionDirichlet(labels, 10, 4, options)), 1100u);
-}
-
 TEST(Partition, ShardsGiveFewLabelsEach) {
   std::vector<int64_t> labels;  // 6000 of each of ten digits, as MNIST nearly is
   for (int k = 0; k < 60'000; ++k) labels.push_back((k * 7) % 10);
@@ -176,23 +159,8 @@ class PartitionKeys : public testing::Test {
     Write(text);
     return std::string(ReadCsvColumn(files_, "/f", "user").status().message());
   }
-  std::string JsonError(const std::string& text) {
-    Write(text);
-    return std::string(ReadJsonField(files_, "/f", "user").status().message());
-  }
   MemoryFileSystem files_;
 };
-
-TEST_F(PartitionKeys, ReadsJsonLines) {
-  Write("{\"user\": \"a\\u00e9\", \"text\": \"x\"}\n\n  \r\n{\"user\": 17}\n{\"user\": true}");
-  EXPECT_THAT(*ReadJsonField(files_, "/f", "user"), testing::ElementsAre("a\u00e9", "17", "true"));
-  EXPECT_EQ(JsonError("{\"user\": 1}\n{\"usr\": 1}\n"),
-            "/f:2: no field \"user\", did you mean \"usr\"?");
-  EXPECT_EQ(JsonError("{\"user\": 1}\n[1]\n"), "/f:2: not a JSON object");
-  EXPECT_EQ(JsonError("{\"user\": 1\n"), "/f:1: not a JSON object");
-  EXPECT_THAT(JsonError("{\"user\": 1.5}\n"), testing::HasSubstr("/f:1: field \"user\""));
-  EXPECT_EQ(ReadJsonField(files_, "/none", "user").status().code(), absl::StatusCode::kNotFound);
-}
 
 TEST_F(PartitionKeys, ReadsCsv) {
   Write("text,user,n\r\nhello,ann,1\r\n\"a, \"\"b\"\"\nc\",\"bob, jr\",2\r\n,ann,\r\nx,,3");
