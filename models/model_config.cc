@@ -184,8 +184,12 @@ class ConfigResolver {
     } else {
       return Issue(key, absl::StrCat("got ", ShowJson(*given), ", expected a whole number"));
     }
-    if (!(number >= value.min && number <= value.max)) {
-      return Issue(key, absl::StrCat("got ", number, ", expected ", static_cast<int64_t>(value.min),
+    // Only classifiers of images may consist of their ends.
+    const bool decoder = family_.stack.kind == StackOptions::Kind::kDecoder;
+    const double min =
+        member == &ModelConfig::num_layers && decoder ? std::max(1.0, value.min) : value.min;
+    if (!(number >= min && number <= value.max)) {
+      return Issue(key, absl::StrCat("got ", number, ", expected ", static_cast<int64_t>(min),
                                      " to ", static_cast<int64_t>(value.max)));
     }
     config_.*member = static_cast<int64_t>(number);
@@ -261,8 +265,6 @@ class ConfigResolver {
 
   void CheckHeads() {
     if (family_.stack.kind != StackOptions::Kind::kDecoder) return;
-    if (config_.num_layers < 1)
-      Issue(KeyOf("num_layers"), absl::StrCat("got ", config_.num_layers, ", expected 1 to 10000"));
     if (config_.num_heads % config_.num_key_value_heads != 0) {
       Issue(KeyOf("num_key_value_heads"),
             absl::StrCat("got ", config_.num_key_value_heads, ", expected a divisor of ",

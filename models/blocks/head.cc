@@ -59,7 +59,8 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
   const bool scaled = ctx.head_mode == HeadMode::kLogprobs && ctx.temperature != 1.0;
   Tensor rows_RC = (scaled ? normed_BTC / ctx.temperature : normed_BTC).reshape({-1, hidden_size_}),
          targets_R = targets_BT.reshape({-1});
-  const Tensor places = RowsWithTargets(targets_R);
+  // Ranks that share the vocabulary send sums for each row: their bytes follow from shapes alone.
+  const Tensor places = ctx.tensor ? Tensor() : RowsWithTargets(targets_R);
   if (places.defined()) {
     rows_RC = rows_RC.index_select(0, places);
     targets_R = targets_R.index_select(0, places);
