@@ -346,9 +346,9 @@ class FamilyParser {
 }  // namespace
 
 bool IsImageClassifierValue(const std::string& name) {
-  static const auto& names = *new std::set<std::string>{
-      "vocab_size", "hidden_size", "intermediate_size", "num_layers",
-      "max_positions", "image_size", "image_channels", "max_pixel"};
+  static const auto& names =
+      *new std::set<std::string>{"vocab_size",    "hidden_size", "intermediate_size", "num_layers",
+                                 "max_positions", "image_size",  "image_channels",    "max_pixel"};
   return names.contains(name);
 }
 

@@ -8,8 +8,8 @@
 #include "models/blocks/decoder_layer.h"
 #include "models/blocks/embedding.h"
 #include "models/blocks/head.h"
-#include "models/blocks/observation.h"
 #include "models/blocks/image_classifier.h"
+#include "models/blocks/observation.h"
 #include "models/blocks/score_head.h"
 #include "models/family.h"
 

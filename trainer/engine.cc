@@ -41,8 +41,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Build(const LoadedRecipe& recipe
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::BuildFrozen(const LoadedRecipe& recipe,
-                                                            DeviceMesh mesh,
-                                                            const BatchPlan& batch,
+                                                            DeviceMesh mesh, const BatchPlan& batch,
                                                             const ModelConfig& config) {
   auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch));
   engine->frozen_ = true;

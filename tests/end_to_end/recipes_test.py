@@ -17,6 +17,7 @@ SMALL_ROLLOUTS = {
         "rlhf.rewards.0.path=",
         "rlhf.rewards.0.target_tokens=2",
         "rlhf.critic.path=",
+        "data.seq_length=128",  # The tiny model's tokenizer cuts prompts finer
     ],
     "cartpole.yaml": [
         "rlhf.environment.num_envs=2",

@@ -56,7 +56,8 @@ Outcome Evaluate(const PreferenceObjective::Options& options) {
 
 TEST(PreferenceObjectiveTest, LossesAreThoseOfThePapers) {
   EXPECT_NEAR(Evaluate({.kind = Kind::kDpo, .beta = 0.1}).loss, 0.620957, 1e-6);
-  EXPECT_NEAR(Evaluate({.kind = Kind::kDpo, .beta = 0.1, .label_smoothing = 0.1}).loss, 0.635957, 1e-6);
+  EXPECT_NEAR(Evaluate({.kind = Kind::kDpo, .beta = 0.1, .label_smoothing = 0.1}).loss, 0.635957,
+              1e-6);
   EXPECT_NEAR(Evaluate({.kind = Kind::kIpo, .beta = 0.1}).loss, 21.7778, 1e-4);
   EXPECT_NEAR(Evaluate({.kind = Kind::kKto, .beta = 0.1}).loss, 0.482507 + 0.480011, 2e-6);
   // Mean log-probabilities -2.5 and -2: -log sigmoid(2 (-0.5) - 0.5).
