@@ -14,7 +14,13 @@ function(shoal_room name)
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/shoal>)
   target_link_libraries(shoal_${name} PUBLIC shoal_torch ${ARG_DEPS})
   target_precompile_headers(shoal_${name} REUSE_FROM shoal_pch)
-  set_target_properties(shoal_${name} PROPERTIES EXPORT_NAME ${name})
+  # libtorch's templates and headers, most of a file's cost, are paid for once a batch. Names in the
+  # anonymous namespaces of a room must differ.
+  set(generated ${ARG_SOURCES})
+  list(FILTER generated INCLUDE REGEX "\\.pb\\.cc$")  # They declare the same names each
+  set_source_files_properties(${generated} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  set_target_properties(shoal_${name} PROPERTIES EXPORT_NAME ${name}
+    UNITY_BUILD ${SHOAL_UNITY} UNITY_BUILD_BATCH_SIZE 6)
   set_property(GLOBAL APPEND PROPERTY SHOAL_ROOMS shoal_${name})
 endfunction()
 

@@ -13,6 +13,10 @@ set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
 
 add_compile_options(-Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -Werror=return-type -Werror=unused-result)
 
+if(SHOAL_UNITY)  # A file included by another is no header whose types others see
+  add_compile_options(-Wno-subobject-linkage)
+endif()
+
 find_program(SHOAL_CCACHE ccache)
 if(SHOAL_CCACHE)
   # A precompiled header is safe to cache once its time stamps are left out of the hash.

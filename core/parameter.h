@@ -64,6 +64,11 @@ struct ParameterSpec {
     if (cut.full_size > 0) full[cut.dim] = cut.full_size;
     return full;
   }
+  int64_t full_numel() const {
+    int64_t n = 1;
+    for (int64_t size : full_shape()) n *= size;
+    return n;
+  }
   // In memory the second dimension comes first.
   bool transposed() const { return cut.dim == 1; }
   // Of the whole weight, dimensions in the order of memory.

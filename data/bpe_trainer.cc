@@ -193,61 +193,61 @@ absl::Status CheckOptions(const BpeTrainerOptions& options) {
   return absl::OkStatus();
 }
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-Json ModelJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges) {
-  Json vocab = Json::object();
+OrderedJson ModelJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges) {
+  OrderedJson vocab = OrderedJson::object();
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) vocab[vocabulary.tokens[id]] = id;
   // A pair that came twice counts where it came last, as in a table that later entries overwrite.
   absl::flat_hash_map<Pair, size_t> last;
   for (size_t i = 0; i < merges.size(); ++i) last[merges[i]] = i;
-  Json pairs = Json::array();
+  OrderedJson pairs = OrderedJson::array();
   for (size_t i = 0; i < merges.size(); ++i) {
     if (last[merges[i]] != i) continue;
     pairs.push_back({vocabulary.tokens[merges[i].left], vocabulary.tokens[merges[i].right]});
   }
-  return Json{{"type", "BPE"},
-              {"dropout", nullptr},
-              {"unk_token", nullptr},
-              {"continuing_subword_prefix", nullptr},
-              {"end_of_word_suffix", nullptr},
-              {"fuse_unk", false},
-              {"byte_fallback", false},
-              {"ignore_merges", false},
-              {"vocab", std::move(vocab)},
-              {"merges", std::move(pairs)}};
+  return OrderedJson{{"type", "BPE"},
+                     {"dropout", nullptr},
+                     {"unk_token", nullptr},
+                     {"continuing_subword_prefix", nullptr},
+                     {"end_of_word_suffix", nullptr},
+                     {"fuse_unk", false},
+                     {"byte_fallback", false},
+                     {"ignore_merges", false},
+                     {"vocab", std::move(vocab)},
+                     {"merges", std::move(pairs)}};
 }
 
-Json TokenizerJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges,
-                   size_t num_special) {
-  Json added = Json::array();
+OrderedJson TokenizerJson(const Vocabulary& vocabulary, const std::vector<Pair>& merges,
+                          size_t num_special) {
+  OrderedJson added = OrderedJson::array();
   for (size_t id = 0; id < num_special; ++id) {
-    added.push_back(Json{{"id", id},
-                         {"content", vocabulary.tokens[id]},
-                         {"single_word", false},
-                         {"lstrip", false},
-                         {"rstrip", false},
-                         {"normalized", false},
-                         {"special", true}});
+    added.push_back(OrderedJson{{"id", id},
+                                {"content", vocabulary.tokens[id]},
+                                {"single_word", false},
+                                {"lstrip", false},
+                                {"rstrip", false},
+                                {"normalized", false},
+                                {"special", true}});
   }
-  const Json byte_level = {{"type", "ByteLevel"},
-                           {"add_prefix_space", false},
-                           {"trim_offsets", true},
-                           {"use_regex", true}};
-  return Json{{"version", "1.0"},
-              {"truncation", nullptr},
-              {"padding", nullptr},
-              {"added_tokens", std::move(added)},
-              {"normalizer", nullptr},
-              {"pre_tokenizer", byte_level},
-              {"post_processor", nullptr},
-              {"decoder", byte_level},
-              {"model", ModelJson(vocabulary, merges)}};
+  const OrderedJson byte_level = {{"type", "ByteLevel"},
+                                  {"add_prefix_space", false},
+                                  {"trim_offsets", true},
+                                  {"use_regex", true}};
+  return OrderedJson{{"version", "1.0"},
+                     {"truncation", nullptr},
+                     {"padding", nullptr},
+                     {"added_tokens", std::move(added)},
+                     {"normalizer", nullptr},
+                     {"pre_tokenizer", byte_level},
+                     {"post_processor", nullptr},
+                     {"decoder", byte_level},
+                     {"model", ModelJson(vocabulary, merges)}};
 }
 
-Json ConfigJson(const std::vector<std::string>& special_tokens) {
-  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
-                 {"clean_up_tokenization_spaces", false}};
+OrderedJson ConfigJson(const std::vector<std::string>& special_tokens) {
+  OrderedJson config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                        {"clean_up_tokenization_spaces", false}};
   if (!special_tokens.empty()) {
     config["bos_token"] = special_tokens[0];
     config["eos_token"] = special_tokens[0];
@@ -281,7 +281,7 @@ absl::StatusOr<Tokenizer> BpeTrainer::Train() {
     vocabulary.IdOf(character);
   }
   const std::vector<Pair> merges = MergeLoop(counts_->counts(), vocabulary, options_).Run();
-  const Json json = TokenizerJson(vocabulary, merges, options_.special_tokens.size());
+  const OrderedJson json = TokenizerJson(vocabulary, merges, options_.special_tokens.size());
   return Tokenizer::FromJson(json.dump(2), ConfigJson(options_.special_tokens).dump(2));
 }
 

@@ -17,7 +17,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kMaxLineBytes = int64_t{256} << 20;
+constexpr int64_t kMaxExampleBytes = int64_t{256} << 20;
 
 class LineParser {
  public:
@@ -198,7 +198,7 @@ absl::Status TokenizeFile(const CorpusFile& entry, ExampleKind kind, const ChatS
   for (int64_t number = 1; std::getline(in, line); ++number) {
     if (absl::StripAsciiWhitespace(line).empty()) continue;
     const std::string place = absl::StrCat(path, ":", number);
-    if (static_cast<int64_t>(line.size()) > kMaxLineBytes)
+    if (static_cast<int64_t>(line.size()) > kMaxExampleBytes)
       return absl::ResourceExhaustedError(absl::StrCat(place, ": a line above 256 MiB"));
     auto sequences = ParseExample(line, kind, chat);
     SHOAL_RETURN_IF_ERROR(Annotate(sequences.status(), place));

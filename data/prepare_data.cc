@@ -23,7 +23,7 @@
 namespace shoal {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 constexpr int64_t kMaxManifestBytes = int64_t{64} << 20;
 
 absl::StatusOr<std::vector<CorpusFile>> ListSources(
@@ -41,15 +41,15 @@ std::string ManifestPath(const std::string& output_dir) {
   return JoinPath(DataFolder(output_dir), "prepared.json");
 }
 
-Json ToJson(const PreparedData& data, const std::string& digest) {
-  return Json{{"digest", digest},
-              {"tokenizer", data.tokenizer},
-              {"train", data.train},
-              {"eval", data.eval},
-              {"train_tokens", data.train_tokens},
-              {"eval_tokens", data.eval_tokens},
-              {"train_documents", data.train_documents},
-              {"vocab_size", data.vocab_size}};
+OrderedJson ToJson(const PreparedData& data, const std::string& digest) {
+  return OrderedJson{{"digest", digest},
+                     {"tokenizer", data.tokenizer},
+                     {"train", data.train},
+                     {"eval", data.eval},
+                     {"train_tokens", data.train_tokens},
+                     {"eval_tokens", data.eval_tokens},
+                     {"train_documents", data.train_documents},
+                     {"vocab_size", data.vocab_size}};
 }
 
 // The manifest in output_dir with its digest.
@@ -58,7 +58,7 @@ absl::StatusOr<std::pair<PreparedData, std::string>> ReadManifest(const std::str
   const std::string path = ManifestPath(output_dir);
   SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, path, kMaxManifestBytes));
   try {
-    const Json json = Json::parse(text);
+    const OrderedJson json = OrderedJson::parse(text);
     PreparedData data;
     json.at("tokenizer").get_to(data.tokenizer);
     json.at("train").get_to(data.train);
@@ -69,7 +69,7 @@ absl::StatusOr<std::pair<PreparedData, std::string>> ReadManifest(const std::str
     json.at("vocab_size").get_to(data.vocab_size);
     data.reused = true;
     return std::make_pair(std::move(data), json.at("digest").get<std::string>());
-  } catch (const Json::exception& error) {
+  } catch (const OrderedJson::exception& error) {
     return absl::DataLossError(absl::StrCat(path, ": ", error.what(), ": remove it and run again"));
   }
 }

@@ -14,7 +14,7 @@ namespace shoal {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 16384;
-constexpr int kMaxDepth = 64;
+constexpr int kMaxNesting = 64;
 
 CodePointSet Spaces() {
   return CodePointSet::Of([](CharacterProperties c) { return c.space(); });
@@ -159,7 +159,7 @@ class Translator {
   }
 
   absl::Status OpenGroup() {
-    if (groups_.size() >= kMaxDepth) return Error("groups are nested deeper than 64");
+    if (groups_.size() >= kMaxNesting) return Error("groups are nested deeper than 64");
     groups_.push_back({out_.size(), ignores_case_});
     for (absl::string_view opening : {"(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>"}) {
       if (Eat(opening)) {
@@ -251,7 +251,7 @@ class Translator {
   // What follows "[" up to its "]". A leading ^ sets `negated` where the caller can write it (case
   // folding then comes before the negation), else the set is complemented here.
   absl::StatusOr<CodePointSet> Class(int depth, bool& negated) {
-    if (depth > kMaxDepth) return Error("classes are nested deeper than 64");
+    if (depth > kMaxNesting) return Error("classes are nested deeper than 64");
     negated = Eat("^");
     if (Peek() == ']') return Error("an empty class");
     std::optional<CodePointSet> intersection;

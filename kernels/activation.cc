@@ -17,14 +17,15 @@ using torch::autograd::variable_list;
 
 // A matrix whose rows may lie apart: two halves of one product, or tensors of their own.
 template <class T>
-struct Rows {
+struct StridedRows {
   T* data;
   int64_t stride;
   T* at(int64_t row) const { return data + row * stride; }
 };
 
 template <class T>
-void SwiGluForward(Rows<const T> gate, Rows<const T> up, T* y, int64_t rows, int64_t columns) {
+void SwiGluForward(StridedRows<const T> gate, StridedRows<const T> up, T* y, int64_t rows,
+                   int64_t columns) {
   ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
     simd::KernelsFor<T>().swiglu(gate.at(begin), gate.stride, up.at(begin), up.stride,
                                  y + begin * columns, end - begin, columns);
@@ -32,8 +33,8 @@ void SwiGluForward(Rows<const T> gate, Rows<const T> up, T* y, int64_t rows, int
 }
 
 template <class T>
-void SwiGluBackward(Rows<const T> gate, Rows<const T> up, const T* dy, Rows<T> dgate, Rows<T> dup,
-                    int64_t rows, int64_t columns) {
+void SwiGluBackward(StridedRows<const T> gate, StridedRows<const T> up, const T* dy,
+                    StridedRows<T> dgate, StridedRows<T> dup, int64_t rows, int64_t columns) {
   ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
     simd::KernelsFor<T>().swiglu_backward(gate.at(begin), gate.stride, up.at(begin), up.stride,
                                           dy + begin * columns, dgate.at(begin), dgate.stride,

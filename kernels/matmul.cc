@@ -54,7 +54,7 @@ struct ProductKeyHash {
 };
 
 // One compiled product with its argument slots. Belongs to one thread.
-struct Product {
+struct CompiledProduct {
   dnnl::matmul primitive;
   dnnl::memory a, b, c, bias, scratchpad;
   std::unordered_map<int, dnnl::memory> arguments;
@@ -68,10 +68,10 @@ struct ThreadProducts {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   // Empty where oneDNN has no fast kernel on this machine.
-  std::unordered_map<ProductKey, std::optional<Product>, ProductKeyHash> products;
+  std::unordered_map<ProductKey, std::optional<CompiledProduct>, ProductKeyHash> products;
   std::vector<std::byte> scratchpad;
 
-  std::optional<Product>& Find(const ProductKey& key) {
+  std::optional<CompiledProduct>& Find(const ProductKey& key) {
     auto found = products.find(key);
     if (found != products.end()) return found->second;
     if (products.size() >= kMaxProducts) products.clear();
@@ -85,7 +85,7 @@ struct ThreadProducts {
                 transposed ? dnnl::memory::dims{1, rows} : dnnl::memory::dims{columns, 1});
   }
 
-  std::optional<Product> Compile(const ProductKey& key) {
+  std::optional<CompiledProduct> Compile(const ProductKey& key) {
     const auto ab_type = DnnlType(static_cast<at::ScalarType>(key.ab_type));
     const Desc a = Matrix(key.m, key.k, ab_type, key.a_transposed);
     const Desc b = Matrix(key.k, key.n, ab_type, key.b_transposed);
@@ -111,7 +111,7 @@ struct ThreadProducts {
     if (!primitive_desc || std::strncmp(primitive_desc.impl_info_str(), "brg", 3) != 0)
       return std::nullopt;
 
-    Product product;
+    CompiledProduct product;
     product.primitive = dnnl::matmul(primitive_desc);
     product.a = dnnl::memory(a, engine, nullptr);
     product.b = dnnl::memory(b, engine, nullptr);
@@ -171,7 +171,7 @@ bool OneDnnMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
       static_cast<int8_t>(has_bias ? static_cast<int>(options.bias.scalar_type()) : -1),
       static_cast<int8_t>(options.accumulate),
       static_cast<int16_t>(GetNumThreads())};
-  std::optional<Product>& product = thread.Find(key);
+  std::optional<CompiledProduct>& product = thread.Find(key);
   if (!product) return false;
   product->a.set_data_handle(a.tensor.data_ptr());
   product->b.set_data_handle(b.tensor.data_ptr());

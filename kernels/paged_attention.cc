@@ -18,7 +18,7 @@ namespace {
 // From this many queries on, blocks of queries beat one pass over the keys for each.
 constexpr int64_t kMinFlashQueries = 16;
 
-struct Operands {
+struct PagedOperands {
   Tensor q, k, v, out;
   std::span<const PagedSegment> segments;
   PagedLayout layout;
@@ -42,7 +42,7 @@ T* Row(const PagedSegment& segment, const PagedLayout& layout, int64_t head_offs
 
 // Writes the segment's new keys (or values) of one head behind those that are there.
 template <class T>
-void Append(const Operands& x, const PagedSegment& segment, const Tensor& rows, int64_t offset,
+void Append(const PagedOperands& x, const PagedSegment& segment, const Tensor& rows, int64_t offset,
             int64_t key_head) {
   const int64_t head_dim = x.head_dim(), head_offset = x.HeadOffset(offset, key_head);
   for (int64_t t = 0; t < segment.num_tokens; ++t) {
@@ -55,7 +55,7 @@ void Append(const Operands& x, const PagedSegment& segment, const Tensor& rows, 
 
 // A head's keys (or values), all places end to end.
 template <class T>
-void Collect(const Operands& x, const PagedSegment& segment, int64_t offset, int64_t key_head,
+void Collect(const PagedOperands& x, const PagedSegment& segment, int64_t offset, int64_t key_head,
              T* out) {
   const int64_t places = segment.past + segment.num_tokens, head_dim = x.head_dim();
   for (int64_t first = 0; first < places; first += x.layout.block_places) {
@@ -67,7 +67,7 @@ void Collect(const Operands& x, const PagedSegment& segment, int64_t offset, int
 
 // Few queries: they read the blocks where these lie.
 template <class T>
-void Decode(const Operands& x, const PagedSegment& segment, int64_t key_head, float* scores) {
+void Decode(const PagedOperands& x, const PagedSegment& segment, int64_t key_head, float* scores) {
   const int64_t head_dim = x.head_dim(), group = x.group();
   simd::KernelsFor<T>().cached_attention(
       {.q = Data<T>(x.q) + segment.first_row * x.q.stride(0) + key_head * group * head_dim,
@@ -89,7 +89,7 @@ void Decode(const Operands& x, const PagedSegment& segment, int64_t key_head, fl
 
 // Many queries: the training pass's kernel over keys and values laid end to end.
 template <class T>
-void Prefill(const Operands& x, const PagedSegment& segment, int64_t key_head) {
+void Prefill(const PagedOperands& x, const PagedSegment& segment, int64_t key_head) {
   const int64_t places = segment.past + segment.num_tokens, head_dim = x.head_dim();
   const auto& kernels = simd::KernelsFor<T>();
   const Tensor keys = at::empty({2, places, head_dim}, x.q.options());
@@ -122,7 +122,7 @@ void Prefill(const Operands& x, const PagedSegment& segment, int64_t key_head) {
 }
 
 template <class T>
-void Attend(const Operands& x) {
+void Attend(const PagedOperands& x) {
   const int64_t key_heads = x.key_heads();
   int64_t places = 0;
   for (const PagedSegment& segment : x.segments)
@@ -146,7 +146,7 @@ void Attend(const Operands& x) {
 
 // Any dtype: each segment's keys and values laid end to end, and the plain operation.
 template <class T>
-void AttendPlainly(const Operands& x) {
+void AttendPlainly(const PagedOperands& x) {
   const int64_t head_dim = x.head_dim(), key_heads = x.key_heads();
   for (const PagedSegment& segment : x.segments) {
     const int64_t places = segment.past + segment.num_tokens;
@@ -193,7 +193,7 @@ Tensor PagedAttention(const Tensor& q_RNH, const Tensor& k_RKH, const Tensor& v_
   SHOAL_CHECK(rows == q_RNH.size(0))
       << "PagedAttention: segments of " << rows << " tokens, q " << q_RNH.sizes();
   const at::NoGradGuard no_grad;
-  const Operands x{
+  const PagedOperands x{
       .q = WithDenseHeads(q_RNH),
       .k = WithDenseHeads(k_RKH),
       .v = WithDenseHeads(v_RKH),

@@ -147,7 +147,7 @@ Tensor HeadsFirst(const Tensor& x, int64_t num_heads) {
   return wide.size(1) == num_heads ? wide : wide.repeat_interleave(num_heads / wide.size(1), 1);
 }
 
-double ScaleOr(double scale, int64_t head_dim) {
+double ScaleOrDefault(double scale, int64_t head_dim) {
   return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
 }
 
@@ -165,7 +165,7 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
   }
   Tensor out = MaskedAttention(
       HeadsFirst(q_BTNH, num_heads), HeadsFirst(k_BTKH, num_heads), HeadsFirst(v_BTKH, num_heads),
-      visible, ScaleOr(options.scale, q_BTNH.size(3)),
+      visible, ScaleOrDefault(options.scale, q_BTNH.size(3)),
       options.dropout.rate > 0 ? AttentionFactors(options.dropout, num_heads, length, length)
                                : Tensor());
   return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
@@ -184,7 +184,7 @@ Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor&
   Tensor out = MaskedAttention(HeadsFirst(q_BTNH, num_heads),
                                HeadsFirst(at::where(valid, k_BSKH, zero), num_heads),
                                HeadsFirst(at::where(valid, v_BSKH, zero), num_heads),
-                               key_place.le(query_place), ScaleOr(scale, q_BTNH.size(3)));
+                               key_place.le(query_place), ScaleOrDefault(scale, q_BTNH.size(3)));
   return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
 }
 

@@ -19,7 +19,7 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct ChatOptions {
   std::string model;
   std::string dtype = "float32";
   std::string system;
@@ -31,7 +31,7 @@ struct Options {
 
 constexpr char kHelp[] = "/reset begins anew, /quit or the end of input ends\n";
 
-absl::StatusOr<ChatTemplate> ChooseTemplate(FileSystem& files, const Options& options,
+absl::StatusOr<ChatTemplate> ChooseTemplate(FileSystem& files, const ChatOptions& options,
                                             const std::string& directory) {
   if (options.turn_start || options.turn_end) {
     if (!options.turn_start) {
@@ -51,7 +51,7 @@ absl::StatusOr<ChatTemplate> ChooseTemplate(FileSystem& files, const Options& op
 // One conversation over standard input and output.
 class Conversation {
  public:
-  Conversation(const Options& options, const LoadedModel& loaded, const Tokenizer& tokenizer,
+  Conversation(const ChatOptions& options, const LoadedModel& loaded, const Tokenizer& tokenizer,
                const ChatTemplate& chat, const SamplingOptions& sampling)
       : options_(options),
         loaded_(loaded),
@@ -139,7 +139,7 @@ class Conversation {
     return absl::OkStatus();
   }
 
-  const Options& options_;
+  const ChatOptions& options_;
   const LoadedModel& loaded_;
   const Tokenizer& tokenizer_;
   const ChatTemplate& chat_;
@@ -150,7 +150,7 @@ class Conversation {
   std::vector<ChatMessage> messages_;
 };
 
-absl::Status Chat(const Options& options) {
+absl::Status Chat(const ChatOptions& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
   SHOAL_ASSIGN_OR_RETURN(const std::string directory, FindModelFolder(files, options.model));
@@ -169,7 +169,7 @@ absl::Status Chat(const Options& options) {
 }  // namespace
 
 void AddChatCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ChatOptions>();
   CLI::App* command = line.Add(
       "chat", "Talk with a model: a line a turn, answers printed as they come",
       "shoal chat FOLDER --system \"Be brief.\"\n"

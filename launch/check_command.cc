@@ -17,7 +17,7 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct CheckOptions {
   std::string recipe;
   std::vector<std::string> overrides;
   int ranks = 1;
@@ -35,7 +35,7 @@ absl::StatusOr<std::string> DrawPipeline(const LoadedRecipe& recipe, const Batch
 }
 
 // One rank count's errors beside those of the files, and the equations if there are none.
-absl::Status Check(const Options& options) {
+absl::Status Check(const CheckOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const LoadedRecipe recipe, LoadRecipe(options.recipe, options.overrides));
   for (const std::string& notice : recipe.notices) std::fprintf(stderr, "%s\n", notice.c_str());
   SHOAL_RETURN_IF_ERROR(RecipeErrorsToStatus(CheckRecipeInputs(recipe)));
@@ -61,7 +61,7 @@ absl::Status Check(const Options& options) {
 }  // namespace
 
 void AddCheckCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CheckOptions>();
   CLI::App* command = line.Add(
       "check", "Check a recipe: all errors at once, or the batch, mesh and pipeline it makes",
       "shoal check recipes/quickstart.yaml -n 4 zero.stage=3\n"

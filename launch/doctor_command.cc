@@ -11,13 +11,13 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct DoctorOptions {
   int ranks = 2;
   bool json = false;
   std::string collectives_result;  // Set in the ranks that doctor itself starts
 };
 
-absl::Status Doctor(const Options& options) {
+absl::Status Doctor(const DoctorOptions& options) {
   if (!options.collectives_result.empty()) return RunCollectivesRank(options.collectives_result);
 
   DoctorReport report;
@@ -49,7 +49,7 @@ absl::Status Doctor(const Options& options) {
 }  // namespace
 
 void AddDoctorCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<DoctorOptions>();
   CLI::App* command = line.Add(
       "doctor",
       "Tell versions, the machine and its measured rates, and test every collective over ranks",

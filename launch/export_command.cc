@@ -10,7 +10,7 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct ExportCommandOptions {
   std::string source;
   std::string directory;
   std::string dtype;
@@ -27,7 +27,7 @@ absl::StatusOr<std::optional<at::ScalarType>> ParseDtype(const std::string& name
       absl::StrCat("dtype ", name, " is none of float32, bfloat16, float16, float64"));
 }
 
-absl::Status Export(const Options& options) {
+absl::Status Export(const ExportCommandOptions& options) {
   PosixFileSystem files;
   const std::unique_ptr<Communicator> comm = MakeSingleRankCommunicator();
   CheckpointExport request = {
@@ -49,7 +49,7 @@ absl::Status Export(const Options& options) {
 }  // namespace
 
 void AddExportCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ExportCommandOptions>();
   CLI::App* command = line.Add(
       "export", "Write a run's weights as a Hugging Face folder that transformers opens",
       "shoal export runs/quickstart exported                       # the newest checkpoint\n"

@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kMaxPromptBytes = int64_t{16} << 20;
 constexpr int64_t kDefaultMaxNewTokens = 128;
 
-struct Options {
+struct GenerateOptions {
   std::string model;
   std::string dtype = "float32";
   std::optional<std::string> prompt, prompt_file;
@@ -40,7 +40,7 @@ struct Options {
   int ranks = 0;
 };
 
-absl::StatusOr<std::string> ReadPrompt(FileSystem& files, const Options& options) {
+absl::StatusOr<std::string> ReadPrompt(FileSystem& files, const GenerateOptions& options) {
   if (options.prompt) return *options.prompt;
   if (*options.prompt_file != "-") return ReadFile(files, *options.prompt_file, kMaxPromptBytes);
   std::string text;
@@ -56,7 +56,8 @@ absl::StatusOr<std::string> ReadPrompt(FileSystem& files, const Options& options
 
 // generation_config.json's wishes, then the command line's. What greedy decoding would ignore is
 // refused.
-absl::StatusOr<SamplingOptions> ChooseSampling(const Options& options, const ModelConfig& config) {
+absl::StatusOr<SamplingOptions> ChooseSampling(const GenerateOptions& options,
+                                               const ModelConfig& config) {
   SHOAL_ASSIGN_OR_RETURN(SamplingOptions sampling, DefaultSampling(config));
   if (options.temperature) sampling.temperature = *options.temperature;
   if (options.top_k) sampling.top_k = *options.top_k;
@@ -96,7 +97,7 @@ absl::StatusOr<std::vector<int64_t>> EncodePrompt(const Tokenizer& tokenizer,
 }
 
 // generation_config.json's max_new_tokens, or kDefaultMaxNewTokens.
-int64_t MaxNewTokens(const Options& options, const ModelConfig& config) {
+int64_t MaxNewTokens(const GenerateOptions& options, const ModelConfig& config) {
   if (options.max_new_tokens) return *options.max_new_tokens;
   if (config.generation_json && config.generation_json->is_object()) {
     const auto entry = config.generation_json->find("max_new_tokens");
@@ -111,7 +112,7 @@ int64_t MaxNewTokens(const Options& options, const ModelConfig& config) {
 
 void Print(absl::string_view text) { std::cout.write(text.data(), text.size()).flush(); }
 
-void PrintStatistics(const Options& options, const GenerationStatistics& statistics,
+void PrintStatistics(const GenerateOptions& options, const GenerationStatistics& statistics,
                      int64_t samples) {
   const int64_t decoded = statistics.new_tokens - samples;  // The prefill gives each sample's first
   std::string rate;
@@ -125,7 +126,7 @@ void PrintStatistics(const Options& options, const GenerationStatistics& statist
 struct Output {
   bool prints;
   const Tokenizer& tokenizer;
-  const Options& options;
+  const GenerateOptions& options;
   const std::string& prompt;
 
   void Show(absl::string_view text) const {
@@ -164,7 +165,7 @@ absl::Status Sample(const Output& output, Generator& generator, const Generation
 
 absl::Status SearchBeams(const Output& output, Generator& generator,
                          const GenerationRequest& request) {
-  const Options& options = output.options;
+  const GenerateOptions& options = output.options;
   BeamOptions beams{.num_beams = options.num_beams,
                     .num_return_sequences = options.num_return_sequences,
                     .length_penalty = options.length_penalty,
@@ -193,7 +194,7 @@ absl::Status SearchBeams(const Output& output, Generator& generator,
   return absl::OkStatus();
 }
 
-absl::Status CheckOptions(const Options& options) {
+absl::Status CheckGenerateOptions(const GenerateOptions& options) {
   if (options.prompt.has_value() == options.prompt_file.has_value()) {
     return absl::InvalidArgumentError(
         "give the prompt as --prompt TEXT or as --prompt-file FILE (- for standard input)");
@@ -205,7 +206,7 @@ absl::Status CheckOptions(const Options& options) {
   return ParseComputeDtype(options.dtype).status();
 }
 
-absl::Status Generate(const Options& options, Communicator& ranks) {
+absl::Status Generate(const GenerateOptions& options, Communicator& ranks) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
   std::string prompt;
@@ -239,10 +240,10 @@ absl::Status Generate(const Options& options, Communicator& ranks) {
   return absl::OkStatus();
 }
 
-absl::Status GenerateOverRanks(const Options& options, int argc, const char* const* argv) {
+absl::Status GenerateOverRanks(const GenerateOptions& options, int argc, const char* const* argv) {
   SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment,
                          ReadRankEnvironment(std::getenv, options.ranks));
-  SHOAL_RETURN_IF_ERROR(HeldBack(environment, CheckOptions(options)));
+  SHOAL_RETURN_IF_ERROR(HeldBack(environment, CheckGenerateOptions(options)));
   if (MustLaunch(environment, options.ranks)) std::exit(LaunchRanks(argc, argv, options.ranks));
   SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> ranks, JoinRanks(environment, {}));
   absl::Status status;
@@ -258,7 +259,7 @@ absl::Status GenerateOverRanks(const Options& options, int argc, const char* con
 }  // namespace
 
 void AddGenerateCommand(CommandLine& line, int argc, const char* const* argv) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<GenerateOptions>();
   CLI::App* command =
       line.Add("generate", "Continue a text with a model, printing it as it comes",
                "shoal generate runs/quickstart/export --prompt \"And the king said unto\"\n"

@@ -9,14 +9,14 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct InspectOptions {
   std::string path;
   bool json = false;
   bool verify = false;
   bool recipe = false;
 };
 
-absl::Status RunInspect(const Options& options) {
+absl::Status RunInspect(const InspectOptions& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const Inspection inspection, Inspect(files, options.path, options.verify));
   if (options.recipe) {
@@ -36,7 +36,7 @@ absl::Status RunInspect(const Options& options) {
 }  // namespace
 
 void AddInspectCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InspectOptions>();
   CLI::App* command = line.Add(
       "inspect", "Show what is in a checkpoint, a run, a safetensors file or a Hugging Face folder",
       "shoal inspect runs/quickstart                       # its newest checkpoint\n"

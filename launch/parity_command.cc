@@ -31,7 +31,7 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct ParityOptions {
   std::string recipe;
   std::vector<std::string> rest;  // B's recipe, if its first has no '='; overrides of both
   std::vector<std::string> overrides_a;
@@ -155,7 +155,7 @@ absl::Status TellVerdict(const Verdict& verdict, double tolerance, const Side& a
           : ""));
 }
 
-absl::Status RunParity(const Options& options) {
+absl::Status RunParity(const ParityOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment, ReadRankEnvironment(std::getenv, 0));
   if (environment.started()) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -196,7 +196,7 @@ absl::Status RunParity(const Options& options) {
 }
 
 // What a rank of one side does.
-absl::Status RecordOnThisRank(const Options& options) {
+absl::Status RecordOnThisRank(const ParityOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const RankEnvironment environment, ReadRankEnvironment(std::getenv, 0));
   SHOAL_ASSIGN_OR_RETURN(LoadedRecipe recipe, LoadRecipe(options.recipe, options.rest));
   // Both sides find the data that the first has prepared.
@@ -220,7 +220,7 @@ absl::Status RecordOnThisRank(const Options& options) {
 }  // namespace
 
 void AddParityCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ParityOptions>();
   CLI::App* command = line.Add(
       "parity", "Train the same few steps on two layouts, and name the first tensor that differs",
       "shoal parity R.yaml -n 1 --ranks-b 4 model.dtype=float64 "

@@ -17,7 +17,7 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct PlanOptions {
   std::string recipe;
   std::vector<std::string> overrides;
   int ranks = 1;
@@ -26,7 +26,7 @@ struct Options {
   bool json = false;
 };
 
-absl::StatusOr<Hardware> HardwareOf(const Options& options, const Recipe& recipe,
+absl::StatusOr<Hardware> HardwareOf(const PlanOptions& options, const Recipe& recipe,
                                     FileSystem& files) {
   const at::ScalarType dtype = ComputeDtype(recipe);
   if (options.hardware == "cpu") {
@@ -39,12 +39,12 @@ absl::StatusOr<Hardware> HardwareOf(const Options& options, const Recipe& recipe
                    Dtype_Name(recipe.model().dtype()), ", which the recipe computes in"));
 }
 
-absl::Status Print(const Options& options, const std::string& text, const std::string& json) {
+absl::Status Print(const PlanOptions& options, const std::string& text, const std::string& json) {
   std::fputs((options.json ? json : text).c_str(), stdout);
   return absl::OkStatus();
 }
 
-absl::Status RunPlan(const Options& options) {
+absl::Status RunPlan(const PlanOptions& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const LoadedRecipe recipe, LoadRecipe(options.recipe, options.overrides));
   for (const std::string& notice : recipe.notices) std::fprintf(stderr, "%s\n", notice.c_str());
@@ -77,7 +77,7 @@ absl::Status RunPlan(const Options& options) {
 }  // namespace
 
 void AddPlanCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<PlanOptions>();
   CLI::App* command =
       line.Add("plan", "Tell what a recipe holds, sends and takes on so many ranks, starting none",
                "shoal plan recipes/quickstart.yaml -n 8 parallelism.tensor_parallel=2\n"

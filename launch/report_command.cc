@@ -11,12 +11,12 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct ReportOptions {
   std::vector<std::string> runs;
   std::string output = "report.html";
 };
 
-absl::Status RunReport(const Options& options) {
+absl::Status RunReport(const ReportOptions& options) {
   PosixFileSystem files;
   SHOAL_RETURN_IF_ERROR(WriteReport(files, options.runs, options.output));
   std::fprintf(stderr, "%s: open it in any browser\n", options.output.c_str());
@@ -26,7 +26,7 @@ absl::Status RunReport(const Options& options) {
 }  // namespace
 
 void AddReportCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ReportOptions>();
   CLI::App* command = line.Add(
       "report",
       "Write one HTML page with the curves, final figures and recipes of one run or several",

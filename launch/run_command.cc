@@ -21,14 +21,14 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct RunOptions {
   std::string recipe;
   std::vector<std::string> overrides;
   int ranks = 0;
 };
 
 // Everything that can be told before a rank starts.
-absl::StatusOr<LoadedRecipe> CheckedRecipe(const Options& options, int ranks) {
+absl::StatusOr<LoadedRecipe> CheckedRecipe(const RunOptions& options, int ranks) {
   SHOAL_ASSIGN_OR_RETURN(LoadedRecipe recipe, LoadRecipe(options.recipe, options.overrides));
   SHOAL_RETURN_IF_ERROR(RecipeErrorsToStatus(CheckRecipeInputs(recipe)));
   SHOAL_ASSIGN_OR_RETURN(const MeshPlan mesh, PlanMesh(recipe, ranks));
@@ -63,7 +63,7 @@ absl::Status RunOnThisRank(const LoadedRecipe& recipe, const RankEnvironment& en
 }  // namespace
 
 void AddRunCommand(CommandLine& line, int argc, const char* const* argv) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<RunOptions>();
   CLI::App* command =
       line.Add("run", "Do what a recipe asks: train, evaluate, save, export",
                "shoal run recipes/quickstart.yaml -n 2\n"

@@ -10,13 +10,13 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct SchemaOptions {
   std::string key;
   bool json = false;
   bool markdown = false;
 };
 
-absl::Status PrintSchema(const Options& options) {
+absl::Status PrintSchema(const SchemaOptions& options) {
   std::string text;
   if (options.json) {
     text = RecipeJsonSchema() + "\n";
@@ -32,7 +32,7 @@ absl::Status PrintSchema(const Options& options) {
 }  // namespace
 
 void AddSchemaCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SchemaOptions>();
   CLI::App* command =
       line.Add("schema", "Print what a recipe may say: keys, types, defaults, ranges",
                "shoal schema optimizer\n"

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kMaxTokensBytes = int64_t{1} << 30;
 
-struct Options {
+struct ScoreCommandOptions {
   std::string model;
   std::string file;
   std::string dtype = "float32";
@@ -47,7 +47,7 @@ absl::StatusOr<std::vector<std::vector<int64_t>>> ReadRows(FileSystem& files,
   return rows;
 }
 
-absl::Status Score(const Options& options) {
+absl::Status Score(const ScoreCommandOptions& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
   SHOAL_ASSIGN_OR_RETURN(const auto rows, ReadRows(files, options.file));
@@ -81,7 +81,7 @@ absl::Status Score(const Options& options) {
 }  // namespace
 
 void AddScoreCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ScoreCommandOptions>();
   CLI::App* command = line.Add("score",
                                "Print {\"logprobs\": [[...], ...]}: the log-probability of each "
                                "token of each row after the first, given "

@@ -18,7 +18,7 @@
 namespace shoal {
 namespace {
 
-struct Options {
+struct TokenizeOptions {
   std::string tokenizer;
   std::string file;
   std::string output;
@@ -29,7 +29,7 @@ struct Options {
 
 constexpr int64_t kMaxPrintedBytes = int64_t{1} << 30;
 
-absl::Status Print(const Tokenizer& tokenizer, const Options& options) {
+absl::Status Print(const Tokenizer& tokenizer, const TokenizeOptions& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const std::string text, ReadFile(files, options.file, kMaxPrintedBytes));
   SHOAL_ASSIGN_OR_RETURN(
@@ -39,7 +39,7 @@ absl::Status Print(const Tokenizer& tokenizer, const Options& options) {
   return absl::OkStatus();
 }
 
-absl::Status WriteShard(const Tokenizer& tokenizer, const Options& options) {
+absl::Status WriteShard(const Tokenizer& tokenizer, const TokenizeOptions& options) {
   DataSource source;
   source.set_path(options.file);
   source.set_field(options.field);
@@ -63,7 +63,7 @@ absl::Status WriteShard(const Tokenizer& tokenizer, const Options& options) {
   return absl::OkStatus();
 }
 
-absl::Status RunTokenize(const Options& options) {
+absl::Status RunTokenize(const TokenizeOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(options.tokenizer));
   return options.output.empty() ? Print(tokenizer, options) : WriteShard(tokenizer, options);
 }
@@ -71,7 +71,7 @@ absl::Status RunTokenize(const Options& options) {
 }  // namespace
 
 void AddTokenizeCommand(CommandLine& line) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TokenizeOptions>();
   CLI::App* command = line.Add(
       "tokenize", "Turn text into token ids, printed as a JSON list or written as a token shard",
       "shoal tokenize runs/quickstart/export --file README.md\n"

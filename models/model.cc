@@ -17,11 +17,7 @@ namespace shoal {
 
 int64_t Model::num_parameters() const {
   int64_t total = 0;
-  for (const ParameterSpec& spec : unique_parameters()) {
-    int64_t numel = 1;
-    for (int64_t size : spec.full_shape()) numel *= size;
-    total += numel;
-  }
+  for (const ParameterSpec& spec : unique_parameters()) total += spec.full_numel();
   return total;
 }
 

@@ -56,13 +56,13 @@ int DtypeRank(absl::string_view name) {
   return -1;
 }
 
-struct Refused : std::runtime_error {
+struct BadHeader : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 template <typename... Parts>
 [[noreturn]] void Refuse(const Parts&... parts) {
-  throw Refused(absl::StrCat(parts...));
+  throw BadHeader(absl::StrCat(parts...));
 }
 
 // The name as a message may carry it.
@@ -253,7 +253,7 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json
     if (json.empty() || json[0] != '{') Refuse("the header does not start with {");
     nlohmann::json::sax_parse(json, &handler);
     CheckSpans(handler.tensors, data_bytes);
-  } catch (const Refused& error) {
+  } catch (const BadHeader& error) {
     return absl::InvalidArgumentError(
         absl::StrCat(file, ": bad safetensors header: ", error.what()));
   }

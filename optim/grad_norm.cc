@@ -14,14 +14,10 @@ double OwnedSquares(const OptimizerSlice& slice, int64_t first, int64_t count) {
   std::vector<Tensor> owned;
   bool all = true;
   const int64_t begin = slice.begin + first;
-  for (const auto& part : slice.layout->Slices(begin, begin + count)) {
-    int64_t at = part.offset - slice.begin;
-    for (const ElementRun& run :
-         RunsInWhole(slice.layout->specs()[part.parameter], part.first, part.count)) {
-      if (run.owned) owned.push_back(slice.gradients.narrow(0, at, run.count));
-      all &= run.owned;
-      at += run.count;
-    }
+  for (const FlatLayout::Run& run : slice.layout->RunsOf(begin, begin + count)) {
+    if (run.whole.owned)
+      owned.push_back(slice.gradients.narrow(0, first + run.offset, run.whole.count));
+    all &= run.whole.owned;
   }
   if (all) owned = {slice.gradients.narrow(0, first, count)};  // Padding is zero
   double total = 0;

@@ -68,18 +68,12 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) 
   std::vector<NamedPiece> pieces;
   const auto add = [&](const std::string& prefix, const FlatLayout& layout, int64_t flat_begin,
                        const Tensor& data) {
-    for (const auto& part : layout.Slices(flat_begin, flat_begin + data.numel())) {
-      const ParameterSpec& spec = layout.specs()[part.parameter];
-      int64_t at = part.offset - flat_begin;
-      for (const ElementRun& run : RunsInWhole(spec, part.first, part.count)) {
-        if (run.owned || !saving) {
-          pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
-                            .spec = &spec,
-                            .begin = run.first,
-                            .data = data.narrow(0, at, run.count)});
-        }
-        at += run.count;
-      }
+    for (const auto& [spec, whole, offset] : layout.RunsOf(flat_begin, flat_begin + data.numel())) {
+      if (saving && !whole.owned) continue;
+      pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
+                        .spec = &spec,
+                        .begin = whole.first,
+                        .data = data.narrow(0, offset, whole.count)});
     }
   };
   size_t trainable = 0;

@@ -22,6 +22,19 @@ std::vector<FlatLayout::Slice> FlatLayout::Slices(int64_t begin, int64_t end) co
   return slices;
 }
 
+std::vector<FlatLayout::Run> FlatLayout::RunsOf(int64_t begin, int64_t end) const {
+  std::vector<Run> runs;
+  for (const Slice& slice : Slices(begin, end)) {
+    const ParameterSpec& spec = specs_[slice.parameter];
+    int64_t offset = slice.offset - begin;
+    for (const ElementRun& whole : RunsInWhole(spec, slice.first, slice.count)) {
+      runs.push_back({.spec = spec, .whole = whole, .offset = offset});
+      offset += whole.count;
+    }
+  }
+  return runs;
+}
+
 Tensor FlatLayout::View(const Tensor& flat, int parameter) const {
   const ParameterSpec& spec = specs_[parameter];
   const Tensor elements = flat.narrow(0, offsets_[parameter], spec.numel());

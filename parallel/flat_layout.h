@@ -35,6 +35,15 @@ class FlatLayout {
   // The parts that lie in flat elements [begin, end), in order, empty ones left out.
   std::vector<Slice> Slices(int64_t begin, int64_t end) const;
 
+  // What flat elements [begin, end) are of the whole weights: a run of one weight each, in order,
+  // padding left out.
+  struct Run {
+    const ParameterSpec& spec;
+    ElementRun whole;
+    int64_t offset;  // From `begin`
+  };
+  std::vector<Run> RunsOf(int64_t begin, int64_t end) const;
+
   // View of parameter i, in its shape (transposed where it lies so), of a flat tensor of at least
   // numel() elements.
   Tensor View(const Tensor& flat, int parameter) const;

@@ -73,14 +73,9 @@ void ShardedUnit::ZeroGradients(bool first_micro_batch) {
 void ShardedUnit::SumPartialGradients(const MicroBatchPlace& place) {
   if (!trainable_ || !groups_.tensor || groups_.tensor->size() == 1) return;
   if (!gradients_sharded() && !place.last_micro_batch) return;
-  const auto numel_of = [](const ParameterSpec& spec) {
-    int64_t numel = 1;
-    for (int64_t size : spec.full_shape()) numel *= size;
-    return numel;
-  };
   int64_t total = 0;
   for (const ParameterSpec& spec : layout_.specs())
-    total += spec.partial_gradient ? numel_of(spec) : 0;
+    total += spec.partial_gradient ? spec.full_numel() : 0;
   if (total == 0) return;
   Tensor wholes = at::zeros({total}, options_.gradient_dtype);
   // Calls visit(run of this rank's gradients, the same elements of the wholes).
@@ -95,7 +90,7 @@ void ShardedUnit::SumPartialGradients(const MicroBatchPlace& place) {
               wholes.narrow(0, whole + run.first, run.count));
         at += run.count;
       }
-      whole += numel_of(spec);
+      whole += spec.full_numel();
     }
   };
   for_each_run([](const Tensor& mine, const Tensor& whole) { whole.copy_(mine); });

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "checkpoint/agreement.h"
 #include "core/metrics_console.h"
 #include "core/status.h"
 #include "kernels/matmul.h"
@@ -33,22 +34,23 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Build(const LoadedRecipe& recipe
                                                       const BatchPlan& batch,
                                                       const ModelConfig& config,
                                                       std::unique_ptr<UpdateRule> rule) {
-  auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch));
-  SHOAL_RETURN_IF_ERROR(engine->BuildBlocks(config));
-  SHOAL_RETURN_IF_ERROR(engine->PlanStages());
-  SHOAL_RETURN_IF_ERROR(engine->BuildStates(std::move(rule)));
+  auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch, false));
+  SHOAL_RETURN_IF_ERROR(engine->BuildAll(config, std::move(rule)));
   return engine;
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::BuildFrozen(const LoadedRecipe& recipe,
                                                             DeviceMesh mesh, const BatchPlan& batch,
                                                             const ModelConfig& config) {
-  auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch));
-  engine->frozen_ = true;
-  SHOAL_RETURN_IF_ERROR(engine->BuildBlocks(config));
-  SHOAL_RETURN_IF_ERROR(engine->PlanStages());
-  SHOAL_RETURN_IF_ERROR(engine->BuildStates(nullptr));
+  auto engine = std::unique_ptr<Engine>(new Engine(recipe, std::move(mesh), batch, true));
+  SHOAL_RETURN_IF_ERROR(engine->BuildAll(config, nullptr));
   return engine;
+}
+
+absl::Status Engine::BuildAll(const ModelConfig& config, std::unique_ptr<UpdateRule> rule) {
+  SHOAL_RETURN_IF_ERROR(BuildBlocks(config));
+  SHOAL_RETURN_IF_ERROR(PlanStages());
+  return BuildStates(std::move(rule));
 }
 
 absl::Status Engine::BuildBlocks(const ModelConfig& config) {
@@ -123,6 +125,14 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
   optimizer_ = std::make_unique<ShardedOptimizer>(
       rule ? std::move(rule) : UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
       ShardedOptimizer::Options{.decay_all = recipe_.proto.optimizer().decay_all()});
+  return absl::OkStatus();
+}
+
+absl::Status Engine::ReadStart(FileSystem& files) {
+  const ModelSection& model = recipe_.proto.model();
+  if (model.init() == ModelSection::pretrained)
+    return Agree(mesh_.control(), ReadFolder(files, model.name_or_path()));
+  InitializeRandom(recipe_.proto.run().seed());
   return absl::OkStatus();
 }
 

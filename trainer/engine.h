@@ -2,7 +2,7 @@
 // shards of weights, gradients and optimizer states. Every task trains through one or several.
 //
 //   SHOAL_ASSIGN_OR_RETURN(auto engine, Engine::Build(recipe, std::move(mesh), batch, config));
-//   engine->InitializeRandom(seed);                      // or ReadFolder, or a checkpoint
+//   SHOAL_RETURN_IF_ERROR(engine->ReadStart(files));     // or a checkpoint
 //   BlockRunner runner = engine->MakeRunner();
 #pragma once
 
@@ -38,6 +38,8 @@ class Engine {
                                                              const BatchPlan& batch,
                                                              const ModelConfig& config);
 
+  // The weights that recipe.model starts from: a folder's, or random ones.
+  absl::Status ReadStart(FileSystem& files);
   // Each weight a function of the seed and its name.
   void InitializeRandom(uint64_t seed);
   // The weights of a Hugging Face folder.
@@ -63,15 +65,16 @@ class Engine {
   std::vector<std::string> Describe() const;
 
  private:
-  Engine(const LoadedRecipe& recipe, DeviceMesh mesh, const BatchPlan& batch)
-      : recipe_(recipe), mesh_(std::move(mesh)), batch_(batch) {}
+  Engine(const LoadedRecipe& recipe, DeviceMesh mesh, const BatchPlan& batch, bool frozen)
+      : recipe_(recipe), frozen_(frozen), mesh_(std::move(mesh)), batch_(batch) {}
 
+  absl::Status BuildAll(const ModelConfig& config, std::unique_ptr<UpdateRule> rule);
   absl::Status BuildBlocks(const ModelConfig& config);
   absl::Status PlanStages();
   absl::Status BuildStates(std::unique_ptr<UpdateRule> rule);
 
   const LoadedRecipe& recipe_;
-  bool frozen_ = false;  // See BuildFrozen
+  const bool frozen_;  // See BuildFrozen
   DeviceMesh mesh_;
   BatchPlan batch_;
   std::optional<TensorParallel> tensor_;  // Empty: one rank holds each matrix whole

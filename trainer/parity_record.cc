@@ -60,27 +60,17 @@ std::vector<StatePiece> GradientPieces(const ShardedParameters& parameters) {
     if (!unit->trainable()) continue;
     const OptimizerSlice slice = unit->optimizer_slice();
     const int64_t begin = unit->shard_begin();
-    for (const auto& part : slice.layout->Slices(begin, begin + slice.shard_numel)) {
-      const ParameterSpec& spec = slice.layout->specs()[part.parameter];
-      int64_t at = part.offset - slice.begin;
-      for (const ElementRun& run : RunsInWhole(spec, part.first, part.count)) {
-        if (run.owned) {
-          pieces.push_back({.name = absl::StrCat(kGradientKind, "/", spec.name),
-                            .shape = spec.memory_shape(),
-                            .begin = run.first,
-                            .data = slice.gradients.narrow(0, at, run.count)});
-        }
-        at += run.count;
-      }
+    for (const auto& [spec, whole, offset] :
+         slice.layout->RunsOf(begin, begin + slice.shard_numel)) {
+      if (!whole.owned) continue;
+      pieces.push_back(
+          {.name = absl::StrCat(kGradientKind, "/", spec.name),
+           .shape = spec.memory_shape(),
+           .begin = whole.first,
+           .data = slice.gradients.narrow(0, begin - slice.begin + offset, whole.count)});
     }
   }
   return pieces;
-}
-
-// The shortest text that reads back to `value`.
-std::string Digits(double value) {
-  char text[32];
-  return std::string(text, std::to_chars(text, text + sizeof text, value).ptr);
 }
 
 // Keys of TrainerState::extra.
@@ -111,6 +101,11 @@ absl::Status TrainAndRecord(const LoadedRecipe& recipe, Communicator& world,
 }
 
 }  // namespace
+
+std::string Digits(double value) {
+  char text[32];
+  return std::string(text, std::to_chars(text, text + sizeof text, value).ptr);
+}
 
 absl::Status CheckComparable(const LoadedRecipe& a, int ranks_a, const LoadedRecipe& b,
                              int ranks_b) {

@@ -66,6 +66,9 @@ struct StepRecord {
   std::optional<double> grad_norm;
   std::vector<Weight> weights;  // In the model's order
 };
+// The shortest text that reads back to `value`.
+std::string Digits(double value);
+
 TrainerState ToTrainerState(const StepRecord& record);
 StepRecord FromTrainerState(const TrainerState& state);
 

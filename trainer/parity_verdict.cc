@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <charconv>
 #include <tuple>
 
 #include "absl/strings/ascii.h"
@@ -7,15 +6,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "trainer/parity.h"
+#include "trainer/parity_record.h"
 
 namespace shoal {
 namespace {
-
-// The shortest text that reads back to `value`.
-std::string Digits(double value) {
-  char text[32];
-  return std::string(text, std::to_chars(text, text + sizeof text, value).ptr);
-}
 
 std::string NameOf(const StepComparison& step) {
   return step.is_start ? "start" : absl::StrCat("step ", step.step);

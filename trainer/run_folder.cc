@@ -21,6 +21,19 @@ bool Reports(const LoggingSection& logging, LoggingSection::Sink sink) {
 
 }  // namespace
 
+absl::Status WriteResolvedRecipe(const LoadedRecipe& recipe, const TaskEnvironment& environment,
+                                 Communicator& ranks) {
+  absl::Status written = absl::OkStatus();
+  if (ranks.rank() == 0) {
+    written = Guarded([&]() -> absl::Status {
+      const RunPaths paths(recipe.proto.run().output_dir());
+      SHOAL_RETURN_IF_ERROR(CreateDirectories(environment.files, paths.root));
+      return WriteFileAtomically(environment.files, paths.resolved_recipe, recipe.ResolvedYaml());
+    });
+  }
+  return Agree(ranks, written);
+}
+
 absl::StatusOr<std::vector<std::unique_ptr<MetricsSink>>> OpenMetricsSinks(
     const LoadedRecipe& recipe, const TaskEnvironment& environment, Communicator& ranks,
     const RunSteps& steps) {

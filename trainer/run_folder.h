@@ -13,6 +13,11 @@
 
 namespace shoal {
 
+// Makes the run's folder and writes the recipe there as it runs, defaults and overrides in their
+// places. Collective.
+absl::Status WriteResolvedRecipe(const LoadedRecipe& recipe, const TaskEnvironment& environment,
+                                 Communicator& ranks);
+
 struct RunSteps {
   int64_t done = 0;  // Before this start: later rows of an earlier one are dropped
   int64_t all = 0;   // Of the whole run

@@ -1,5 +1,6 @@
 #include "trainer/task_data.h"
 
+#include "checkpoint/agreement.h"
 #include "core/status.h"
 #include "data/data_loader.h"
 #include "data/example_loader.h"
@@ -76,6 +77,27 @@ DataKind DataKindOf(const Recipe& recipe) {
     default:
       return DataKind::kDocuments;
   }
+}
+
+absl::StatusOr<PreparedData> PrepareTaskData(const LoadedRecipe& recipe,
+                                             const TaskEnvironment& environment,
+                                             Communicator& ranks, bool shard_per_file) {
+  const std::string& folder = recipe.proto.run().output_dir();
+  absl::Status prepared = absl::OkStatus();
+  if (ranks.rank() == 0) {
+    prepared =
+        PrepareData({.data = recipe.proto.data(),
+                     .kind = DataKindOf(recipe.proto),
+                     .tokenizer = recipe.proto.tokenizer(),
+                     .model_path = recipe.proto.model().name_or_path(),
+                     .output_dir = folder,
+                     .num_threads = environment.preparation_threads,
+                     .shard_per_file = shard_per_file,
+                     .progress = [&](const std::string& line) { environment.log.Info(line); }})
+            .status();
+  }
+  SHOAL_RETURN_IF_ERROR(Agree(ranks, prepared));
+  return LoadPreparedData(folder);
 }
 
 absl::StatusOr<std::unique_ptr<TaskData>> MakeTaskData(const LoadedRecipe& recipe,

@@ -9,6 +9,7 @@
 #include "trainer/batch_source.h"
 #include "trainer/engine.h"
 #include "trainer/objective.h"
+#include "trainer/task.h"
 
 namespace shoal {
 
@@ -28,6 +29,12 @@ class TaskData : public BatchSource {
 
 // What data.train holds, by the task.
 DataKind DataKindOf(const Recipe& recipe);
+
+// Text and tokenizer of the recipe as token shards in its run folder, made by rank 0 of `ranks`.
+// `shard_per_file` as in data/prepare_data.h. Collective.
+absl::StatusOr<PreparedData> PrepareTaskData(const LoadedRecipe& recipe,
+                                             const TaskEnvironment& environment,
+                                             Communicator& ranks, bool shard_per_file = false);
 
 // The engine outlives it. Collective.
 absl::StatusOr<std::unique_ptr<TaskData>> MakeTaskData(const LoadedRecipe& recipe,

@@ -39,15 +39,7 @@ absl::Status FinishRun(const LoadedRecipe& recipe, Communicator& world,
 
 absl::Status RunTraining(const LoadedRecipe& recipe, Communicator& world,
                          const TaskEnvironment& environment) {
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<TrainingRun> run,
-                         TrainingRun::Build(recipe, world, environment));
-  if (run->complete()) {
-    environment.log.Info(
-        absl::StrCat("complete  step ", run->num_steps(), " is trained and saved"));
-  } else {
-    SHOAL_RETURN_IF_ERROR(run->Train());
-  }
-  return FinishRun(recipe, world, environment);
+  return RunToEnd<TrainingRun>(recipe, world, environment);
 }
 
 }  // namespace shoal

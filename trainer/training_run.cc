@@ -8,7 +8,6 @@
 #include "trainer/run_state.h"
 
 namespace shoal {
-namespace {}  // namespace
 
 absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
     const LoadedRecipe& recipe, Communicator& world, const TaskEnvironment& environment) {
@@ -17,7 +16,8 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
   SHOAL_ASSIGN_OR_RETURN(const BatchPlan batch, PlanBatch(recipe, mesh.data_parallel_size()));
   ChooseProductLibrary(recipe.proto, mesh.control());
   auto run = std::unique_ptr<TrainingRun>(new TrainingRun(recipe, environment));
-  SHOAL_RETURN_IF_ERROR(run->Prepare(mesh.control()));
+  SHOAL_ASSIGN_OR_RETURN(run->prepared_, PrepareTaskData(recipe, environment, mesh.control()));
+  SHOAL_RETURN_IF_ERROR(WriteResolvedRecipe(recipe, environment, mesh.control()));
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config,
                          ModelConfigOf(recipe, environment.files, run->prepared_.vocab_size));
   SHOAL_ASSIGN_OR_RETURN(run->engine_, Engine::Build(recipe, std::move(mesh), batch, config));
@@ -25,28 +25,6 @@ absl::StatusOr<std::unique_ptr<TrainingRun>> TrainingRun::Build(
   run->Describe();
   SHOAL_RETURN_IF_ERROR(run->FillStates());
   return run;
-}
-
-absl::Status TrainingRun::Prepare(Communicator& control) {
-  absl::Status prepared = absl::OkStatus();
-  if (control.rank() == 0) {
-    prepared =
-        PrepareData({.data = recipe_.proto.data(),
-                     .kind = DataKindOf(recipe_.proto),
-                     .tokenizer = recipe_.proto.tokenizer(),
-                     .model_path = recipe_.proto.model().name_or_path(),
-                     .output_dir = paths_.root,
-                     .num_threads = environment_.preparation_threads,
-                     .progress = [this](const std::string& line) { environment_.log.Info(line); }})
-            .status();
-    if (prepared.ok()) {
-      prepared =
-          WriteFileAtomically(environment_.files, paths_.resolved_recipe, recipe_.ResolvedYaml());
-    }
-  }
-  SHOAL_RETURN_IF_ERROR(Agree(control, prepared));
-  SHOAL_ASSIGN_OR_RETURN(prepared_, LoadPreparedData(paths_.root));
-  return absl::OkStatus();
 }
 
 absl::Status TrainingRun::BuildData() {
@@ -99,13 +77,8 @@ absl::Status TrainingRun::Resume(const std::string& checkpoint) {
 absl::Status TrainingRun::FillStates() {
   SHOAL_ASSIGN_OR_RETURN(const std::string checkpoint,
                          CheckpointToResume(recipe_, environment_, engine_->mesh().control()));
-  if (checkpoint.empty() || data_->reads_initial_weights()) {
-    if (recipe_.proto.model().init() == ModelSection::random)
-      engine_->InitializeRandom(recipe_.proto.run().seed());
-    else
-      SHOAL_RETURN_IF_ERROR(
-          engine_->ReadFolder(environment_.files, recipe_.proto.model().name_or_path()));
-  }
+  if (checkpoint.empty() || data_->reads_initial_weights())
+    SHOAL_RETURN_IF_ERROR(engine_->ReadStart(environment_.files));
   SHOAL_RETURN_IF_ERROR(data_->Begin(*engine_));
   SHOAL_ASSIGN_OR_RETURN(held_out_, data_->EvalBatches(recipe_.proto.eval().max_batches()));
   return checkpoint.empty() ? absl::OkStatus() : Resume(checkpoint);

@@ -38,7 +38,6 @@ class TrainingRun {
   TrainingRun(const LoadedRecipe& recipe, const TaskEnvironment& environment)
       : recipe_(recipe), environment_(environment), paths_(recipe.proto.run().output_dir()) {}
 
-  absl::Status Prepare(Communicator& control);  // Data and tokenizer, by rank 0
   absl::Status BuildData();
   absl::Status FillStates();  // From a checkpoint, a folder, or the seed
   absl::Status Resume(const std::string& checkpoint);

@@ -13,11 +13,6 @@ namespace {
 constexpr int64_t kSmallBytes = 32 << 10;
 constexpr int64_t kCacheLine = 64;
 
-std::byte* Bytes(at::Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
-const std::byte* Bytes(const at::Tensor& tensor) {
-  return static_cast<const std::byte*>(tensor.const_data_ptr());
-}
-
 }  // namespace
 
 struct HostCommunicator::Call {

@@ -16,6 +16,14 @@
 
 namespace shoal {
 
+// The memory of a contiguous tensor on the host.
+inline std::byte* Bytes(at::Tensor& tensor) {
+  return static_cast<std::byte*>(tensor.mutable_data_ptr());
+}
+inline const std::byte* Bytes(const at::Tensor& tensor) {
+  return static_cast<const std::byte*>(tensor.const_data_ptr());
+}
+
 // out[i] = sources[0][i] op sources[1][i] op ...  for i in [0, numel); at least one source. `out`
 // may be one of the sources. dtype: float32, float64, bfloat16 or int64 (sums wrap). kMax and kMin
 // of a NaN: NaN.

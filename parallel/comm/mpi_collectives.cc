@@ -44,11 +44,6 @@ MPI_Datatype TypeOf(at::ScalarType dtype) {
   return MPI_INT64_T;
 }
 
-std::byte* Bytes(at::Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
-const std::byte* Bytes(const at::Tensor& tensor) {
-  return static_cast<const std::byte*>(tensor.const_data_ptr());
-}
-
 std::vector<const std::byte*> Rows(const std::vector<std::byte>& buffer, int rows) {
   std::vector<const std::byte*> begins;
   for (int row = 0; row < rows; ++row) begins.push_back(buffer.data() + buffer.size() / rows * row);

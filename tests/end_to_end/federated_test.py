@@ -81,6 +81,15 @@ class FederatedTest(EndToEndTest):
         losses = self.losses("on1")
         self.assertLess(losses[6], losses[1])
 
+    def test_dropout_drops_the_same_on_any_ranks(self):
+        model = dict(config=dict(LLAMA, max_position_embeddings=64, attention_dropout=0.3))
+        path = self.federated_recipe("dropout", model=model)
+        for ranks in (1, 3):
+            self.run_recipe(path, f"drops{ranks}", ranks)
+        self.assertEqual(self.weights("drops3", 6), self.weights("drops1", 6))
+        self.run_recipe(path, "keeps", 1, "model.config.attention_dropout=0")
+        self.assertNotEqual(self.weights("keeps", 6), self.weights("drops1", 6))
+
     def test_a_killed_rank_and_a_resume_give_the_same(self):
         for federated in (dict(), dict(algorithm="scaffold", server=dict(name="sgd"))):
             name = federated.get("algorithm", "yogi")

@@ -1,10 +1,12 @@
 """GRPO and PPO from recipes: the same tokens, rewards and curve on any mesh, and after any kill."""
 
 import json
+import math
+import os
 import signal
 import unittest
 
-from harness import ROOT, EndToEndTest, start, wait_for
+from harness import ROOT, EndToEndTest, rank_processes, start, wait_for
 
 # A short answer is a good one: something that a tiny model can learn at once.
 REWARD = [dict(kind="length", target_tokens=1), dict(kind="regex", pattern="e", weight=0.1)]
@@ -136,7 +138,8 @@ class RlhfTest(EndToEndTest):
         rows = self.run_on("cartpole", ROOT / "recipes/rlhf/cartpole.yaml", 2)
         self.assertGreaterEqual(rows[-1]["eval_reward"], 475)
 
-    def test_goes_on_after_a_kill(self):
+    def test_goes_on_after_any_kill(self):
+        """Of one rank, of the other, of the program with all its ranks."""
         for task in ("grpo", "ppo"):
             path = self.recipe_of(
                 f"{task}-kill",
@@ -147,19 +150,36 @@ class RlhfTest(EndToEndTest):
             )
             want = self.run_on(f"{task}-whole", path, 2)
             killed = self.folder / f"{task}-killed"
-            process = start("run", path, "-n", 2, f"run.output_dir={killed}")
-            try:
-                wait_for(
-                    lambda: (killed / "checkpoints/step-8").exists() or process.poll() is not None,
-                    120,
-                    "checkpoint",
-                )
-            finally:
-                self.end(process)
-            self.assertEqual(process.returncode, -signal.SIGKILL, "ended before it was killed")
+            for step, victim in ((4, 0), (12, 1), (20, None)):
+                process = start("run", path, "-n", 2, f"run.output_dir={killed}")
+                saved = killed / f"checkpoints/step-{step}"
+                try:
+                    wait_for(lambda: saved.exists() or process.poll() is not None, 120, "checkpoint")
+                    if victim is not None:
+                        os.kill(rank_processes(process.pid)[victim], signal.SIGKILL)
+                        process.communicate(timeout=60)
+                finally:
+                    self.end(process)
+                self.assertNotEqual(process.returncode, 0, "ended before it was killed")
             got = self.run_on(killed.name, path, 2)
             last = {(row["step"], "loss" in row): row for row in got}
             self.assert_same([last[row["step"], "loss" in row] for row in want], want, task)
+
+    def test_in_bfloat16(self):
+        path = self.recipe_of("bfloat16", rlhf=dict(kl=dict(coef=0.05)))
+        rows = self.run_on("bfloat16", path, 2, "model.dtype=bfloat16", "zero.stage=3")
+        errors = [row["logprob_error"] for row in rows if "logprob_error" in row]
+        self.assertEqual(len(errors), 6)
+        self.assertLess(max(errors), 5e-3)
+        self.assertTrue(all(math.isfinite(row["loss"]) for row in rows if "loss" in row))
+
+    def test_dropout_is_off(self):
+        path = self.recipe_of("dropout")
+        rate = "model.config.attention_dropout=0.3"
+        output = self.shoal("run", path, "-n", 1, rate, f"run.output_dir={self.folder / 'off'}")
+        self.assertIn("dropout   off", output)
+        want = self.run_on("none", path, 1)
+        self.assert_same(self.metrics("off"), want, rate)
 
     def test_learns_what_is_rewarded(self):
         path = self.recipe_of(

@@ -228,9 +228,7 @@ void CollectState(const ShardedOptimizer& optimizer,
                   std::map<std::string, std::vector<double>>& state) {
   for (const auto& piece : optimizer.PiecesToSave()) {
     auto& whole = state[piece.name];
-    int64_t numel = 1;
-    for (int64_t size : piece.spec->memory_shape()) numel *= size;
-    whole.resize(numel);
+    whole.resize(piece.spec->full_numel());
     const Tensor data = piece.data.to(at::kDouble);
     std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
   }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <ATen/ops/empty.h>
+
 #include "core/random.h"
 #include "data/sequence_sampler.h"
 
@@ -10,6 +12,17 @@ namespace {
 
 int64_t StepsOfEpoch(int64_t examples, int64_t batch_size) {
   return (examples + batch_size - 1) / batch_size;
+}
+
+// Of places [first, first + count) in a visit's order: no other visit, of this client or another,
+// has the same.
+at::Tensor SequenceNumbers(uint64_t order_seed, int64_t first, int64_t count) {
+  at::Tensor numbers = at::empty({count}, at::kLong);
+  for (int64_t i = 0; i < count; ++i) {
+    numbers.mutable_data_ptr<int64_t>()[i] =
+        static_cast<int64_t>(SubStream(order_seed, static_cast<uint64_t>(first + i)));
+  }
+  return numbers;
 }
 
 }  // namespace
@@ -68,6 +81,8 @@ absl::StatusOr<std::vector<Batch>> ClientBatches::MicroBatches(int64_t step) {
         rows.push_back(there ? taken[0][i] : -1);
     }
     SHOAL_ASSIGN_OR_RETURN(Batch batch, examples_.Read(rows));
+    batch.sequences_B = SequenceNumbers(clients_[0].order_seed, step * deal_.batch.global + first,
+                                        static_cast<int64_t>(rows.size()));
     batches.push_back(std::move(batch));
   }
   return batches;

@@ -18,12 +18,6 @@ class LossSum final : public Hook {
   int64_t counted = 0;
 };
 
-std::vector<Tensor> WeightsOf(const std::vector<OptimizerSlice>& slices) {
-  std::vector<Tensor> weights;
-  for (const OptimizerSlice& slice : slices) weights.push_back(slice.weights);
-  return weights;
-}
-
 }  // namespace
 
 ClientTrainer::ClientTrainer(const Options& options, const Parts& parts)

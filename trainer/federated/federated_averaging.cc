@@ -30,12 +30,6 @@ std::vector<Tensor> GradientsOf(const std::vector<OptimizerSlice>& slices) {
   return gradients;
 }
 
-std::vector<Tensor> WeightsOf(const std::vector<OptimizerSlice>& slices) {
-  std::vector<Tensor> weights;
-  for (const OptimizerSlice& slice : slices) weights.push_back(slice.weights);
-  return weights;
-}
-
 }  // namespace
 
 FederatedAveraging::FederatedAveraging(const Options& options, const Parts& parts)

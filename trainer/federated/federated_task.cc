@@ -30,7 +30,7 @@ class FederatedRun {
         paths_(recipe.proto.run().output_dir()) {}
 
   absl::Status Run() {
-    SHOAL_RETURN_IF_ERROR(WriteResolvedRecipe());
+    SHOAL_RETURN_IF_ERROR(WriteResolvedRecipe(recipe_, environment_, world_));
     SHOAL_ASSIGN_OR_RETURN(federation_, Federation::Build(recipe_, world_, environment_));
     SHOAL_ASSIGN_OR_RETURN(averaging_, federation_->MakeAveraging());
     for (const std::string& line : federation_->server().Describe()) environment_.log.Info(line);
@@ -50,29 +50,11 @@ class FederatedRun {
   }
 
  private:
-  absl::Status WriteResolvedRecipe() {
-    absl::Status written = absl::OkStatus();
-    if (world_.rank() == 0) {
-      written = CreateDirectories(environment_.files, paths_.root);
-      if (written.ok()) {
-        written =
-            WriteFileAtomically(environment_.files, paths_.resolved_recipe, recipe_.ResolvedYaml());
-      }
-    }
-    return Agree(world_, written);
-  }
-
   absl::Status FillWeights() {
-    Engine& server = federation_->server();
     SHOAL_ASSIGN_OR_RETURN(const std::string checkpoint,
                            CheckpointToResume(recipe_, environment_, world_));
     if (!checkpoint.empty()) return Resume(checkpoint);
-    if (recipe_.proto.model().init() == ModelSection::random) {
-      server.InitializeRandom(recipe_.proto.run().seed());
-      return absl::OkStatus();
-    }
-    return Agree(world_,
-                 server.ReadFolder(environment_.files, recipe_.proto.model().name_or_path()));
+    return federation_->server().ReadStart(environment_.files);
   }
 
   absl::Status Resume(const std::string& checkpoint) {

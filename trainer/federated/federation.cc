@@ -3,13 +3,12 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
-#include "checkpoint/agreement.h"
 #include "data/document_reader.h"
-#include "data/prepare_data.h"
 #include "kernels/threads.h"
 #include "models/blocks/image_classifier.h"
 #include "trainer/federated/server_rule.h"
 #include "trainer/run_state.h"
+#include "trainer/task_data.h"
 
 namespace shoal {
 namespace {
@@ -87,21 +86,8 @@ absl::Status Federation::Arrange() {
 
 absl::Status Federation::ReadText() {
   const Recipe& recipe = recipe_.proto;
-  const RunPaths paths(recipe.run().output_dir());
-  absl::Status prepared = absl::OkStatus();
-  if (world_.rank() == 0) {
-    prepared =
-        PrepareData({.data = recipe.data(),
-                     .tokenizer = recipe.tokenizer(),
-                     .model_path = recipe.model().name_or_path(),
-                     .output_dir = paths.root,
-                     .num_threads = environment_.preparation_threads,
-                     .shard_per_file = true,
-                     .progress = [this](const std::string& line) { environment_.log.Info(line); }})
-            .status();
-  }
-  SHOAL_RETURN_IF_ERROR(Agree(world_, prepared));
-  SHOAL_ASSIGN_OR_RETURN(const PreparedData data, LoadPreparedData(paths.root));
+  SHOAL_ASSIGN_OR_RETURN(const PreparedData data,
+                         PrepareTaskData(recipe_, environment_, world_, /*shard_per_file=*/true));
   TextFiles text{.train = data.train, .eval = data.eval, .names = {}, .data = recipe.data()};
   for (const DataSource& source : recipe.data().train()) {
     SHOAL_ASSIGN_OR_RETURN(const std::vector<SourceFile> files, ListSourceFiles(source));

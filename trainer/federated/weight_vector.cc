@@ -7,6 +7,12 @@
 
 namespace shoal {
 
+std::vector<Tensor> WeightsOf(const std::vector<OptimizerSlice>& slices) {
+  std::vector<Tensor> weights;
+  for (const OptimizerSlice& slice : slices) weights.push_back(slice.weights);
+  return weights;
+}
+
 WeightVector::WeightVector(const std::vector<OptimizerSlice>& slices, int copies)
     : slices_(slices), copies_(copies) {
   const auto add = [&](int slice, int64_t begin, int64_t count) {
@@ -46,18 +52,13 @@ std::vector<StatePiece> WeightVector::Pieces(const std::string& prefix, const Te
   std::vector<StatePiece> pieces;
   for (const Run& run : runs_) {
     const OptimizerSlice& slice = slices_[run.slice];
-    for (const auto& part : slice.layout->Slices(slice.begin, slice.begin + run.count)) {
-      const ParameterSpec& spec = slice.layout->specs()[part.parameter];
-      int64_t at = run.offset + part.offset - slice.begin;
-      for (const ElementRun& whole : RunsInWhole(spec, part.first, part.count)) {
-        if (whole.owned || !saving) {
-          pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
-                            .shape = spec.memory_shape(),
-                            .begin = whole.first,
-                            .data = vector.narrow(0, at, whole.count)});
-        }
-        at += whole.count;
-      }
+    for (const auto& [spec, whole, offset] :
+         slice.layout->RunsOf(slice.begin, slice.begin + run.count)) {
+      if (saving && !whole.owned) continue;
+      pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
+                        .shape = spec.memory_shape(),
+                        .begin = whole.first,
+                        .data = vector.narrow(0, run.offset + offset, whole.count)});
     }
   }
   return pieces;
@@ -69,21 +70,16 @@ std::vector<WeightVector::Coordinates> WeightVector::CoordinatesIn(const Model& 
   int64_t total = 0;
   for (const ParameterSpec& spec : model.unique_parameters()) {
     first[spec.name] = total;
-    int64_t numel = 1;
-    for (int64_t size : spec.full_shape()) numel *= size;
-    total += numel;
+    total += spec.full_numel();
   }
   std::vector<Coordinates> coordinates;
   for (const Run& run : runs_) {
     const OptimizerSlice& slice = slices_[run.slice];
-    for (const auto& part : slice.layout->Slices(slice.begin, slice.begin + run.count)) {
-      const ParameterSpec& spec = slice.layout->specs()[part.parameter];
-      int64_t at = run.offset + part.offset - slice.begin;
-      for (const ElementRun& whole : RunsInWhole(spec, part.first, part.count)) {
-        coordinates.push_back(
-            {.offset = at, .first = first.at(spec.name) + whole.first, .count = whole.count});
-        at += whole.count;
-      }
+    for (const auto& [spec, whole, offset] :
+         slice.layout->RunsOf(slice.begin, slice.begin + run.count)) {
+      coordinates.push_back({.offset = run.offset + offset,
+                             .first = first.at(spec.name) + whole.first,
+                             .count = whole.count});
     }
   }
   return coordinates;

@@ -17,6 +17,9 @@
 
 namespace shoal {
 
+// The weights of each slice: what WeightVector reads and writes.
+std::vector<Tensor> WeightsOf(const std::vector<OptimizerSlice>& slices);
+
 class WeightVector {
  public:
   explicit WeightVector(const std::vector<OptimizerSlice>& slices, int copies = 1);

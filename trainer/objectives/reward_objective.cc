@@ -7,12 +7,12 @@
 namespace shoal {
 namespace {
 
-constexpr char kAccuracy[] = "accuracy", kMargin[] = "margin", kScore[] = "score";
+constexpr char kRewardAccuracy[] = "accuracy", kRewardMargin[] = "margin", kRewardScore[] = "score";
 
 }  // namespace
 
 std::vector<std::string> RewardObjective::metric_names() const {
-  return {kAccuracy, kMargin, kScore};
+  return {kRewardAccuracy, kRewardMargin, kRewardScore};
 }
 
 double RewardObjective::Count(const Batch& batch) const {
@@ -31,9 +31,9 @@ Tensor RewardObjective::Loss(const Batch& batch, const Activations& head,
   const auto add = [&](const char* name, const Tensor& x_P) {
     metrics.Add(name, (x_P * weight_P).sum().item<double>(), pairs);
   };
-  add(kAccuracy, chosen_P.gt(rejected_P).to(weight_P.scalar_type()));
-  add(kMargin, chosen_P - rejected_P);
-  add(kScore, (chosen_P + rejected_P) / 2);
+  add(kRewardAccuracy, chosen_P.gt(rejected_P).to(weight_P.scalar_type()));
+  add(kRewardMargin, chosen_P - rejected_P);
+  add(kRewardScore, (chosen_P + rejected_P) / 2);
   return loss;
 }
 

@@ -36,12 +36,6 @@ PartWidths WidthsOf(const ModelConfig& config, const TensorPlace& place) {
           .vocabulary = size(config.vocab_size)};
 }
 
-int64_t WholeNumel(const ParameterSpec& spec) {
-  int64_t numel = 1;
-  for (int64_t size : spec.full_shape()) numel *= size;
-  return numel;
-}
-
 auto Key(const UnitSize& unit) {
   return std::tuple(unit.numel, unit.partial_numel, unit.trainable, unit.takes_turns,
                     unit.tied_across_stages);
@@ -90,7 +84,7 @@ std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
                   .tied_across_stages = plan.specs[0].tied_across_stages};
     for (const ParameterSpec& spec : plan.specs) {
       unit.numel += spec.numel();
-      unit.partial_numel += spec.partial_gradient ? WholeNumel(spec) : 0;
+      unit.partial_numel += spec.partial_gradient ? spec.full_numel() : 0;
     }
     const auto same = std::find_if(units.begin(), units.end(),
                                    [&](const UnitSize& u) { return Key(u) == Key(unit); });

@@ -8,7 +8,7 @@
 namespace shoal {
 namespace {
 
-double Size(at::ScalarType dtype) { return static_cast<double>(c10::elementSize(dtype)); }
+double ElementBytes(at::ScalarType dtype) { return static_cast<double>(c10::elementSize(dtype)); }
 
 // Each tensor that a pass keeps is written and read forward, read backward, and its gradient
 // written and read.
@@ -32,15 +32,17 @@ RankWork WorkOf(const PlanJob& job, const ModelOutline& model, const RankOutline
     work.memory_bytes += m * layer_bytes * (kTimesTouched * layers.total() + 2 * layers.recomputed);
   }
   // Weights are read forward and backward, their gradients read and written.
-  const double weight_bytes = 2 * Size(job.zero.compute_dtype) + 2 * Size(job.zero.gradient_dtype);
+  const double weight_bytes =
+      2 * ElementBytes(job.zero.compute_dtype) + 2 * ElementBytes(job.zero.gradient_dtype);
   double numel = 0;
   for (const UnitSize& unit : rank.units)
     numel += static_cast<double>(unit.count) * static_cast<double>(unit.numel);
   work.memory_bytes += m * numel * weight_bytes;
   // The update reads gradients; it reads and writes weights and states; it writes the rounded copy.
-  const double master = Size(job.zero.master_dtype());
-  const double update = Size(job.zero.gradient_dtype) + 2 * master * (1 + job.optimizer_states) +
-                        (job.zero.has_master_copy() ? Size(job.zero.compute_dtype) : 0);
+  const double master = ElementBytes(job.zero.master_dtype());
+  const double update = ElementBytes(job.zero.gradient_dtype) +
+                        2 * master * (1 + job.optimizer_states) +
+                        (job.zero.has_master_copy() ? ElementBytes(job.zero.compute_dtype) : 0);
   work.optimizer_bytes =
       update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh.shard));
   return work;

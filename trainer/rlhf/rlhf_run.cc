@@ -44,15 +44,7 @@ absl::StatusOr<DeviceMesh> RlhfRun::MakeMesh() const {
 }
 
 absl::Status RlhfRun::Prepare() {
-  absl::Status prepared = absl::OkStatus();
-  if (world_.rank() == 0) {
-    prepared = Guarded([&]() -> absl::Status {
-      SHOAL_RETURN_IF_ERROR(CreateDirectories(environment_.files, paths_.root));
-      return WriteFileAtomically(environment_.files, paths_.resolved_recipe,
-                                 recipe_.ResolvedYaml());
-    });
-  }
-  SHOAL_RETURN_IF_ERROR(Agree(world_, prepared));
+  SHOAL_RETURN_IF_ERROR(WriteResolvedRecipe(recipe_, environment_, world_));
   if (!acts()) return PreparePrompts();
   recipe_.proto.mutable_data()->set_seq_length(recipe_.proto.rlhf().environment().context());
   return absl::OkStatus();
@@ -116,6 +108,11 @@ absl::Status RlhfRun::BuildPolicy() {
                                           "expected model_type decision_llama"
                                         : "reads observations, which only rlhf.environment gives");
   }
+  if (config_.dropout.any()) {
+    // As TRL does: under masks, training's log-probabilities are not those of the rollout.
+    environment_.log.Info("dropout   off in policy and critic: rollouts have none");
+    config_.dropout = {};
+  }
   SHOAL_ASSIGN_OR_RETURN(policy_.engine, Engine::Build(recipe_, std::move(mesh), batch_, config_));
   policy_.objective = std::make_unique<PolicyObjective>(PolicyObjectiveOptionsOf(recipe_.proto));
   policy_.runner =
@@ -129,7 +126,7 @@ absl::Status RlhfRun::BuildReference() {
   SHOAL_ASSIGN_OR_RETURN(reference_.engine,
                          Engine::BuildFrozen(recipe_, std::move(mesh), batch_, config_));
   reference_.runner = std::make_unique<BlockRunner>(reference_.engine->MakeRunner());
-  return ReadStart(*reference_.engine);
+  return reference_.engine->ReadStart(environment_.files);
 }
 
 absl::Status RlhfRun::BuildCritic() {
@@ -215,13 +212,6 @@ absl::Status RlhfRun::BuildPromptRollouts(const RolloutLayout& layout) {
   return absl::OkStatus();
 }
 
-absl::Status RlhfRun::ReadStart(Engine& engine) const {
-  if (recipe_.proto.model().init() == ModelSection::pretrained)
-    return engine.ReadFolder(environment_.files, recipe_.proto.model().name_or_path());
-  engine.InitializeRandom(recipe_.proto.run().seed());
-  return absl::OkStatus();
-}
-
 std::string RlhfRun::Fingerprint() const {
   if (acts()) {
     return absl::StrFormat("environment %d, seed %d", recipe_.proto.rlhf().environment().name(),
@@ -235,11 +225,11 @@ absl::Status RlhfRun::FillStates() {
   SHOAL_ASSIGN_OR_RETURN(const std::string checkpoint,
                          CheckpointToResume(recipe_, environment_, world_));
   if (!checkpoint.empty()) return Resume(checkpoint);
-  SHOAL_RETURN_IF_ERROR(ReadStart(*policy_.engine));
+  SHOAL_RETURN_IF_ERROR(policy_.engine->ReadStart(environment_.files));
   if (!critic_.engine) return absl::OkStatus();
   const std::string& path = recipe_.proto.rlhf().critic().path();
   if (!path.empty()) return critic_.engine->ReadFolder(environment_.files, path);
-  return ReadStart(*critic_.engine);
+  return critic_.engine->ReadStart(environment_.files);
 }
 
 absl::Status RlhfRun::Resume(const std::string& checkpoint) {

@@ -52,7 +52,6 @@ class RlhfRun {
   absl::Status FillStates();
   absl::Status Resume(const std::string& checkpoint);
   // The weights that the run begins with.
-  absl::Status ReadStart(Engine& engine) const;
   absl::StatusOr<DeviceMesh> MakeMesh() const;
   std::string Fingerprint() const;
   Trainer MakeTrainer(const LoadedRecipe& recipe, Actor& actor, BatchSource& batches) const;
