@@ -36,6 +36,9 @@ class ConsoleSink : public MetricsSink {
                             ? smoothed_seconds_ * static_cast<double>(options_.max_steps - row.step)
                             : -1;
     const std::string line = ConsoleLine(row, options_.max_steps, left);
+    if (line ==
+        ConsoleLine({.step = row.step, .eval_loss = {}, .extra = {}}, options_.max_steps, -1))
+      return absl::OkStatus();  // Nothing of it is shown
     const bool stays = !options_.rewrite_line || row.eval_loss || !row.loss;
     if (options_.rewrite_line) std::fputs("\r\033[K", out_);
     std::fputs(line.c_str(), out_);

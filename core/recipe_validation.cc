@@ -46,6 +46,7 @@ class Validator {
     Parallelism();
     Precision();
     Checkpoint();
+    Profiling();
     Sample();
     ValidateExamples(recipe_, [this](const std::string& key, std::string message) {
       Error(key, std::move(message));
@@ -260,6 +261,25 @@ class Validator {
     if (proto_.checkpoint().resume().empty())
       Error("checkpoint.resume", "empty, expected auto, never or the path of a checkpoint");
     if (proto_.run().output_dir().empty()) Error("run.output_dir", "empty, expected a folder");
+  }
+
+  void Profiling() {
+    const ProfilingSection& profiling = proto_.profiling();
+    const int64_t first = profiling.start_step(), steps = profiling.steps();
+    if (steps == 0) {
+      if (first != ProfilingSection().start_step())
+        Error("profiling.start_step",
+              absl::StrCat("got ", first,
+                           ", but profiling.steps is 0 and nothing is recorded, expected steps "
+                           "above 0"));
+      return;
+    }
+    const int64_t last = first + steps - 1;
+    if (proto_.training().has_max_steps() && last > proto_.training().max_steps()) {
+      Error("profiling",
+            absl::StrCat("steps ", first, " to ", last, " are recorded, but the run has ",
+                         proto_.training().max_steps(), " (training.max_steps)"));
+    }
   }
 
   void Sample() {

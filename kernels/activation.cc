@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -73,6 +74,7 @@ struct SwiGluFunction : torch::autograd::Function<SwiGluFunction> {
     return SwiGluOf(gate, up);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kActivation, "activation backward");
     const variable_list saved = ctx->get_saved_variables();
     int64_t gate_stride, up_stride;
     const Tensor gate = WithUniformRows(saved[0], &gate_stride),
@@ -106,6 +108,7 @@ struct SwiGluPackedFunction : torch::autograd::Function<SwiGluPackedFunction> {
     return y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kActivation, "activation backward");
     const Tensor gate_up = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     Tensor d = at::empty_like(gate_up);
     const int64_t columns = gate_up.size(-1) / 2;
@@ -137,6 +140,7 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     return y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kActivation, "activation backward");
     const Tensor x = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const bool tanh = ctx->saved_data["tanh"].toBool();
     Tensor dx = at::empty_like(x);
@@ -153,6 +157,7 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
 }  // namespace
 
 Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
+  const TraceSpan span(TraceKind::kActivation, "activation");
   SHOAL_CHECK(gate.sizes() == up.sizes() && gate.scalar_type() == up.scalar_type())
       << "SwiGlu: gate " << gate.sizes() << ", up " << up.sizes();
   if (!IsFused(gate)) return reference::SwiGlu(gate, up);
@@ -161,6 +166,7 @@ Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
 }
 
 Tensor SwiGluPacked(const Tensor& gate_up) {
+  const TraceSpan span(TraceKind::kActivation, "activation");
   SHOAL_CHECK(gate_up.size(-1) % 2 == 0) << "SwiGluPacked: odd width " << gate_up.sizes();
   if (IsFused(gate_up)) return SwiGluPackedFunction::apply(gate_up);
   const int64_t half = gate_up.size(-1) / 2;
@@ -168,6 +174,7 @@ Tensor SwiGluPacked(const Tensor& gate_up) {
 }
 
 Tensor Gelu(const Tensor& x, GeluKind kind) {
+  const TraceSpan span(TraceKind::kActivation, "activation");
   if (!IsFused(x)) return reference::Gelu(x, kind);
   return GeluFunction::apply(x, kind == GeluKind::kTanh);
 }

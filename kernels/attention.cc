@@ -8,6 +8,7 @@
 
 #include "core/random.h"
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/dropout.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
@@ -166,6 +167,7 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kAttention, "attention backward");
     const variable_list saved = ctx->get_saved_variables();
     const Operands x{.q = saved[0],
                      .k = saved[1],
@@ -201,6 +203,7 @@ uint64_t AttentionDropout::HeadKey(int64_t b, int64_t n) const {
 
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options) {
+  const TraceSpan span(TraceKind::kAttention, "attention");
   CheckShapes("CausalAttention", q_BTNH, k_BTKH, v_BTKH);
   SHOAL_CHECK(k_BTKH.size(1) == q_BTNH.size(1))
       << "CausalAttention: " << q_BTNH.size(1) << " queries, " << k_BTKH.size(1) << " keys";

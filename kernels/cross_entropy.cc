@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/accumulate.h"
 #include "kernels/fused.h"
 #include "kernels/matmul.h"
@@ -173,6 +174,7 @@ struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropy
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
     const double factor = grads[0].item<double>();
     TORCH_CHECK(factor == 1 || !ctx->saved_data["direct"].toBool(),
                 "LinearCrossEntropy: unit_gradient was promised, the loss's gradient is ", factor);
@@ -208,6 +210,7 @@ struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
     const variable_list saved = ctx->get_saved_variables();
     const Tensor hidden = saved[0], targets_R = saved[1], upstream_R = grads[0].contiguous();
     const Tensor weight = ctx->saved_data["weight"].toTensor();
@@ -255,6 +258,7 @@ int64_t CrossEntropyChunkRows(int64_t vocabulary) {
 
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                           const CrossEntropyOptions& options) {
+  const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy");
   const Tensor targets =
       CheckedTargets("LinearCrossEntropy", hidden_RC, weight, targets_R, options);
   if (!IsFused(hidden_RC))
@@ -269,6 +273,7 @@ Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, cons
 
 Tensor LinearLogprobs(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
                       const CrossEntropyOptions& options) {
+  const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy");
   const Tensor targets = CheckedTargets("LinearLogprobs", hidden_RC, weight, targets_R, options);
   if (!IsFused(hidden_RC))
     return reference::LinearLogprobs(hidden_RC, WeightOf(weight), targets, options);

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -45,6 +46,7 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kActivation, "dropout backward");
     return {Masked(grads[0], ctx->saved_data["rate"].toDouble(), ctx->saved_data["keys"].toTensor(),
                    ctx->saved_data["places"].toTensor()),
             Tensor(), Tensor(), Tensor()};
@@ -60,6 +62,7 @@ simd::DropoutMask MaskOf(double rate, uint64_t key) {
 }
 
 Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor& places_R) {
+  const TraceSpan span(TraceKind::kActivation, "dropout");
   SHOAL_CHECK(0 <= rate && rate < 1) << "Dropout: rate " << rate;
   SHOAL_CHECK(keys_R.numel() == NumRows(x) && places_R.numel() == NumRows(x))
       << "Dropout: x " << x.sizes() << ", " << keys_R.numel() << " keys, " << places_R.numel()

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -59,6 +60,7 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
     return y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kEmbedding, "embedding backward");
     const Tensor indices = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const Tensor grad_VC = ctx->saved_data["grad"].toTensor();
     if (grad_VC.defined())
@@ -70,6 +72,7 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
 }  // namespace
 
 Tensor Embedding(const Tensor& indices, const Parameter& weight) {
+  const TraceSpan span(TraceKind::kEmbedding, "embedding");
   SHOAL_CHECK(weight.value.dim() == 2) << "Embedding: weight " << weight.value.sizes();
   const Tensor flat = indices.contiguous();
   for (int64_t i = 0; i < flat.numel(); ++i) {

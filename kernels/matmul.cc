@@ -13,6 +13,7 @@
 #include <dnnl.hpp>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/few_rows_product.h"
 #include "kernels/threads.h"
 
@@ -241,6 +242,9 @@ void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOp
     c_MN.copy_(dense);
     return;
   }
+  const TraceSpan span(
+      TraceKind::kMatMul, "matmul",
+      {.flops = 2.0 * static_cast<double>(c_MN.numel()) * static_cast<double>(a_MK.size(1))});
   const bool use_onednn = GetMatMulBackend(a_MK.scalar_type()) == MatMulBackend::kOneDnn;
   if (use_onednn && FewRowsProduct(a_MK, b_KN, c_MN, options)) return;
   if (use_onednn && OneDnnMatMul(a_MK, b_KN, c_MN, options)) return;

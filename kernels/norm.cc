@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -79,6 +80,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kNorm, "norm backward");
     const Tensor extra = grads.size() > 1 && grads[1].defined() ? grads[1].contiguous() : Tensor();
     if (!grads[0].defined()) return {extra, extra, Tensor(), Tensor(), Tensor(), Tensor()};
     const Tensor sum = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
@@ -132,6 +134,7 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kNorm, "norm backward");
     const Tensor x = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const Tensor mean_R = ctx->saved_data["mean"].toTensor(),
                  rstd_R = ctx->saved_data["rstd"].toTensor();
@@ -162,6 +165,7 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
 }  // namespace
 
 Tensor RmsNorm(const Tensor& x, const Parameter& weight, double epsilon) {
+  const TraceSpan span(TraceKind::kNorm, "norm");
   CheckWeight(x, weight.value, "RmsNorm");
   if (!IsFused(x)) return reference::RmsNorm(x, WeightOf(weight), epsilon);
   if (!at::GradMode::is_enabled()) return RmsNormForward(x, x, weight.value, false, epsilon).y;
@@ -170,6 +174,7 @@ Tensor RmsNorm(const Tensor& x, const Parameter& weight, double epsilon) {
 
 std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual,
                                      const Parameter& weight, double epsilon) {
+  const TraceSpan span(TraceKind::kNorm, "norm");
   CheckWeight(x, weight.value, "AddRmsNorm");
   SHOAL_CHECK(x.sizes() == residual.sizes() && x.scalar_type() == residual.scalar_type())
       << "AddRmsNorm: x " << x.sizes() << ", residual " << residual.sizes();
@@ -186,6 +191,7 @@ std::pair<Tensor, Tensor> AddRmsNorm(const Tensor& x, const Tensor& residual,
 }
 
 Tensor LayerNorm(const Tensor& x, const Parameter& weight, const Parameter& bias, double epsilon) {
+  const TraceSpan span(TraceKind::kNorm, "norm");
   CheckWeight(x, weight.value, "LayerNorm");
   CheckWeight(x, bias.value, "LayerNorm");
   if (!IsFused(x)) return reference::LayerNorm(x, WeightOf(weight), WeightOf(bias), epsilon);

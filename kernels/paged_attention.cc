@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -177,6 +178,7 @@ Tensor WithDenseHeads(const Tensor& x) {
 Tensor PagedAttention(const Tensor& q_RNH, const Tensor& k_RKH, const Tensor& v_RKH,
                       std::span<const PagedSegment> segments, const PagedLayout& layout,
                       double scale) {
+  const TraceSpan span(TraceKind::kAttention, "paged attention");
   SHOAL_CHECK(q_RNH.dim() == 3 && k_RKH.dim() == 3 && v_RKH.sizes() == k_RKH.sizes() &&
               q_RNH.size(0) == k_RKH.size(0) && q_RNH.size(2) == k_RKH.size(2) &&
               k_RKH.size(1) > 0 && q_RNH.size(1) % k_RKH.size(1) == 0 &&

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -43,6 +44,7 @@ struct RotaryFunction : torch::autograd::Function<RotaryFunction> {
     return Rotate(x_BTNH, positions_BT, cos_PH, sin_PH, 1);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kActivation, "rotary backward");
     const variable_list saved = ctx->get_saved_variables();
     return {Rotate(grads[0], saved[0], saved[1], saved[2], -1), Tensor(), Tensor(), Tensor()};
   }
@@ -60,6 +62,7 @@ RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positio
 }
 
 Tensor ApplyRotary(const Tensor& x_BTNH, const Tensor& positions_BT, const RotaryTable& table) {
+  const TraceSpan span(TraceKind::kActivation, "rotary");
   SHOAL_CHECK(x_BTNH.dim() == 4 && x_BTNH.size(3) == 2 * table.cos_PH.size(1) &&
               positions_BT.numel() == x_BTNH.size(0) * x_BTNH.size(1))
       << "ApplyRotary: x " << x_BTNH.sizes() << ", positions " << positions_BT.sizes() << ", table "

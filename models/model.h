@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "models/block.h"
@@ -25,6 +26,12 @@ struct Model {
   // Block::ForwardFlopsPerToken).
   double ForwardFlopsPerToken(int64_t sequence_length) const;
 
+  // "embedding", "layer 3", "head".
+  std::string BlockName(int block) const {
+    if (block == 0) return "embedding";
+    return block + 1 == static_cast<int>(blocks.size()) ? "head"
+                                                        : "layer " + std::to_string(block - 1);
+  }
   int64_t vocab_size() const { return config.vocab_size; }
   int64_t max_positions() const { return config.max_positions; }
 };

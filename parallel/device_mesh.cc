@@ -61,6 +61,14 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
   mesh.data_control_ = group({p, t});
   mesh.shard_control_ = group({p, r, t});
   mesh.model_control_ = group({r, s});
+  mesh.shard_->set_axis("shard");
+  mesh.replicate_->set_axis("replicate");
+  mesh.tensor_->set_axis("tensor");
+  mesh.pipeline_->set_axis("pipeline");
+  mesh.pipeline_gradients_->set_axis("pipeline");
+  for (Communicator* control : {mesh.control_.get(), mesh.data_control_.get(),
+                                mesh.shard_control_.get(), mesh.model_control_.get()})
+    control->set_axis("control");
   return mesh;
 }
 
@@ -76,6 +84,7 @@ int64_t DeviceMesh::bytes_sent() const {
 Communicator* DeviceMesh::TieStages(const std::vector<int>& stages) {
   const bool holds = std::find(stages.begin(), stages.end(), pipeline_->rank()) != stages.end();
   tied_stages_ = pipeline_->Split(holds ? 0 : -1, pipeline_->rank());
+  if (tied_stages_) tied_stages_->set_axis("tied stages");
   return tied_stages_.get();
 }
 

@@ -35,6 +35,7 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
     units_.push_back(
         std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, groups, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
+    names_.push_back(blocks[plan.first_block].name);
   }
   for (const std::vector<UnitPlace>& block : places) {
     BlockView view;
@@ -63,7 +64,11 @@ void ShardedParameters::Await(CommQueue::Ticket& ticket) {
 
 void ShardedParameters::Gather(int unit) {
   if (options_.stage != 3 || gathers_[unit] > 0) return;  // Under way
-  gathers_[unit] = Do([this, unit] { units_[unit]->Gather(); });
+  gathers_[unit] = Do([this, unit] {
+    TraceSpan span(TraceKind::kOther, "gather weights");
+    span.Label([&] { return names_[unit]; });
+    units_[unit]->Gather();
+  });
 }
 
 ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable,
@@ -121,8 +126,11 @@ void ShardedParameters::EndBackward(int block, int micro_batch) {
   for (int unit : blocks_[block].units) {
     if (uses_[unit].first_block != block) continue;
     units_[unit]->SumPartialGradients(place);
-    reductions_[units_[unit]->gradient_buffer()] =
-        Do([this, unit, place] { units_[unit]->ReduceGradients(place); });
+    reductions_[units_[unit]->gradient_buffer()] = Do([this, unit, place] {
+      TraceSpan span(TraceKind::kOther, "reduce gradients");
+      span.Label([&] { return names_[unit]; });
+      units_[unit]->ReduceGradients(place);
+    });
   }
 }
 
@@ -132,7 +140,11 @@ void ShardedParameters::FinishGradients() {
 }
 
 void ShardedParameters::PublishWeights() {
-  for (const auto& unit : units_) unit->PublishWeights();
+  for (size_t unit = 0; unit < units_.size(); ++unit) {
+    TraceSpan span(TraceKind::kOther, "publish weights");
+    span.Label([&] { return names_[unit]; });
+    units_[unit]->PublishWeights();
+  }
 }
 
 void ShardedParameters::SyncFromMaster() {

@@ -14,9 +14,11 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/parameter.h"
+#include "core/trace.h"
 #include "parallel/comm/comm_queue.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/sharded_unit.h"
@@ -76,7 +78,8 @@ class ShardedParameters {
 
   ZeroOptions options_;
   std::vector<std::unique_ptr<ShardedUnit>> units_;
-  std::vector<UnitUse> uses_;  // One a unit
+  std::vector<UnitUse> uses_;       // One a unit
+  std::vector<std::string> names_;  // One a unit, in traces
   std::vector<BlockView> blocks_;
   int64_t arena_bytes_ = 0;
   std::vector<CommQueue::Ticket> gathers_;  // One a unit: posted and not yet waited for; 0: none

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "core/parameter.h"
@@ -17,6 +18,7 @@ struct BlockParameters {
   };
   std::vector<ParameterSpec> specs;
   std::vector<std::optional<Tie>> ties;  // One a spec; set: the spec is that block's
+  std::string name = {};                 // In traces
 };
 
 // One unit: a block's trainable weights, or its frozen ones.

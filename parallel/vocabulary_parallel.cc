@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "kernels/accumulate.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/matmul.h"
@@ -156,6 +157,7 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
     return total.div_(options.denominator);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
     const double factor = grads[0].item<double>();
     Tensor grad_hidden = ctx->saved_data["grad_hidden"].toTensor();
     if (grad_hidden.defined() && factor != 1) grad_hidden.mul_(factor);
@@ -191,6 +193,7 @@ struct LogprobsFunction : torch::autograd::Function<LogprobsFunction> {
     return logprobs_R;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
     const variable_list saved = ctx->get_saved_variables();
     const Tensor hidden = saved[0], targets_R = saved[1], upstream_R = grads[0].contiguous();
     const Options options{
@@ -217,6 +220,7 @@ struct LogprobsFunction : torch::autograd::Function<LogprobsFunction> {
 Tensor TensorParallel::CrossEntropy(const Tensor& hidden_RC, const Parameter& weight_vC,
                                     const Tensor& targets_R,
                                     const VocabularyOptions& options) const {
+  const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy");
   const bool grad = at::GradMode::is_enabled();
   const Wanted wanted{.hidden = grad && hidden_RC.requires_grad(),
                       .weight_grad = grad ? weight_vC.grad : Tensor()};
@@ -226,6 +230,7 @@ Tensor TensorParallel::CrossEntropy(const Tensor& hidden_RC, const Parameter& we
 
 Tensor TensorParallel::Logprobs(const Tensor& hidden_RC, const Parameter& weight_vC,
                                 const Tensor& targets_R, const VocabularyOptions& options) const {
+  const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy");
   VocabularyOptions plain = options;
   plain.label_smoothing = 0;
   // In a struct: autograd takes no undefined tensor, which a frozen weight's gradient is.

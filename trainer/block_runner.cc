@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/status.h"
+#include "core/trace.h"
 #include "parallel/tensor_parallel.h"
 
 namespace shoal {
@@ -13,6 +14,12 @@ RunnerOptions OneStage(const Model& model, int micro_batches) {
   return {.schedule = *MakeSchedule(ScheduleKind::k1F1B, 1, micro_batches, 1),
           .stages = {{0, static_cast<int>(model.blocks.size())}}};
 }
+
+namespace {
+
+std::string StageLabel(int stage) { return "stage " + std::to_string(stage); }
+
+}  // namespace
 
 struct BlockRunner::Step {
   std::span<const Batch> micro_batches;
@@ -102,10 +109,15 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
   const int stage = StageOfChunk(chunk);
   const BlockRange range = options_.stages[stage];
   ChunkPass& pass = step.passes[chunk][micro_batch];
+  TraceSpan span(TraceKind::kOther, "forward", {.stage = stage, .micro_batch = micro_batch});
+  span.Label([&] { return StageLabel(stage); });
   Tensor hidden;
   if (stage > 0)
     hidden = Take(step.activations, options_.activations, stage - 1, stage, micro_batch, batch);
   for (int block = range.first; block < range.end; ++block) {
+    TraceSpan block_span(TraceKind::kOther, "forward",
+                         {.stage = stage, .micro_batch = micro_batch});
+    block_span.Label([&] { return model_.BlockName(block); });
     BlockPass& made = pass.blocks.emplace_back();
     const bool is_layer = block > 0 && !IsHead(block);
     made.recompute = is_layer && (options_.recompute == Recompute::kFull ||
@@ -137,6 +149,9 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
 
 void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int block, ChunkPass& pass,
                                 Tensor& gradient) {
+  TraceSpan span(TraceKind::kOther, "backward",
+                 {.stage = StageOfChunk(chunk), .micro_batch = micro_batch});
+  span.Label([&] { return model_.BlockName(block); });
   BlockPass made = std::move(pass.blocks.back());
   pass.blocks.pop_back();
   const int local = Local(chunk, block);
@@ -146,6 +161,7 @@ void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int bloc
   const std::span<const Parameter> weights =
       parameters_.BeginBackward(local, is_first ? -1 : local - 1);
   if (made.recompute) {
+    const TraceSpan again(TraceKind::kOther, "recompute");
     ForwardContext context = TrainingContext(step.micro_batches[micro_batch], step.denominator);
     context.weights = weights;
     made.out = model_.blocks[block]->Forward(context, made.in);
@@ -163,6 +179,8 @@ void BlockRunner::Backward(Step& step, int chunk, int micro_batch, bool split) {
   const int stage = StageOfChunk(chunk);
   const BlockRange range = options_.stages[stage];
   ChunkPass& pass = step.passes[chunk].at(micro_batch);
+  TraceSpan span(TraceKind::kOther, "backward", {.stage = stage, .micro_batch = micro_batch});
+  span.Label([&] { return StageLabel(stage); });
   Tensor gradient;
   if (!IsHead(range.end - 1)) {
     gradient = Take(step.gradients, options_.gradients, stage + 1, stage, micro_batch,
@@ -202,10 +220,14 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, double
       case kBackwardInput:
         Backward(step, chunk, micro_batch, kind == kBackwardInput);
         break;
-      case kBackwardWeight:
+      case kBackwardWeight: {
+        TraceSpan span(TraceKind::kOther, "backward of weights",
+                       {.stage = StageOfChunk(chunk), .micro_batch = micro_batch});
+        span.Label([&] { return StageLabel(StageOfChunk(chunk)); });
         for (const auto& product : step.passes[chunk].at(micro_batch).weight_work) product();
         step.passes[chunk].erase(micro_batch);
         break;
+      }
     }
   }
   for (int block = num_blocks - 1; splits_backward_ && block >= 0; --block)
@@ -225,6 +247,8 @@ Activations BlockRunner::RunStages(const Batch& batch, const ForwardContext& bas
       out.hidden_BTC = Take(handed_over, options_.activations, stage - 1, stage, 0, batch);
     for (int block = options_.stages[stage].first; block < options_.stages[stage].end; ++block) {
       if (IsHead(block)) return out;
+      TraceSpan span(TraceKind::kOther, "forward", {.stage = stage});
+      span.Label([&] { return model_.BlockName(block); });
       ForwardContext context = base;
       const bool is_last = block + 1 == options_.stages[stage].end;
       context.weights = parameters_.BeginForward(Local(place.chunk, block),
@@ -242,6 +266,7 @@ std::span<const Parameter> BlockRunner::HeadWeights() {
 }
 
 double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics) {
+  const TraceSpan span(TraceKind::kOther, "loss");
   const at::NoGradGuard no_grad;
   ForwardContext context = Context(batch, denominator);
   const Activations in = RunStages(batch, context);
@@ -251,6 +276,7 @@ double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetric
 }
 
 Activations BlockRunner::Head(const Batch& batch, const HeadOptions& options) {
+  const TraceSpan span(TraceKind::kOther, "outputs");
   const at::NoGradGuard no_grad;
   ForwardContext context = Context(batch, 1.0);
   context.head_mode = options.mode;

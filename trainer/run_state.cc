@@ -3,6 +3,7 @@
 #include "checkpoint/export.h"
 #include "core/status.h"
 #include "models/adapters/adapter_folder.h"
+#include "trainer/hooks/profile_hook.h"
 
 namespace shoal {
 
@@ -28,6 +29,18 @@ absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook(const LoadedRecipe& recipe,
                        .compute_dtype = ComputeDtype(recipe.proto),
                        .threads_per_rank = environment.threads_per_rank},
       engine.mesh(), std::move(sinks));
+}
+
+void AddProfileHook(const Recipe& recipe, const TaskEnvironment& environment, LogHook& rows,
+                    Trainer& trainer) {
+  if (recipe.profiling().steps() == 0) return;
+  trainer.AddHook(std::make_unique<ProfileHook>(
+      ProfilerOptionsOf(recipe),
+      Profiler::Parts{.ranks = rows.mesh().control(),
+                      .files = environment.files,
+                      .log = environment.log,
+                      .matrix_peak = [&rows] { return rows.MatrixPeak(); },
+                      .write_row = [&rows](const MetricsRow& row) { return rows.Write(row); }}));
 }
 
 TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& environment,

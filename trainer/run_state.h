@@ -24,6 +24,11 @@ absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook(const LoadedRecipe& recipe,
                                                      Engine& engine, const RunSteps& steps,
                                                      int64_t seq_length);
 
+// As recipe.profiling says; after the other hooks, before the trainer runs. `rows` outlives the
+// trainer. Collective.
+void AddProfileHook(const Recipe& recipe, const TaskEnvironment& environment, LogHook& rows,
+                    Trainer& trainer);
+
 // What of a checkpoint's state does not change while training. `trained_before`: what a checkpoint
 // that the run goes on from says; null: none.
 TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& environment,

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
 #include "core/tensor_memory.h"
+#include "core/trace.h"
 #include "optim/grad_norm.h"
 
 namespace shoal {
@@ -19,12 +20,16 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   const auto start = std::chrono::steady_clock::now();
+  TraceSpan span(TraceKind::kOther, "step");
+  span.Label([&] { return absl::StrCat(progress_.step + 1); });
   DeviceMesh& mesh = parts_.mesh;
   const int64_t bytes_before = mesh.bytes_sent();
   ResetPeakTensorBytes();
 
-  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches,
-                         parts_.batches.MicroBatches(progress_.step));
+  SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches, [&] {
+    const TraceSpan data(TraceKind::kOther, "data");
+    return parts_.batches.MicroBatches(progress_.step);
+  }());
   StepMetrics metrics{.step = progress_.step + 1,
                       .learning_rate = options_.learning_rate.At(progress_.step)};
   double count = 0;
@@ -39,12 +44,15 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   const double local_loss =
       parts_.runner.ForwardBackward(micro_batches, count > 0 ? count : 1.0, objective);
   metrics.loss = SumOverRanks(mesh.control(), mesh.reports_loss() ? local_loss : 0.0);
-  metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), mesh.shard_control(),
-                                     mesh.model_control());
-
+  {
+    const TraceSpan norm(TraceKind::kOther, "gradient norm");
+    metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), mesh.shard_control(),
+                                       mesh.model_control());
+  }
   metrics.objective = objective.Reduce(mesh);
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
+    const TraceSpan update(TraceKind::kOptimizer, "optimizer");
     parts_.optimizer.Step({.learning_rate = metrics.learning_rate,
                            .grad_scale = ClipScale(metrics.grad_norm, options_.max_grad_norm),
                            .step = ++progress_.updates});

@@ -131,6 +131,7 @@ absl::Status TrainingRun::Train() {
   trainer.AddHook(std::move(log));
   trainer.AddHook(std::move(eval));
   trainer.AddHook(std::move(save));
+  AddProfileHook(recipe, environment_, rows, trainer);
   SHOAL_RETURN_IF_ERROR(trainer.Run());
   progress_ = trainer.progress();
   return rows.Close();

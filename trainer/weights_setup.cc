@@ -107,6 +107,7 @@ absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(
   std::vector<BlockParameters> blocks;
   for (const auto& block : model.blocks) {
     BlockParameters description;
+    description.name = model.BlockName(static_cast<int>(blocks.size()));
     description.specs.assign(block->parameters().begin(), block->parameters().end());
     for (const std::optional<TiedTo>& tie : block->ties()) {
       description.ties.push_back(

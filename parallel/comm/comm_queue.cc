@@ -1,6 +1,7 @@
 #include "parallel/comm/comm_queue.h"
 
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
@@ -23,7 +24,8 @@ CommQueue::~CommQueue() {
 CommQueue::Ticket CommQueue::Post(std::function<void()> work) {
   {
     const std::lock_guard lock(mutex_);
-    work_.push_back(std::move(work));
+    TraceLane* lane = TraceLane::Current();
+    work_.push_back({std::move(work), lane ? lane->recorder() : nullptr});
   }
   changed_.notify_all();
   return ++posted_;
@@ -32,6 +34,8 @@ CommQueue::Ticket CommQueue::Post(std::function<void()> work) {
 void CommQueue::Wait(Ticket ticket) {
   constexpr std::chrono::microseconds kWhileSendsWait(50);
   std::unique_lock lock(mutex_);
+  std::optional<TraceSpan> span;
+  if (done_ < ticket) span.emplace(TraceKind::kAwait, "await communication");
   while (done_ < ticket) {
     if (PendingSends::MoveOn())
       changed_.wait(lock);
@@ -47,13 +51,14 @@ void CommQueue::Run() {
   while (true) {
     changed_.wait(lock, [this] { return ending_ || !work_.empty(); });
     if (work_.empty()) return;
-    const std::function<void()> work = std::move(work_.front());
+    const Work work = std::move(work_.front());
     work_.pop_front();
     if (!failure_) {
       lock.unlock();
       std::exception_ptr failure;
       try {
-        work();
+        const TraceThread thread(work.recorder);
+        work.call();
       } catch (...) {
         failure = std::current_exception();
       }

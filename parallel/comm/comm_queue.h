@@ -12,6 +12,8 @@
 #include <mutex>
 #include <thread>
 
+#include "core/trace.h"
+
 namespace shoal {
 
 class CommQueue {
@@ -33,7 +35,11 @@ class CommQueue {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> work_;
+  struct Work {
+    std::function<void()> call;
+    TraceRecorder* recorder;  // Of the thread that posted it; null: none
+  };
+  std::deque<Work> work_;
   Ticket posted_ = 0;  // Only the posting thread's
   Ticket done_ = 0;
   bool ending_ = false;

@@ -25,6 +25,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/trace.h"
+
 namespace shoal {
 
 enum class ReduceOp { kSum, kMax, kMin };
@@ -86,14 +88,21 @@ class Communicator {
 
   const CommCounters& counters() const { return counters_; }
 
+  // The mesh's axis along which it goes, in traces. Of static storage.
+  void set_axis(const char* axis) { axis_ = axis; }
+
  protected:
-  void Count(int64_t bytes_sent) {
+  // Counts a call, and is its span where the thread is recorded. `name` is of static storage;
+  // `bytes_received`: of a call that only receives.
+  TraceSpan Count(const char* name, int64_t bytes_sent, int64_t bytes_received = 0) {
     counters_.bytes_sent += bytes_sent;
     ++counters_.calls;
+    return TraceSpan(TraceKind::kMove, name, {.bytes = bytes_sent + bytes_received, .axis = axis_});
   }
 
  private:
   CommCounters counters_;
+  const char* axis_ = nullptr;
 };
 
 // Strings of any length from every rank, in rank order, on every rank. Collective.

@@ -134,7 +134,7 @@ void HostCommunicator::End(const Call& call) {
 
 void HostCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
   const Signature signature = CheckAllReduce(tensor, op);
-  Count(BytesSent(signature, size(), rank()));
+  const TraceSpan span = Count("all-reduce", BytesSent(signature, size(), rank()));
   const int64_t bytes = tensor.nbytes();
   Call call = Begin(signature, tensor.const_data_ptr(), bytes);
   if (size() == 1) return;
@@ -169,7 +169,7 @@ void HostCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
 
 void HostCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op) {
   const Signature signature = CheckReduceScatter(out, in, op, size(), rank());
-  Count(BytesSent(signature, size(), rank()));
+  const TraceSpan span = Count("reduce-scatter", BytesSent(signature, size(), rank()));
   Call call = Begin(signature, in.const_data_ptr(), in.nbytes());
   std::byte* result = Bytes(out);
   if (size() == 1) {
@@ -190,7 +190,7 @@ void HostCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, Redu
 
 void HostCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
   const Signature signature = CheckAllGather(out, in, size(), rank());
-  Count(BytesSent(signature, size(), rank()));
+  const TraceSpan span = Count("all-gather", BytesSent(signature, size(), rank()));
   const int64_t bytes = in.nbytes();
   Call call = Begin(signature, in.const_data_ptr(), bytes);
   std::byte* result = Bytes(out);
@@ -207,7 +207,7 @@ void HostCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
 
 void HostCommunicator::Broadcast(at::Tensor& tensor, int root) {
   const Signature signature = CheckBroadcast(tensor, root, size());
-  Count(BytesSent(signature, size(), rank()));
+  const TraceSpan span = Count("broadcast", BytesSent(signature, size(), rank()));
   const int64_t bytes = tensor.nbytes();
   const void* source = rank() == root ? tensor.const_data_ptr() : nullptr;
   Call call = Begin(signature, source, bytes);
@@ -221,7 +221,7 @@ void HostCommunicator::Broadcast(at::Tensor& tensor, int root) {
 
 void HostCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
   const Signature signature = CheckAllToAll(out, in, size());
-  Count(BytesSent(signature, size(), rank()));
+  const TraceSpan span = Count("all-to-all", BytesSent(signature, size(), rank()));
   Call call = Begin(signature, in.const_data_ptr(), in.nbytes());
   std::byte* result = Bytes(out);
   if (size() == 1) {
@@ -245,19 +245,19 @@ void HostCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
 
 void HostCommunicator::Send(const at::Tensor& tensor, int destination) {
   CheckPointToPoint("Send", tensor, destination, size(), rank());
-  Count(tensor.nbytes());
+  const TraceSpan span = Count("send", tensor.nbytes());
   group_.Send(Bytes(tensor), tensor.nbytes(), static_cast<int32_t>(tensor.scalar_type()),
               destination);
 }
 
 void HostCommunicator::Recv(at::Tensor& tensor, int source) {
   CheckPointToPoint("Recv", tensor, source, size(), rank());
-  Count(0);
+  const TraceSpan span = Count("receive", 0, tensor.nbytes());
   group_.Recv(Bytes(tensor), tensor.nbytes(), static_cast<int32_t>(tensor.scalar_type()), source);
 }
 
 void HostCommunicator::Barrier() {
-  Count(0);
+  const TraceSpan span = Count("barrier", 0);
   Call call = Begin({.kind = CollectiveKind::kBarrier}, nullptr, 0);
   if (size() == 1) return;
   group_.Barrier(call.signature);

@@ -133,6 +133,7 @@ void HostGroup::Ring(int rank) {
 
 bool HostGroup::Wait(const std::function<bool()>& ready) {
   if (ready()) return true;
+  const TraceSpan span(TraceKind::kWait, "wait");
   Doorbell& bell = doorbell(rank_);
   const int64_t start = Now();
   const int64_t limit =

@@ -118,7 +118,10 @@ void MpiCommunicator::Meet(Signature signature) {
     MPI_Isend(&signature, sizeof(Signature), MPI_BYTE, peer, kSignatureTag, comm_,
               &requests[size_ + peer]);
   }
-  const std::vector<int> open = WaitAll(requests);
+  const std::vector<int> open = [&] {
+    const TraceSpan wait(TraceKind::kWait, "wait");
+    return WaitAll(requests);
+  }();
   if (!open.empty()) {
     std::vector<int> absent;
     for (int place : open) {
@@ -153,7 +156,7 @@ bool MpiCommunicator::UsesPieces(const Signature& signature) const {
 
 void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
   const Signature signature = CheckAllReduce(tensor, op);
-  Count(BytesSent(signature, size_, rank_));
+  const TraceSpan span = Count("all-reduce", BytesSent(signature, size_, rank_));
   Meet(signature);
   if (size_ == 1) return;
   const int64_t element = tensor.element_size();
@@ -185,7 +188,7 @@ void MpiCommunicator::AllReducePieces(std::byte* data, int count, const Signatur
 
 void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op) {
   const Signature signature = CheckReduceScatter(out, in, op, size_, rank_);
-  Count(BytesSent(signature, size_, rank_));
+  const TraceSpan span = Count("reduce-scatter", BytesSent(signature, size_, rank_));
   Meet(signature);
   const int64_t element = in.element_size();
   const int64_t slice_bytes = out.nbytes();
@@ -213,7 +216,7 @@ void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, Reduc
 
 void MpiCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
   const Signature signature = CheckAllGather(out, in, size_, rank_);
-  Count(BytesSent(signature, size_, rank_));
+  const TraceSpan span = Count("all-gather", BytesSent(signature, size_, rank_));
   Meet(signature);
   const int64_t slice_bytes = in.nbytes();
   const bool in_place = Bytes(out) + rank_ * slice_bytes == Bytes(in);
@@ -227,7 +230,7 @@ void MpiCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
 
 void MpiCommunicator::Broadcast(at::Tensor& tensor, int root) {
   const Signature signature = CheckBroadcast(tensor, root, size_);
-  Count(BytesSent(signature, size_, rank_));
+  const TraceSpan span = Count("broadcast", BytesSent(signature, size_, rank_));
   Meet(signature);
   ForChunks(tensor.nbytes(), 1, 1, [&](int64_t begin, int count) {
     Check(MPI_Bcast(Bytes(tensor) + begin, count, MPI_BYTE, root, comm_), "MPI_Bcast");
@@ -236,7 +239,7 @@ void MpiCommunicator::Broadcast(at::Tensor& tensor, int root) {
 
 void MpiCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
   const Signature signature = CheckAllToAll(out, in, size_);
-  Count(BytesSent(signature, size_, rank_));
+  const TraceSpan span = Count("all-to-all", BytesSent(signature, size_, rank_));
   Meet(signature);
   const int64_t slice_bytes = in.nbytes() / size_;
   ForChunks(slice_bytes, 1, size_, [&](int64_t begin, int count) {
@@ -250,7 +253,7 @@ void MpiCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
 void MpiCommunicator::Send(const at::Tensor& tensor, int destination) {
   CheckPointToPoint("Send", tensor, destination, size_, rank_);
   if (!broken_.empty()) throw CommError(broken_);
-  Count(tensor.nbytes());
+  const TraceSpan span = Count("send", tensor.nbytes());
   Unsent& message = unsent_.emplace_back();
   message.header = {static_cast<int64_t>(tensor.nbytes()),
                     static_cast<int64_t>(tensor.scalar_type())};
@@ -279,7 +282,7 @@ bool MpiCommunicator::SendUnsent() {
 void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
   CheckPointToPoint("Recv", tensor, source, size_, rank_);
   if (!broken_.empty()) throw CommError(broken_);
-  Count(0);
+  const TraceSpan span = Count("receive", 0, tensor.nbytes());
   const int64_t bytes = tensor.nbytes();
   const std::string late =
       absl::StrCat("Recv of ", bytes, " bytes: rank ", rank_, " waited ",
@@ -287,7 +290,10 @@ void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
   std::array<int64_t, 2> header{};  // As Unsent::header
   std::vector<MPI_Request> requests(1);
   MPI_Irecv(header.data(), sizeof(header), MPI_BYTE, source, kHeaderTag, comm_, &requests[0]);
-  if (!WaitAll(requests).empty()) Fail(late);
+  {
+    const TraceSpan wait(TraceKind::kWait, "wait");
+    if (!WaitAll(requests).empty()) Fail(late);
+  }
   if (header[0] != bytes || header[1] != static_cast<int64_t>(tensor.scalar_type())) {
     Fail(absl::StrCat("ranks disagree: rank ", source, " sends ", header[0], " bytes of ",
                       DtypeName(static_cast<at::ScalarType>(header[1])), "; rank ", rank_,
@@ -302,7 +308,7 @@ void MpiCommunicator::Recv(at::Tensor& tensor, int source) {
 }
 
 void MpiCommunicator::Barrier() {
-  Count(0);
+  const TraceSpan span = Count("barrier", 0);
   Meet({.kind = CollectiveKind::kBarrier});
 }
 

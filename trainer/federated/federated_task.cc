@@ -8,9 +8,13 @@
 #include "checkpoint/checkpoint.h"
 #include "core/metrics.h"
 #include "core/process_memory.h"
+#include "core/trace.h"
+#include "kernels/matmul.h"
+#include "kernels/threads.h"
 #include "models/blocks/image_classifier.h"
 #include "trainer/federated/federated_eval.h"
 #include "trainer/federated/federation.h"
+#include "trainer/profile/profiler.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_state.h"
 #include "trainer/state_pieces.h"
@@ -91,10 +95,17 @@ class FederatedRun {
     const auto due = [&](int64_t every) {
       return averaging_->round() == last || (every > 0 && averaging_->round() % every == 0);
     };
+    Profiler profiler(
+        ProfilerOptionsOf(recipe),
+        {.ranks = world_,
+         .files = environment_.files,
+         .log = environment_.log,
+         .matrix_peak = [&] { return MeasureMatMulPeak(ComputeDtype(recipe), GetNumThreads()); },
+         .write_row = [this](const MetricsRow& row) { return Write(row); }});
     while (averaging_->round() < last) {
       const auto begin = std::chrono::steady_clock::now();
       const int64_t bytes_before = BytesSent();
-      SHOAL_ASSIGN_OR_RETURN(const RoundMetrics metrics, averaging_->RunRound());
+      SHOAL_ASSIGN_OR_RETURN(const RoundMetrics metrics, RunRound());
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
       trained_seconds_ += seconds.count();
       since_row_.seconds += seconds.count();
@@ -105,8 +116,15 @@ class FederatedRun {
       if (federation_->examples().eval && due(recipe.eval().steps()))
         SHOAL_RETURN_IF_ERROR(Evaluate());
       if (due(recipe.checkpoint().save_steps())) SHOAL_RETURN_IF_ERROR(Save());
+      SHOAL_RETURN_IF_ERROR(profiler.AfterStep(averaging_->round()));
     }
-    return absl::OkStatus();
+    return profiler.AtEnd(averaging_->round());
+  }
+
+  absl::StatusOr<RoundMetrics> RunRound() {
+    TraceSpan span(TraceKind::kOther, "round");
+    span.Label([&] { return absl::StrCat(averaging_->round() + 1); });
+    return averaging_->RunRound();
   }
 
   int64_t BytesSent() {
@@ -145,6 +163,7 @@ class FederatedRun {
   }
 
   absl::Status Evaluate() {
+    const TraceSpan span(TraceKind::kOther, "evaluation");
     SHOAL_ASSIGN_OR_RETURN(
         const HeldOut held_out,
         EvaluateHeldOut(federation_->server(), *federation_->examples().eval, federation_->outer(),
@@ -163,6 +182,7 @@ class FederatedRun {
   }
 
   absl::Status Save() {
+    const TraceSpan span(TraceKind::kOther, "checkpoint");
     averaging_->AgreeOnClients();
     TrainerState state = ConstantStateOf(recipe_, environment_, federation_->server(),
                                          federation_->fingerprint(), nullptr);

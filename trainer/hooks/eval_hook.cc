@@ -1,11 +1,13 @@
 #include "trainer/hooks/eval_hook.h"
 
 #include "core/status.h"
+#include "core/trace.h"
 
 namespace shoal {
 
 absl::Status EvalHook::Evaluate(int64_t step) {
   if (batches_.empty() || evaluated_step_ == step) return absl::OkStatus();
+  const TraceSpan span(TraceKind::kOther, "evaluation");
   double loss = 0;
   double count = 0;
   ObjectiveMetrics metrics = runner_.MakeMetrics();

@@ -11,12 +11,15 @@ absl::Status LogHook::Write(const MetricsRow& row) {
   return absl::OkStatus();
 }
 
-double LogHook::ModelFlopsUtilization(double tokens_per_second) {
-  if (matrix_peak_flops_ == 0) {
+double LogHook::MatrixPeak() {
+  if (matrix_peak_flops_ == 0)
     matrix_peak_flops_ = MeasureMatMulPeak(options_.compute_dtype, options_.threads_per_rank);
-  }
+  return matrix_peak_flops_;
+}
+
+double LogHook::ModelFlopsUtilization(double tokens_per_second) {
   return options_.train_flops_per_token * tokens_per_second /
-         (mesh_.control().size() * matrix_peak_flops_);
+         (mesh_.control().size() * MatrixPeak());
 }
 
 absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metrics) {

@@ -28,18 +28,22 @@ class LogHook final : public Hook {
 
   absl::Status AfterStep(const Trainer& trainer, const StepMetrics& metrics) override;
 
+  DeviceMesh& mesh() { return mesh_; }
   // A row of another hook's, to the same sinks.
   absl::Status Write(const MetricsRow& row);
   // What is added to each row of a step, under names of its own.
   using Figures = std::vector<std::pair<std::string, double>>;
   void set_more(std::function<Figures()> more) { more_ = std::move(more); }
+  // FLOP/s of large products on this rank's threads. Measured once, when it is first asked for;
+  // every rank asks at the same time.
+  double MatrixPeak();
   // The last call.
   absl::Status Close();
 
  private:
   // Share of the machine's matrix peak that the model's own products use:
   //   mfu = train_flops_per_token * tokens_per_second / (ranks * measured peak of a rank's threads)
-  // The peak is measured once, after the first logged step, outside of any step's time.
+  // Asked for after the first logged step, outside of any step's time.
   double ModelFlopsUtilization(double tokens_per_second);
 
   Options options_;

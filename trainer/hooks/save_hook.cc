@@ -2,12 +2,14 @@
 
 #include "absl/time/clock.h"
 #include "core/status.h"
+#include "core/trace.h"
 #include "trainer/state_pieces.h"
 
 namespace shoal {
 
 absl::Status SaveHook::Save(const TrainProgress& progress) {
   if (options_.saved_step == progress.step) return absl::OkStatus();
+  const TraceSpan span(TraceKind::kOther, "checkpoint");
   TrainerState state = options_.constant_state;
   state.set_step(progress.step);
   state.set_tokens(progress.tokens);

@@ -313,6 +313,7 @@ absl::Status RlhfRun::Train() {
     trainer.AddHook(std::move(eval));
   }
   trainer.AddHook(saved(policy_, paths_.root, /*more=*/0));
+  AddProfileHook(recipe, environment_, rows, trainer);
   SHOAL_RETURN_IF_ERROR(trainer.Run());
   progress_ = trainer.progress();
   return rows.Close();

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "core/trace.h"
+
 namespace shoal {
 
 // How much each token of the step's answers, of all ranks, counts.
@@ -24,6 +26,7 @@ absl::StatusOr<std::vector<Batch>> RolloutStore::MicroBatches(
   const int64_t number = step / steps_per_rollout(), place = step % steps_per_rollout();
   if (rollout_.number != number) {
     SHOAL_CHECK(place == 0) << "step " << step << " has no rollout";
+    const TraceSpan span(TraceKind::kOther, "rollout");
     SHOAL_ASSIGN_OR_RETURN(rollout_, maker_.Make(number));
   }
   const RolloutLayout& layout = maker_.layout();
