@@ -15,13 +15,15 @@ namespace shoal {
 absl::StatusOr<std::map<std::string, Tensor>> LoadAdapters(FileSystem& files, Communicator& comm,
                                                            const std::string& step_directory,
                                                            const Model& adapted,
-                                                           at::ScalarType stored) {
+                                                           at::ScalarType stored,
+                                                           const std::set<std::string>& means) {
   std::vector<ParameterSpec> specs;
   std::vector<StatePiece> pieces;
   for (const ParameterSpec& spec : adapted.unique_parameters()) {
     if (!IsSavedWithAdapter(spec)) continue;
     specs.push_back(spec);
-    pieces.push_back({.name = absl::StrCat(kWeightStatePrefix, spec.name),
+    const bool mean = means.contains(spec.name);
+    pieces.push_back({.name = absl::StrCat(mean ? kMeanStatePrefix : kWeightStatePrefix, spec.name),
                       .shape = spec.memory_shape(),
                       .begin = 0,
                       .data = at::empty({spec.numel()}, stored)});

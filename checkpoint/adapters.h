@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "checkpoint/checkpoint.h"
@@ -11,11 +12,13 @@
 namespace shoal {
 
 // What a checkpoint holds beside the base model's weights: by name, each (shape as on disk), in the
-// checkpoint's dtype `stored`. On every rank, for adapters are small. Collective.
+// checkpoint's dtype `stored`; of those in `means` the running mean. On every rank, for adapters
+// are small. Collective.
 absl::StatusOr<std::map<std::string, Tensor>> LoadAdapters(FileSystem& files, Communicator& comm,
                                                            const std::string& step_directory,
                                                            const Model& adapted,
-                                                           at::ScalarType stored);
+                                                           at::ScalarType stored,
+                                                           const std::set<std::string>& means);
 
 // Adds to `data`, elements [begin, begin + data.numel()) of a weight as it lies on disk, what its
 // adapter does, if it has one: W + alpha / rank B A. In place.

@@ -1,6 +1,8 @@
 #include "checkpoint/export.h"
 
 #include <algorithm>
+#include <cstring>
+#include <set>
 
 #include "checkpoint/adapters.h"
 #include "checkpoint/agreement.h"
@@ -136,6 +138,7 @@ struct Contents {
   std::string adapter_config;    // Its adapter_config.json
   std::map<std::string, Tensor> adapters;
   at::ScalarType stored = at::kFloat;  // The weights' type in the checkpoint
+  std::set<std::string> means;         // Weights whose running means are exported in their stead
   ExportOptions options;
 };
 
@@ -145,7 +148,9 @@ absl::Status MoveSlices(FileSystem& files, Communicator& comm, const std::string
                         HuggingFaceWriter& writer) {
   std::vector<StatePiece> pieces;
   for (const Slice& slice : slices) {
-    pieces.push_back({.name = absl::StrCat(kWeightStatePrefix, slice.spec->name),
+    const std::string& name = slice.spec->name;
+    const bool mean = contents.means.contains(name);
+    pieces.push_back({.name = absl::StrCat(mean ? kMeanStatePrefix : kWeightStatePrefix, name),
                       .shape = slice.spec->memory_shape(),
                       .begin = slice.begin,
                       .data = at::empty({slice.numel}, contents.stored)});
@@ -197,6 +202,8 @@ absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source,
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
     if (tensor.name().starts_with(kWeightStatePrefix) && tensor.dtype() == "F64")
       contents.stored = at::kDouble;
+    if (tensor.name().starts_with(kMeanStatePrefix) && state.extra().contains(kExportMeansKey))
+      contents.means.insert(tensor.name().substr(std::strlen(kMeanStatePrefix)));
   }
   contents.options.dtype = options.dtype.value_or(RecipeDtype(state));
   contents.options.overwrite = options.overwrite;
@@ -240,8 +247,9 @@ absl::StatusOr<std::string> ExportCheckpoint(FileSystem& files, Communicator& co
   SHOAL_RETURN_IF_ERROR(Agree(comm, contents.status()));
   const bool no_tokenizer = contents->options.extra_files.empty();
   if (contents->adapted) {
-    SHOAL_ASSIGN_OR_RETURN(contents->adapters, LoadAdapters(files, comm, source.step_directory,
-                                                            *contents->adapted, contents->stored));
+    SHOAL_ASSIGN_OR_RETURN(contents->adapters,
+                           LoadAdapters(files, comm, source.step_directory, *contents->adapted,
+                                        contents->stored, contents->means));
     SHOAL_ASSIGN_OR_RETURN(
         const auto adapter_files,
         AdapterFiles(contents->adapters, contents->adapter_config, contents->options.dtype));

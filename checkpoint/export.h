@@ -19,8 +19,12 @@ inline constexpr char kAdapterConfigStateKey[] = "adapter_config_json";  // Of m
 inline constexpr char kGenerationConfigStateKey[] = "generation_config_json";
 // In the run's folder: the tokenizer's files, copied into the export.
 inline constexpr char kTokenizerFolderName[] = "tokenizer";
-// In the checkpoint: a weight's name is this and its Hugging Face name.
+// In the checkpoint: a weight's name is this and its Hugging Face name; its running mean's (of
+// optimizer.ema) is the other and the same.
 inline constexpr char kWeightStatePrefix[] = "weights/";
+inline constexpr char kMeanStatePrefix[] = "ema/";
+// TrainerState::extra holds it (with any value) if the export is to be of the means.
+inline constexpr char kExportMeansKey[] = "export_means";
 
 // The model that the two texts describe, as LoadModelConfig reads it from a folder's files.
 // `generation_config_json` may be empty.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,6 +53,10 @@ struct ParameterSpec {
   bool tied_across_stages = false;
   // Not of the model's own files but of an adapter beside it (models/adapters/).
   bool adapter = false;
+  // The optimizer updates it as a whole, not element by element (optim/whole_rule.h).
+  bool whole_update = false;
+  double learning_rate_multiplier = 1;
+  std::optional<double> weight_decay;  // Instead of the optimizer's, whatever `decay` says
 
   int64_t numel() const {
     int64_t n = 1;

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/federated_validation.h"
+#include "core/optimizer_validation.h"
 #include "core/recipe_examples.h"
 #include "core/recipe_schema.h"
 #include "core/rlhf_validation.h"
@@ -41,7 +42,9 @@ class Validator {
     Model();
     Tokenizer();
     Data();
-    Optimizer();
+    ValidateOptimizer(recipe_, [this](const std::string& key, std::string message) {
+      Error(key, std::move(message));
+    });
     Scheduler();
     Parallelism();
     Precision();
@@ -171,18 +174,6 @@ class Validator {
     if (proto_.eval().steps() > 0 && data.holdout() == 0 && data.eval().empty() &&
         !IsRlhfTask(proto_)) {
       Error("eval.steps", "nothing to evaluate on, expected data.eval or data.holdout above 0");
-    }
-  }
-
-  void Optimizer() {
-    const OptimizerSection& optimizer = proto_.optimizer();
-    if (optimizer.nesterov() && optimizer.momentum() == 0) {
-      Error("optimizer.nesterov", "needs momentum, expected optimizer.momentum above 0");
-    }
-    if (optimizer.name() == OptimizerSection::adamw) {
-      if (optimizer.momentum() != 0) Error("optimizer.momentum", "is of sgd, adamw has adam_beta1");
-      if (optimizer.nesterov())
-        Error("optimizer.nesterov", "is of sgd, expected optimizer.name: sgd");
     }
   }
 

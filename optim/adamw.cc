@@ -11,7 +11,7 @@ void AdamW::Update(UpdateOperands& operands, const UpdateOptions& options) const
              .beta1 = options_.beta1,
              .beta2 = options_.beta2,
              .epsilon = options_.epsilon,
-             .weight_decay = operands.decay ? options_.weight_decay : 0.0,
+             .weight_decay = operands.WeightDecay(options_.weight_decay),
              .grad_scale = options.grad_scale,
              .step = options.step});
 }

@@ -14,7 +14,7 @@ void Sgd::Update(UpdateOperands& operands, const UpdateOptions& options) const {
           operands.compute_copy,
           {.learning_rate = options.learning_rate,
            .momentum = options_.momentum,
-           .weight_decay = operands.decay ? options_.weight_decay : 0.0,
+           .weight_decay = operands.WeightDecay(options_.weight_decay),
            .nesterov = options_.nesterov,
            .grad_scale = options.grad_scale,
            .step = options.step});

@@ -3,95 +3,242 @@
 #include <algorithm>
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
+#include "kernels/threads.h"
 
 namespace shoal {
 namespace {
 
 struct Range {
-  int64_t begin;  // Of the slice
+  int64_t begin;  // Of the unit
   int64_t count;
   bool decay;
+  const ParameterSpec* settings;  // Of the first weight; the others' are the same
 };
 
-// Runs of a slice's elements with one decay setting.
-std::vector<Range> DecayRanges(const OptimizerSlice& slice, bool decay_all) {
+bool UpdatedAlike(const ParameterSpec& a, const ParameterSpec& b) {
+  return a.learning_rate_multiplier == b.learning_rate_multiplier &&
+         a.weight_decay == b.weight_decay;
+}
+
+// Runs of a slice's elements with one setting, those of whole updates left out.
+std::vector<Range> PlainRanges(const OptimizerSlice& slice, bool decay_all, bool has_whole) {
   std::vector<Range> ranges;
   for (const auto& part : slice.layout->Slices(slice.begin, slice.begin + slice.weights.numel())) {
-    const bool decay = decay_all || slice.layout->specs()[part.parameter].decay;
-    if (!ranges.empty() && ranges.back().decay == decay) {
+    const ParameterSpec& spec = slice.layout->specs()[part.parameter];
+    if (has_whole && spec.whole_update) continue;
+    const bool decay = decay_all || spec.decay;
+    const bool joins = !ranges.empty() && ranges.back().decay == decay &&
+                       ranges.back().begin + ranges.back().count == part.offset &&
+                       UpdatedAlike(*ranges.back().settings, spec);
+    if (joins)
       ranges.back().count += part.count;
-    } else {
-      ranges.push_back({part.offset - slice.begin, part.count, decay});
-    }
+    else
+      ranges.push_back({part.offset, part.count, decay, &spec});
   }
   return ranges;
+}
+
+template <class T>
+void MoveMean(const Tensor& mean, const Tensor& weights, double decay) {
+  T* means = mean.mutable_data_ptr<T>();
+  const T* values = weights.const_data_ptr<T>();
+  const T keep = static_cast<T>(decay), fresh = static_cast<T>(1 - decay);
+  ParallelFor(mean.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) means[i] = keep * means[i] + fresh * values[i];
+  });
 }
 
 }  // namespace
 
 ShardedOptimizer::ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedParameters& parameters,
                                    const Options& options)
-    : rule_(std::move(rule)), parameters_(parameters) {
-  for (OptimizerSlice& slice : parameters_.optimizer_slices()) {
-    OwnedStates owned{.slice = slice, .states = {}, .segments = {}};
-    for (size_t i = 0; i < rule_->state_names().size(); ++i) {
-      owned.states.push_back(at::zeros_like(slice.weights));
-    }
-    for (const Range& range : DecayRanges(slice, options.decay_all)) {
-      const auto cut = [&](const Tensor& t) { return t.narrow(0, range.begin, range.count); };
-      UpdateOperands segment{
-          .weights = cut(slice.weights),
-          .gradients = cut(slice.gradients),
-          .states = {},
-          .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
-          .decay = range.decay};
-      for (const Tensor& state : owned.states) segment.states.push_back(cut(state));
-      owned.segments.push_back(std::move(segment));
-    }
-    owned_.push_back(std::move(owned));
+    : rule_(std::move(rule)),
+      whole_rule_(options.whole_rule),
+      ema_decay_(options.ema_decay),
+      parameters_(parameters) {
+  for (const auto& unit : parameters_.units()) {
+    if (!unit->trainable()) continue;
+    OwnedStates& owned = owned_.emplace_back(OwnedStates{.unit = unit.get(),
+                                                         .slice = unit->optimizer_slice(),
+                                                         .states = {},
+                                                         .segments = {},
+                                                         .ema = {}});
+    const auto specs = unit->layout().specs();
+    const bool has_whole =
+        whole_rule_ && std::any_of(specs.begin(), specs.end(),
+                                   [](const ParameterSpec& spec) { return spec.whole_update; });
+    if (has_whole) AddWhole(owned, options.decay_all);
+    AddSegments(owned, options.decay_all);
+    if (ema_decay_) owned.ema = at::zeros_like(owned.slice.weights);
   }
+}
+
+void ShardedOptimizer::AddSegments(OwnedStates& owned, bool decay_all) {
+  const OptimizerSlice& slice = owned.slice;
+  const bool has_whole = owned.whole >= 0;
+  const std::vector<Range> ranges = PlainRanges(slice, decay_all, has_whole);
+  int64_t numel = 0;
+  for (const Range& range : ranges) numel += range.count;
+  if (!has_whole) numel = slice.weights.numel();
+  for (size_t i = 0; i < rule_->state_names().size(); ++i)
+    owned.states.push_back(at::zeros({numel}, slice.weights.scalar_type()));
+  int64_t at = 0;
+  for (const Range& range : ranges) {
+    const int64_t begin = range.begin - slice.begin;
+    const auto cut = [&](const Tensor& t) { return t.narrow(0, begin, range.count); };
+    Segment segment{
+        .begin = range.begin,
+        .learning_rate_multiplier = range.settings->learning_rate_multiplier,
+        .operands = {
+            .weights = cut(slice.weights),
+            .gradients = cut(slice.gradients),
+            .states = {},
+            .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
+            .decay = range.decay,
+            .weight_decay = range.settings->weight_decay}};
+    for (const Tensor& state : owned.states) {
+      segment.operands.states.push_back(state.narrow(0, has_whole ? at : begin, range.count));
+    }
+    at += range.count;
+    owned.segments.push_back(std::move(segment));
+  }
+}
+
+void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
+  const OptimizerSlice& slice = owned.slice;
+  const FlatLayout& layout = *slice.layout;
+  WholeUnit whole{.layout = &layout,
+                  .master = slice.weights.scalar_type(),
+                  .holds_all = parameters_.options().stage == 0,
+                  .shard = &owned.unit->shard_ranks(),
+                  .tensor = owned.unit->tensor_ranks(),
+                  .weights = {}};
+  for (int i = 0; i < static_cast<int>(layout.specs().size()); ++i) {
+    const ParameterSpec& spec = layout.specs()[i];
+    if (!spec.whole_update) continue;
+    WholeWeight& weight = whole.weights.emplace_back(WholeWeight{.parameter = i,
+                                                                 .spec = &spec,
+                                                                 .shape = spec.memory_shape(),
+                                                                 .decay = decay_all || spec.decay,
+                                                                 .parts = {},
+                                                                 .shared = {}});
+    for (const WholeRule::State& state : whole_rule_->shared_states(weight.shape, whole.master))
+      weight.shared.push_back(at::zeros({state.numel}, state.dtype));
+    const int64_t end = slice.begin + slice.weights.numel(), shard_numel = layout.shard_numel();
+    for (int64_t shard = slice.begin / shard_numel; shard * shard_numel < end; ++shard) {
+      for (const auto& part : layout.Slices(shard * shard_numel, (shard + 1) * shard_numel)) {
+        if (part.parameter != i) continue;
+        const auto cut = [&](const Tensor& t) {
+          return t.narrow(0, part.offset - slice.begin, part.count);
+        };
+        WholePart& made = weight.parts.emplace_back(WholePart{
+            .shard = static_cast<int>(shard),
+            .offset = part.offset,
+            .weights = cut(slice.weights),
+            .gradients = cut(slice.gradients),
+            .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
+            .states = {},
+            .runs = CountedRuns(spec, part.first, part.count, whole.tensor_rank())});
+        for (const WholeRule::State& state :
+             whole_rule_->element_states(weight.shape, whole.master))
+          made.states.push_back(at::zeros({part.count}, state.dtype));
+      }
+    }
+  }
+  owned.whole = static_cast<int>(wholes_.size());
+  wholes_.push_back(std::move(whole));
 }
 
 void ShardedOptimizer::Step(const UpdateOptions& options) {
   at::NoGradGuard no_grad;
   for (OwnedStates& owned : owned_) {
-    for (UpdateOperands& segment : owned.segments) rule_->Update(segment, options);
+    for (Segment& segment : owned.segments) {
+      UpdateOptions scaled = options;
+      scaled.learning_rate *= segment.learning_rate_multiplier;
+      rule_->Update(segment.operands, scaled);
+    }
+  }
+  if (whole_rule_) whole_rule_->Update(wholes_, options);
+  for (OwnedStates& owned : owned_) {
+    if (!ema_decay_) break;
+    if (owned.ema.scalar_type() == at::kDouble)
+      MoveMean<double>(owned.ema, owned.slice.weights, *ema_decay_);
+    else
+      MoveMean<float>(owned.ema, owned.slice.weights, *ema_decay_);
   }
   parameters_.PublishWeights();
 }
 
+void ShardedOptimizer::AddWholePieces(const OwnedStates& owned, bool saving,
+                                      std::vector<NamedPiece>& pieces) const {
+  const WholeUnit& whole = wholes_[owned.whole];
+  const int own_shard = whole.shard->rank();
+  for (const WholeWeight& weight : whole.weights) {
+    const ParameterSpec& spec = *weight.spec;
+    const auto element_states = whole_rule_->element_states(weight.shape, whole.master);
+    for (size_t i = 0; i < element_states.size(); ++i) {
+      for (const WholePart& part : weight.parts) {
+        if (saving && part.shard != own_shard) continue;
+        for (const WholePart::Run& run : part.runs) {
+          if (saving && !run.owned) continue;
+          pieces.push_back({.name = absl::StrCat(element_states[i].name, "/", spec.name),
+                            .spec = &spec,
+                            .shape = weight.shape,
+                            .begin = run.first,
+                            .data = part.states[i].narrow(0, run.offset, run.count)});
+        }
+      }
+    }
+    // What every rank keeps, one saves.
+    if (saving && (own_shard > 0 || whole.tensor_rank() > 0 || !spec.owned)) continue;
+    const auto shared_states = whole_rule_->shared_states(weight.shape, whole.master);
+    for (size_t i = 0; i < shared_states.size(); ++i) {
+      pieces.push_back({.name = absl::StrCat(shared_states[i].name, "/", spec.name),
+                        .spec = &spec,
+                        .shape = {shared_states[i].numel},
+                        .begin = 0,
+                        .data = weight.shared[i]});
+    }
+  }
+}
+
 std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) const {
   std::vector<NamedPiece> pieces;
-  const auto add = [&](const std::string& prefix, const FlatLayout& layout, int64_t flat_begin,
+  // `data`: flat elements of the unit from `flat_begin`. Stage 0 owns everything on every rank;
+  // each rank saves its shard of it.
+  const auto add = [&](const std::string& prefix, const ShardedUnit& unit, int64_t flat_begin,
                        const Tensor& data) {
-    for (const auto& [spec, whole, offset] : layout.RunsOf(flat_begin, flat_begin + data.numel())) {
+    int64_t from = flat_begin, to = flat_begin + data.numel();
+    if (saving) {
+      from = std::max(from, unit.shard_begin());
+      to = std::min(to, unit.shard_begin() + unit.layout().shard_numel());
+    }
+    if (from >= to) return;
+    for (const auto& [spec, whole, offset] : unit.layout().RunsOf(from, to)) {
       if (saving && !whole.owned) continue;
       pieces.push_back({.name = absl::StrCat(prefix, "/", spec.name),
                         .spec = &spec,
+                        .shape = spec.memory_shape(),
                         .begin = whole.first,
-                        .data = data.narrow(0, offset, whole.count)});
+                        .data = data.narrow(0, from - flat_begin + offset, whole.count)});
     }
   };
   size_t trainable = 0;
   for (const auto& unit : parameters_.units()) {
-    const FlatLayout& layout = unit->layout();
-    // Stage 0 owns everything on every rank; each rank saves its shard of it.
-    const int64_t shard_begin = unit->shard_begin();
-    const auto select = [&](const Tensor& owned) {
-      return saving ? owned.narrow(0, shard_begin - unit->owned_begin(), layout.shard_numel())
-                    : owned;
-    };
-    const int64_t begin = saving ? shard_begin : unit->owned_begin();
-    add("weights", layout, begin, select(unit->owned_weights()));
+    add("weights", *unit, unit->owned_begin(), unit->owned_weights());
     if (!unit->trainable()) continue;
     const OwnedStates& owned = owned_[trainable++];
     for (size_t i = 0; i < owned.states.size(); ++i) {
-      add(rule_->state_names()[i], layout, begin, select(owned.states[i]));
+      for (const Segment& segment : owned.segments)
+        add(rule_->state_names()[i], *unit, segment.begin, segment.operands.states[i]);
     }
+    if (owned.whole >= 0) AddWholePieces(owned, saving, pieces);
+    if (owned.ema.defined()) add(kEma, *unit, owned.slice.begin, owned.ema);
   }
   return pieces;
 }
@@ -103,17 +250,44 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToLoad() const
   return Pieces(false);
 }
 
+void ShardedOptimizer::StartEma() {
+  at::NoGradGuard no_grad;
+  if (!ema_decay_) return;
+  for (OwnedStates& owned : owned_) owned.ema.copy_(owned.slice.weights);
+}
+
+void ShardedOptimizer::SwapEma() {
+  at::NoGradGuard no_grad;
+  SHOAL_CHECK(has_ema());
+  for (OwnedStates& owned : owned_) {
+    const Tensor weights = owned.slice.weights.clone();
+    owned.slice.weights.copy_(owned.ema);
+    owned.ema.copy_(weights);
+  }
+  parameters_.SyncFromMaster();
+}
+
 void ShardedOptimizer::ResetStates() {
   at::NoGradGuard no_grad;
   for (OwnedStates& owned : owned_) {
     for (Tensor& state : owned.states) state.zero_();
   }
+  for (WholeUnit& whole : wholes_) {
+    for (WholeWeight& weight : whole.weights) {
+      for (Tensor& state : weight.shared) state.zero_();
+      for (WholePart& part : weight.parts) {
+        for (Tensor& state : part.states) state.zero_();
+      }
+    }
+  }
+  StartEma();
 }
 
 std::vector<Tensor> ShardedOptimizer::State(const std::string& name) const {
   const auto names = rule_->state_names();
   const auto found = std::find(names.begin(), names.end(), name);
   SHOAL_CHECK(found != names.end()) << "the update rule keeps no \"" << name << "\"";
+  SHOAL_CHECK(!whole_rule_) << "states of whole weights are not one view a slice";
   std::vector<Tensor> views;
   for (const OwnedStates& owned : owned_) views.push_back(owned.states[found - names.begin()]);
   return views;
@@ -123,6 +297,15 @@ int64_t ShardedOptimizer::state_bytes() const {
   int64_t total = 0;
   for (const OwnedStates& owned : owned_) {
     for (const Tensor& state : owned.states) total += state.nbytes();
+    if (owned.ema.defined()) total += owned.ema.nbytes();
+  }
+  for (const WholeUnit& whole : wholes_) {
+    for (const WholeWeight& weight : whole.weights) {
+      for (const Tensor& state : weight.shared) total += state.nbytes();
+      for (const WholePart& part : weight.parts) {
+        for (const Tensor& state : part.states) total += state.nbytes();
+      }
+    }
   }
   return total;
 }

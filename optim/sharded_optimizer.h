@@ -1,23 +1,31 @@
-// The one optimizer that every loop steps through: an update rule applied to the elements that this
+// The one optimizer that every loop steps through: update rules applied to the elements that this
 // rank owns under the ZeRO stage (all of them at stage 0, a shard above).
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "optim/update_rule.h"
+#include "optim/whole_rule.h"
 #include "parallel/sharded_parameters.h"
 
 namespace shoal {
 
 class ShardedOptimizer {
  public:
-  // `parameters` must outlive the optimizer. decay_all: weight decay on every weight, whatever its
-  // spec says.
+  static constexpr char kEma[] = "ema";  // State of that name: see Options::ema_decay
+
   struct Options {
-    bool decay_all = false;
+    bool decay_all = false;  // Weight decay on every weight, whatever its spec says
+    // Of weights whose specs say whole_update; null: there are none, and `rule` updates all.
+    std::shared_ptr<const WholeRule> whole_rule = nullptr;
+    // Set: a running mean of the weights, mean = decay * mean + (1 - decay) * weights after each
+    // update (Polyak and Juditsky 1992).
+    std::optional<double> ema_decay = std::nullopt;
   };
+  // `parameters` must outlive the optimizer.
   ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedParameters& parameters,
                    const Options& options);
 
@@ -30,34 +38,59 @@ class ShardedOptimizer {
     std::string
         name;  // "adam_m/model.norm.weight"; "weights/..." for the master weights, frozen ones too
     const ParameterSpec* spec;
-    int64_t
-        begin;    // Elements [begin, begin + data.numel()) of the whole weight as it lies in memory
-    Tensor data;  // A view of the live state
+    std::vector<int64_t> shape;  // Of the whole state: the weight's, or what its rule keeps of it
+    int64_t begin;  // Elements [begin, begin + data.numel()) of that, as it lies in memory
+    Tensor data;    // A view of the live state
   };
   std::vector<NamedPiece> PiecesToSave() const;
   // What this rank must fill on loading (more than it saves at stage 0). SyncFromMaster() follows.
   std::vector<NamedPiece> PiecesToLoad() const;
 
-  // Every state to zeros, as before the first step.
+  // After the weights were given their start values: the mean begins as they are.
+  void StartEma();
+  bool has_ema() const { return ema_decay_.has_value(); }
+  // Exchanges the mean and the weights, and publishes; a second call undoes the first, to the last
+  // bit. Collective.
+  void SwapEma();
+
+  // Every state to zeros, as before the first step, and the mean to the weights.
   void ResetStates();
   const UpdateRule& rule() const { return *rule_; }
-  // The rule's state of that name: a view a slice of ShardedParameters::optimizer_slices().
+  // The rule's state of that name: a view a slice of ShardedParameters::optimizer_slices(). Without
+  // a whole_rule.
   std::vector<Tensor> State(const std::string& name) const;
 
-  int64_t state_bytes() const;  // Held here by the rule's states
+  int64_t state_bytes() const;  // Held here by the rules' states and the mean
 
  private:
+  // Elements that `rule` updates alike, padding left out.
+  struct Segment {
+    int64_t begin;  // Of the unit
+    double learning_rate_multiplier;
+    UpdateOperands operands;  // Views
+  };
   struct OwnedStates {
+    const ShardedUnit* unit;
     OptimizerSlice slice;
-    std::vector<Tensor> states;            // Each as long as the slice
-    std::vector<UpdateOperands> segments;  // Views, cut where decay changes, padding left out
+    // Of `rule`: each as long as the slice or, where other weights update as wholes, as all
+    // segments.
+    std::vector<Tensor> states;
+    std::vector<Segment> segments;
+    int whole = -1;  // Of wholes_; -1: all of its weights are in segments
+    Tensor ema;      // As long as the slice, or undefined
   };
 
+  void AddWhole(OwnedStates& owned, bool decay_all);
+  void AddSegments(OwnedStates& owned, bool decay_all);
   std::vector<NamedPiece> Pieces(bool saving) const;
+  void AddWholePieces(const OwnedStates& owned, bool saving, std::vector<NamedPiece>& pieces) const;
 
   std::unique_ptr<UpdateRule> rule_;
+  std::shared_ptr<const WholeRule> whole_rule_;
+  std::optional<double> ema_decay_;
   ShardedParameters& parameters_;
   std::vector<OwnedStates> owned_;
+  std::vector<WholeUnit> wholes_;
 };
 
 }  // namespace shoal

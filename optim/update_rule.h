@@ -1,8 +1,9 @@
 // An optimizer's arithmetic, apart from where its operands are sharded: AdamW in adamw.h, SGD in
-// sgd.h.
+// sgd.h, Lion in lion.h. Rules that look at whole weights: whole_rule.h.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,7 +24,10 @@ struct UpdateOperands {
   Tensor gradients;
   std::vector<Tensor> states;  // Master dtype, one a state name, zeros before the first step
   Tensor compute_copy;         // Undefined, or receives the rounded weights
-  bool decay = true;           // Weight decay applies
+  bool decay = true;           // The rule's weight decay applies
+  std::optional<double> weight_decay;  // Instead of the rule's, whatever `decay` says
+
+  double WeightDecay(double of_rule) const { return weight_decay.value_or(decay ? of_rule : 0.0); }
 };
 
 class UpdateRule {

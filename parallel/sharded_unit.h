@@ -93,6 +93,9 @@ class ShardedUnit {
 
   const FlatLayout& layout() const { return layout_; }
   bool trainable() const { return trainable_; }
+  // The ranks that share its weights; those that hold other parts of its matrices, or null.
+  Communicator& shard_ranks() const { return comm_; }
+  Communicator* tensor_ranks() const { return groups_.tensor; }
   // One a spec; valid while gathered, gradients between ZeroGradients and ReduceGradients.
   const std::vector<Parameter>& parameters() const { return parameters_; }
 

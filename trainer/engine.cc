@@ -9,6 +9,7 @@
 #include "optim/grad_norm.h"
 #include "parallel/pipeline/simulate.h"
 #include "trainer/state_pieces.h"
+#include "trainer/update_rules.h"
 #include "trainer/weights_setup.h"
 
 namespace shoal {
@@ -109,6 +110,9 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
   if (frozen_) freeze = {".*"};
   absl::StatusOr<std::vector<BlockParameters>> blocks = DescribeParameters(model_, freeze);
   if (!blocks.ok()) return recipe_.ErrorAt("model.freeze", blocks.status().message());
+  const OptimizerSection& optimizer = recipe_.proto.optimizer();
+  MarkWholeUpdates(optimizer, *blocks);
+  if (!frozen_) SHOAL_RETURN_IF_ERROR(ApplyGroups(recipe_, *blocks));
   const Schedule& schedule = runner_options_.schedule;
   std::vector<BlockRange> chunks;
   for (int chunk = 0; chunk < schedule.chunks; ++chunk)
@@ -122,9 +126,8 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
       GroupsOf(mesh_, tied_stages));
   if (!frozen_ && SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
-  optimizer_ = std::make_unique<ShardedOptimizer>(
-      rule ? std::move(rule) : UpdateRuleOf(recipe_.proto.optimizer()), *parameters_,
-      ShardedOptimizer::Options{.decay_all = recipe_.proto.optimizer().decay_all()});
+  optimizer_ = std::make_unique<ShardedOptimizer>(rule ? std::move(rule) : UpdateRuleOf(optimizer),
+                                                  *parameters_, OptimizerOptionsOf(optimizer));
   return absl::OkStatus();
 }
 

@@ -8,8 +8,6 @@
 #include "core/dtype.h"
 #include "core/status.h"
 #include "models/family.h"
-#include "optim/adamw.h"
-#include "optim/sgd.h"
 
 namespace shoal {
 
@@ -94,18 +92,6 @@ LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps) {
           .total_steps = num_steps,
           .warmup_steps = StepsFromShare(scheduler.warmup_steps(), num_steps),
           .decay_steps = StepsFromShare(scheduler.decay_steps(), num_steps)};
-}
-
-std::unique_ptr<UpdateRule> UpdateRuleOf(const OptimizerSection& optimizer) {
-  if (optimizer.name() == OptimizerSection::sgd) {
-    return std::make_unique<Sgd>(Sgd::Options{.momentum = optimizer.momentum(),
-                                              .weight_decay = optimizer.weight_decay(),
-                                              .nesterov = optimizer.nesterov()});
-  }
-  return std::make_unique<AdamW>(AdamW::Options{.beta1 = optimizer.adam_beta1(),
-                                                .beta2 = optimizer.adam_beta2(),
-                                                .epsilon = optimizer.adam_epsilon(),
-                                                .weight_decay = optimizer.weight_decay()});
 }
 
 int64_t NumSteps(const TrainingSection& training, const StepBudget& budget) {

@@ -9,7 +9,6 @@
 #include "core/recipe_validation.h"
 #include "models/model.h"
 #include "optim/lr_schedule.h"
-#include "optim/update_rule.h"
 #include "parallel/comm/comm_options.h"
 #include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
@@ -34,7 +33,6 @@ absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelis
 absl::StatusOr<std::vector<BlockRange>> StagesOf(const Model& model, int stages,
                                                  int64_t seq_length);
 LrSchedule LrScheduleOf(const Recipe& recipe, int64_t num_steps);
-std::unique_ptr<UpdateRule> UpdateRuleOf(const OptimizerSection& optimizer);
 
 // Steps of the run by whichever of max_steps, num_train_epochs and max_tokens is given, rounded up.
 struct StepBudget {

@@ -62,6 +62,9 @@ TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& 
   layout.set_pipeline(shape.pipeline);
   const ModelConfig& config = engine.model().config;
   (*state.mutable_extra())[kConfigStateKey] = config.json.dump();
+  const OptimizerSection& optimizer = recipe.proto.optimizer();
+  if (optimizer.has_ema() && optimizer.ema().use_for_export())
+    (*state.mutable_extra())[kExportMeansKey] = "true";
   if (config.lora) {
     (*state.mutable_extra())[kAdapterConfigStateKey] =
         PeftConfig(engine.model(), recipe.proto.model().name_or_path());

@@ -7,7 +7,7 @@ std::vector<StatePiece> ToStatePieces(const std::vector<ShardedOptimizer::NamedP
   out.reserve(pieces.size());
   for (const auto& piece : pieces) {
     out.push_back({.name = piece.name,
-                   .shape = piece.spec->memory_shape(),
+                   .shape = piece.shape,
                    .begin = piece.begin,
                    .data = piece.data});
   }

@@ -115,8 +115,12 @@ absl::Status TrainingRun::Train() {
       MakeLogHook(recipe_, environment_, *engine_, {.done = progress_.step, .all = num_steps_},
                   recipe.data().seq_length()));
   LogHook& rows = *log;
-  auto eval = std::make_unique<EvalHook>(EvalHook::Options{.every_steps = recipe.eval().steps()},
-                                         held_out_, engine_->mesh(), runner, rows);
+  const OptimizerSection& optimizer = recipe.optimizer();
+  const bool averages = optimizer.has_ema() && optimizer.ema().use_for_eval();
+  auto eval = std::make_unique<EvalHook>(
+      EvalHook::Options{.every_steps = recipe.eval().steps(),
+                        .averages = averages ? &engine_->optimizer() : nullptr},
+      held_out_, engine_->mesh(), runner, rows);
   if (resumed_ && resumed_->has_eval_loss()) eval->set_loss(resumed_->eval_loss());
   auto save = std::make_unique<SaveHook>(
       SaveHook::Options{

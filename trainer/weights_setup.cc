@@ -123,6 +123,7 @@ void InitializeWeights(uint64_t seed, ShardedOptimizer& optimizer, ShardedParame
   for (auto& piece : OwnedWeights(optimizer))
     InitializeSlice(*piece.spec, seed, piece.begin, piece.data);
   parameters.SyncFromMaster();
+  optimizer.StartEma();
 }
 
 absl::Status ReadWeights(const WeightReader& reader, uint64_t seed, ShardedOptimizer& optimizer,
@@ -135,6 +136,7 @@ absl::Status ReadWeights(const WeightReader& reader, uint64_t seed, ShardedOptim
     SHOAL_RETURN_IF_ERROR(reader.ReadInMemoryOrder(*piece.spec, piece.begin, piece.data));
   }
   parameters.SyncFromMaster();
+  optimizer.StartEma();
   return absl::OkStatus();
 }
 

@@ -7,6 +7,7 @@
 #include "parallel/pipeline/simulate.h"
 #include "tests/trainer/training_job.h"
 #include "trainer/plan/plan.h"
+#include "trainer/update_rules.h"
 
 namespace shoal {
 namespace {
@@ -36,7 +37,6 @@ ByteCounts Counts(const HeldBytes& held, int64_t optimizer, const Traffic& sent)
 struct MeasuredJob {
   ModelConfig config;
   ZeroOptions zero;
-  int optimizer_states = 0;
   std::vector<ByteCounts> ranks;
 };
 
@@ -79,24 +79,40 @@ MeasuredJob Measure(const TrainingJob& job) {
     });
   });
   EXPECT_TRUE(status.ok()) << status;
-  measured.optimizer_states = job.sgd ? 1 : 2;
   return measured;
 }
 
 void ExpectAsPlanned(const TrainingJob& job) {
-  const MeasuredJob measured = Measure(job);
-  Planner planner(measured.config, job.freeze);
-  const absl::StatusOr<Plan> plan =
-      planner.Make({.mesh = job.mesh(),
-                    .zero = measured.zero,
-                    .sequence_parallel = job.sequence_parallel,
-                    .schedule = job.schedule,
-                    .chunks = job.chunks,
-                    .recompute = job.recompute,
-                    .sequences = kGlobalBatch / (job.data_ranks() * job.micro_batches),
-                    .seq_length = kSeqLength,
-                    .optimizer_states = measured.optimizer_states});
+  MeasuredJob measured = Measure(job);
+  const OptimizerSection optimizer = OptimizerRecipe(job).proto.optimizer();
+  Planner planner(measured.config, job.freeze, optimizer);
+  const absl::StatusOr<Plan> plan = planner.Make(
+      {.mesh = job.mesh(),
+       .zero = measured.zero,
+       .sequence_parallel = job.sequence_parallel,
+       .schedule = job.schedule,
+       .chunks = job.chunks,
+       .recompute = job.recompute,
+       .sequences = kGlobalBatch / (job.data_ranks() * job.micro_batches),
+       .seq_length = kSeqLength,
+       .optimizer_states = static_cast<int>(UpdateRuleOf(optimizer)->state_names().size()),
+       .whole_rule = WholeRuleOf(optimizer),
+       .ema = optimizer.has_ema()});
   ASSERT_TRUE(plan.ok()) << plan.status();
+  // Shares of weights that are updated as wholes differ along the shard axis: the plan is of the
+  // largest.
+  const auto optimizer_bytes = [&](int rank) -> int64_t& {
+    return std::find_if(measured.ranks[rank].begin(), measured.ranks[rank].end(),
+                        [](const auto& count) { return count.first == "optimizer"; })
+        ->second;
+  };
+  for (int rank = 0; rank < job.ranks && !job.rule.empty() && job.stage > 0; ++rank) {
+    const int shards = job.mesh().shard, place = rank / job.tensor % shards;
+    if (place != 0) continue;
+    int64_t most = 0;
+    for (int s = 0; s < shards; ++s) most = std::max(most, optimizer_bytes(rank + s * job.tensor));
+    for (int s = 0; s < shards; ++s) optimizer_bytes(rank + s * job.tensor) = most;
+  }
   for (int rank = 0; rank < job.ranks; ++rank) {
     const int tensor = rank % job.tensor, pipeline = rank / (job.ranks / job.pipeline);
     int found = 0;
@@ -187,6 +203,31 @@ TEST(Plan, PipelineParallel) {
                            .micro_batches = stage == 1 ? 1 : 6,
                            .deterministic = stage != 2});
         }
+      }
+    }
+  }
+}
+
+TEST(Plan, EveryOptimizer) {
+  for (const char* rule : {"sgd", "lion", "adafactor", "muon", "adamw_8bit"}) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (double ema_decay : {0.0, 0.9}) {
+        const at::ScalarType dtype = stage % 2 == 0 ? at::kFloat : at::kBFloat16;
+        TrainingJob job{.dtype = dtype, .ranks = 3, .stage = stage};
+        job.rule = rule;
+        job.ema_decay = ema_decay;
+        ExpectAsPlanned(job);
+        for (const char* model : {"llama-uneven", "gpt2", "llama-tied"}) {
+          job.model = model;
+          job.tensor = std::string(model) == "gpt2" ? 3 : 2;
+          job.ranks = 2 * job.tensor;
+          ExpectAsPlanned(job);
+        }
+        job.pipeline = 2;
+        job.ranks = 8;
+        job.layers = 3;
+        job.micro_batches = 3;
+        ExpectAsPlanned(job);
       }
     }
   }

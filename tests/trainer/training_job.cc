@@ -12,12 +12,11 @@
 #include "core/random.h"
 #include "core/status.h"
 #include "models/weights.h"
-#include "optim/adamw.h"
-#include "optim/sgd.h"
 #include "parallel/comm/local_communicator.h"
 #include "trainer/objectives/preference_objective.h"
 #include "trainer/objectives/reward_objective.h"
 #include "trainer/recipe_options.h"
+#include "trainer/update_rules.h"
 #include "trainer/weights_setup.h"
 
 namespace shoal {
@@ -141,12 +140,33 @@ std::unique_ptr<Objective> MakeObjective(const std::string& name) {
   return nullptr;
 }
 
-std::unique_ptr<UpdateRule> MakeRule(const TrainingJob& job) {
-  if (job.sgd) return std::make_unique<Sgd>(Sgd::Options{.momentum = 0.9});
-  return std::make_unique<AdamW>(AdamW::Options{.weight_decay = 0.1});
-}
-
 }  // namespace
+
+LoadedRecipe OptimizerRecipe(const TrainingJob& job) {
+  LoadedRecipe recipe;
+  OptimizerSection& optimizer = *recipe.proto.mutable_optimizer();
+  if (job.sgd) {
+    optimizer.set_name(OptimizerSection::sgd);
+    optimizer.set_momentum(0.9);
+  } else {
+    optimizer.set_weight_decay(0.1);
+  }
+  OptimizerSection::Name name;
+  if (!job.rule.empty()) {
+    SHOAL_CHECK(OptimizerSection::Name_Parse(job.rule, &name)) << job.rule;
+    optimizer.set_name(name);
+  }
+  if (job.groups) {
+    OptimizerGroup& slower = *optimizer.add_groups();
+    slower.set_pattern("q_proj|c_attn|embed_tokens|wpe");
+    slower.set_learning_rate_multiplier(0.3);
+    OptimizerGroup& decayed = *optimizer.add_groups();
+    decayed.set_pattern("norm|ln_|down_proj");
+    decayed.set_weight_decay(0.7);
+  }
+  if (job.ema_decay > 0) optimizer.mutable_ema()->set_decay(job.ema_decay);
+  return recipe;
+}
 
 absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
                               const std::function<absl::Status(JobParts)>& train) {
@@ -159,8 +179,11 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   if (job.tensor > 1) tensor.emplace(mesh.tensor(), job.sequence_parallel);
   SHOAL_ASSIGN_OR_RETURN(const Model model,
                          BuildModel(config, tensor ? tensor->place() : TensorPlace()));
-  SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockParameters> blocks,
+  SHOAL_ASSIGN_OR_RETURN(std::vector<BlockParameters> blocks,
                          DescribeParameters(model, job.freeze));
+  const LoadedRecipe recipe = OptimizerRecipe(job);
+  MarkWholeUpdates(recipe.proto.optimizer(), blocks);
+  SHOAL_RETURN_IF_ERROR(ApplyGroups(recipe, blocks));
   SHOAL_ASSIGN_OR_RETURN(Schedule schedule,
                          MakeSchedule(job.schedule, job.pipeline, job.micro_batches, job.chunks));
   SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockRange> stages,
@@ -181,7 +204,8 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .reduce_every_micro_batch = job.deterministic && !halves,
        .overlap = job.overlap},
       GroupsOf(mesh, tied));
-  ShardedOptimizer optimizer(MakeRule(job), parameters, {});
+  ShardedOptimizer optimizer(UpdateRuleOf(recipe.proto.optimizer()), parameters,
+                             OptimizerOptionsOf(recipe.proto.optimizer()));
   InitializeWeights(/*seed=*/3, optimizer, parameters);
 
   BlockRunner runner(
@@ -228,7 +252,9 @@ void CollectState(const ShardedOptimizer& optimizer,
                   std::map<std::string, std::vector<double>>& state) {
   for (const auto& piece : optimizer.PiecesToSave()) {
     auto& whole = state[piece.name];
-    whole.resize(piece.spec->full_numel());
+    int64_t numel = 1;
+    for (int64_t size : piece.shape) numel *= size;
+    whole.resize(numel);
     const Tensor data = piece.data.to(at::kDouble);
     std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
   }
@@ -291,6 +317,7 @@ std::string Describe(const TrainingJob& job) {
   if (job.pipeline > 1)
     absl::StrAppend(&text, ", ", NameOf(job.schedule), " of ", job.chunks, " chunks");
   if (!job.sequence_parallel) absl::StrAppend(&text, ", whole rows");
+  if (!job.rule.empty()) absl::StrAppend(&text, ", ", job.rule);
   return text;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/recipe.h"
 #include "parallel/comm/communicator.h"
 #include "trainer/trainer.h"
 
@@ -29,7 +30,10 @@ struct TrainingJob {
   double max_grad_norm = 0.5;
   bool deterministic = true;
   bool overlap = false;
-  bool sgd = false;  // Else AdamW. SGD sees the gradients' scale
+  bool sgd = false;       // Else AdamW. SGD sees the gradients' scale
+  std::string rule = {};  // As a recipe's optimizer.name: instead of both
+  bool groups = false;    // Some weights with a learning rate and a weight decay of their own
+  double ema_decay = 0;   // Above 0: a running mean of the weights
   std::vector<std::string> freeze = {};
   // What is minimised: cross entropy, or an objective over pairs: "dpo", "ipo", "simpo", "reward"
   // (on a score head). A micro-batch then holds an even number of sequences.
@@ -78,6 +82,9 @@ void ExpectSameBits(const TrainingResult& got, const TrainingResult& want, const
 void ExpectClose(const TrainingResult& got, const TrainingResult& want, double tolerance,
                  const std::string& what);
 std::string Describe(const TrainingJob& job);
+
+// What a recipe would say of the job's optimizer.
+LoadedRecipe OptimizerRecipe(const TrainingJob& job);
 
 // Of one rank, for jobs that do more. `train` is called with everything built.
 struct JobParts {

@@ -9,6 +9,7 @@
 #include "trainer/federated/server_rule.h"
 #include "trainer/run_state.h"
 #include "trainer/task_data.h"
+#include "trainer/update_rules.h"
 
 namespace shoal {
 namespace {

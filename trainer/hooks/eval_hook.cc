@@ -8,6 +8,7 @@ namespace shoal {
 absl::Status EvalHook::Evaluate(int64_t step) {
   if (batches_.empty() || evaluated_step_ == step) return absl::OkStatus();
   const TraceSpan span(TraceKind::kOther, "evaluation");
+  if (options_.averages) options_.averages->SwapEma();
   double loss = 0;
   double count = 0;
   ObjectiveMetrics metrics = runner_.MakeMetrics();
@@ -15,6 +16,7 @@ absl::Status EvalHook::Evaluate(int64_t step) {
     loss += runner_.Loss(batch, /*denominator=*/1.0, metrics);
     count += runner_.Count(batch);
   }
+  if (options_.averages) options_.averages->SwapEma();
   loss = SumOverRanks(mesh_.control(), mesh_.reports_loss() ? loss : 0.0);
   loss_ = loss / SumOverRanks(mesh_.data_control(), count);
   evaluated_step_ = step;

@@ -12,7 +12,8 @@ namespace shoal {
 class EvalHook final : public Hook {
  public:
   struct Options {
-    int64_t every_steps = 0;  // 0: at the end only
+    int64_t every_steps = 0;               // 0: at the end only
+    ShardedOptimizer* averages = nullptr;  // Borrowed. Set: its running mean is evaluated
   };
 
   // `batches`: this rank's held-out batches, as many on every rank. All borrowed outlive the hook.

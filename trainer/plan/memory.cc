@@ -48,6 +48,31 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
   return head;
 }
 
+// Bytes of the optimizer's states that the shard-th rank keeps of a unit.
+int64_t UnitStateBytes(const UnitSize& unit, const PlanJob& job, int shard) {
+  const at::ScalarType master = job.zero.master_dtype();
+  const bool holds_all = job.zero.stage == 0;
+  const int64_t part = unit.shard_numel(job.mesh.shard);
+  const int64_t owned = holds_all ? unit.padded_numel(job.mesh.shard) : part;
+  const int64_t plain_bytes = job.optimizer_states * Size(master);
+  const int64_t mean_bytes = job.ema ? owned * Size(master) : 0;
+  if (unit.wholes.empty()) return mean_bytes + plain_bytes * owned;
+  const int64_t begin = holds_all ? 0 : shard * part, end = begin + owned;
+  const auto overlap = [&](int64_t from, int64_t numel) {
+    return std::max<int64_t>(0, std::min(end, from + numel) - std::max(begin, from));
+  };
+  int64_t plain = overlap(0, unit.numel), bytes = mean_bytes;
+  for (const UnitSize::Whole& whole : unit.wholes) {
+    const int64_t numel = overlap(whole.offset, whole.numel);
+    plain -= numel;
+    for (const WholeRule::State& state : job.whole_rule->element_states(whole.shape, master))
+      bytes += numel * Size(state.dtype);
+    for (const WholeRule::State& state : job.whole_rule->shared_states(whole.shape, master))
+      bytes += state.numel * Size(state.dtype);
+  }
+  return bytes + plain_bytes * plain;
+}
+
 }  // namespace
 
 HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards) {
@@ -87,8 +112,18 @@ int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero, 
 }
 
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job) {
-  return job.optimizer_states * Size(job.zero.master_dtype()) *
-         OwnedNumel(units, job.zero, job.mesh.shard);
+  const bool alike =
+      std::none_of(units.begin(), units.end(), [](const UnitSize& u) { return !u.wholes.empty(); });
+  const int different = alike || job.zero.stage == 0 ? 1 : job.mesh.shard;
+  int64_t most = 0;
+  for (int shard = 0; shard < different; ++shard) {
+    int64_t bytes = 0;
+    for (const UnitSize& unit : units) {
+      if (unit.trainable) bytes += unit.count * UnitStateBytes(unit, job, shard);
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
 }
 
 // Follows models/blocks/decoder_layer.cc: what each operation saves, a tensor that two save once.

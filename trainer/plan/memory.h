@@ -16,7 +16,8 @@ namespace shoal {
 
 // As ShardedParameters::held_bytes().
 HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards);
-// As ShardedOptimizer::state_bytes().
+// As ShardedOptimizer::state_bytes(); of the shard rank that holds most, if they differ: of weights
+// that are updated as wholes and others, each has its own share.
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job);
 // Elements that a rank's optimizer updates.
 int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards);

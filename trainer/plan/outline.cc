@@ -7,6 +7,7 @@
 #include "models/blocks/embedding.h"
 #include "models/blocks/head_share.h"
 #include "trainer/recipe_options.h"
+#include "trainer/update_rules.h"
 #include "trainer/weights_setup.h"
 
 namespace shoal {
@@ -38,7 +39,7 @@ PartWidths WidthsOf(const ModelConfig& config, const TensorPlace& place) {
 
 auto Key(const UnitSize& unit) {
   return std::tuple(unit.numel, unit.partial_numel, unit.trainable, unit.takes_turns,
-                    unit.tied_across_stages);
+                    unit.tied_across_stages, unit.wholes);
 }
 
 // Is the weight trained? A tied one is another block's.
@@ -52,7 +53,8 @@ bool IsTrained(const std::vector<BlockParameters>& blocks, int block, size_t par
 
 absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_ranks,
                                           bool sequence_parallel,
-                                          const std::vector<std::string>& freeze) {
+                                          const std::vector<std::string>& freeze,
+                                          const OptimizerSection& optimizer) {
   ModelOutline outline;
   for (int rank = 0; rank < tensor_ranks; ++rank) {
     const TensorPlace place =
@@ -62,6 +64,7 @@ absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_
                   .rank = rank, .size = tensor_ranks, .sequence_parallel = sequence_parallel};
     SHOAL_ASSIGN_OR_RETURN(Model model, BuildModel(config, place));
     SHOAL_ASSIGN_OR_RETURN(std::vector<BlockParameters> blocks, DescribeParameters(model, freeze));
+    MarkWholeUpdates(optimizer, blocks);
     const auto same = std::find_if(outline.parts.begin(), outline.parts.end(),
                                    [&](const auto& part) { return AreAlike(part.blocks, blocks); });
     if (same != outline.parts.end()) {
@@ -83,6 +86,7 @@ std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
                   .takes_turns = plan.takes_turns(),
                   .tied_across_stages = plan.specs[0].tied_across_stages};
     for (const ParameterSpec& spec : plan.specs) {
+      if (spec.whole_update) unit.wholes.push_back({unit.numel, spec.numel(), spec.memory_shape()});
       unit.numel += spec.numel();
       unit.partial_numel += spec.partial_gradient ? spec.full_numel() : 0;
     }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/recipe.pb.h"
 #include "models/model.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
@@ -41,16 +42,26 @@ struct ModelOutline {
 // Errors: BuildModel's and DescribeParameters'.
 absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_ranks,
                                           bool sequence_parallel,
-                                          const std::vector<std::string>& freeze = {});
+                                          const std::vector<std::string>& freeze = {},
+                                          const OptimizerSection& optimizer = {});
 
 // A unit of flat weights as its bytes depend on it.
 struct UnitSize {
+  // A weight that the optimizer takes as a whole.
+  struct Whole {
+    int64_t offset, numel;       // Of this tensor-parallel rank's part, in the unit
+    std::vector<int64_t> shape;  // Of all of it, as in memory
+
+    auto operator<=>(const Whole&) const = default;
+  };
+
   int64_t numel = 0;          // Without padding
   int64_t partial_numel = 0;  // Of whole weights whose gradients tensor-parallel ranks add up
   bool trainable = true;
   bool takes_turns = true;          // In a buffer with units of other blocks
   bool tied_across_stages = false;  // Another pipeline rank holds it too
-  int count = 1;                    // So many are alike
+  std::vector<Whole> wholes = {};
+  int count = 1;  // So many are alike
 
   int64_t shard_numel(int shards) const { return (numel + shards - 1) / shards; }
   int64_t padded_numel(int shards) const { return shard_numel(shards) * shards; }  // FlatLayout's

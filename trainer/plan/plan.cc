@@ -40,11 +40,11 @@ RankWork WorkOf(const PlanJob& job, const ModelOutline& model, const RankOutline
   work.memory_bytes += m * numel * weight_bytes;
   // The update reads gradients; it reads and writes weights and states; it writes the rounded copy.
   const double master = ElementBytes(job.zero.master_dtype());
-  const double update = ElementBytes(job.zero.gradient_dtype) +
-                        2 * master * (1 + job.optimizer_states) +
+  const double update = ElementBytes(job.zero.gradient_dtype) + 2 * master +
                         (job.zero.has_master_copy() ? ElementBytes(job.zero.compute_dtype) : 0);
   work.optimizer_bytes =
-      update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh.shard));
+      update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh.shard)) +
+      2 * static_cast<double>(OptimizerBytesOf(rank.units, job));
   return work;
 }
 
@@ -119,8 +119,9 @@ absl::StatusOr<const ModelOutline*> Planner::Outline(const PlanJob& job) {
   const auto key = std::pair(job.mesh.tensor, job.sequence_parallel);
   auto found = outlines_.find(key);
   if (found == outlines_.end()) {
-    SHOAL_ASSIGN_OR_RETURN(ModelOutline made,
-                           OutlineModel(config_, job.mesh.tensor, job.sequence_parallel, freeze_));
+    SHOAL_ASSIGN_OR_RETURN(
+        ModelOutline made,
+        OutlineModel(config_, job.mesh.tensor, job.sequence_parallel, freeze_, optimizer_));
     found = outlines_.emplace(key, std::move(made)).first;
   }
   return &found->second;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/recipe.pb.h"
 #include "models/model_config.h"
 #include "trainer/plan/hardware.h"
 #include "trainer/plan/memory.h"
@@ -26,7 +27,7 @@ namespace shoal {
 
 struct RankMemory {
   HeldBytes held;         // Exact
-  int64_t optimizer = 0;  // Exact
+  int64_t optimizer = 0;  // Exact; of the shard rank that holds most, if they differ
   PassBytes passes;       // Estimates
 
   int64_t held_bytes() const {
@@ -83,8 +84,9 @@ StepTime EstimateStep(const Plan& plan, const Hardware& hardware);
 // Makes plans of one model. What several have in common is found once.
 class Planner {
  public:
-  Planner(ModelConfig config, std::vector<std::string> freeze)
-      : config_(std::move(config)), freeze_(std::move(freeze)) {}
+  // `optimizer` as the jobs' whole_rule has it.
+  Planner(ModelConfig config, std::vector<std::string> freeze, OptimizerSection optimizer = {})
+      : config_(std::move(config)), freeze_(std::move(freeze)), optimizer_(std::move(optimizer)) {}
 
   const ModelConfig& config() const { return config_; }
 
@@ -99,6 +101,7 @@ class Planner {
  private:
   ModelConfig config_;
   std::vector<std::string> freeze_;
+  OptimizerSection optimizer_;
   std::map<std::pair<int, bool>, ModelOutline> outlines_;
   std::map<std::tuple<int, bool, int, int, ScheduleKind, int64_t>, PipelineOutline> pipelines_;
   std::map<std::tuple<ScheduleKind, int, int, int>, ScheduleShape> shapes_;

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
+#include "optim/whole_rule.h"
 #include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/sharded_unit.h"
@@ -21,7 +23,9 @@ struct PlanJob {
   double label_smoothing = 0;
   int64_t sequences = 1;  // Of a micro-batch and rank
   int64_t seq_length = 1;
-  int optimizer_states = 2;  // Numbers a weight
+  int optimizer_states = 2;  // Numbers a weight that is updated element by element
+  std::shared_ptr<const WholeRule> whole_rule = nullptr;  // Of the others; null: there are none
+  bool ema = false;  // A running mean of the weights beside them
 
   int micro_batches() const { return zero.micro_batches; }
   int64_t rows() const { return sequences * seq_length; }  // Tokens of a micro-batch and rank

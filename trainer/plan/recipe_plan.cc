@@ -4,6 +4,7 @@
 #include "core/status.h"
 #include "data/tokenizer.h"
 #include "trainer/recipe_options.h"
+#include "trainer/update_rules.h"
 
 namespace shoal {
 namespace {
@@ -33,7 +34,7 @@ absl::StatusOr<ModelConfig> PlannedModel(const LoadedRecipe& recipe, FileSystem&
 
 Planner PlannerOf(const LoadedRecipe& recipe, ModelConfig config) {
   const auto& freeze = recipe.proto.model().freeze();
-  return Planner(std::move(config), {freeze.begin(), freeze.end()});
+  return Planner(std::move(config), {freeze.begin(), freeze.end()}, recipe.proto.optimizer());
 }
 
 PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batch,
@@ -51,7 +52,9 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
       .label_smoothing = recipe.training().label_smoothing_factor(),
       .sequences = batch.per_device,
       .seq_length = recipe.data().seq_length(),
-      .optimizer_states = static_cast<int>(UpdateRuleOf(recipe.optimizer())->state_names().size())};
+      .optimizer_states = static_cast<int>(UpdateRuleOf(recipe.optimizer())->state_names().size()),
+      .whole_rule = WholeRuleOf(recipe.optimizer()),
+      .ema = recipe.optimizer().has_ema()};
   // A small one suffices to see the kind and its chunks. Sizes that it does not take fail later,
   // where they are planned.
   ParallelismSection small = recipe.parallelism();
@@ -75,8 +78,10 @@ absl::StatusOr<Plan> PlanRecipe(const LoadedRecipe& recipe, int ranks, const Har
   if (!schedule.ok()) return blame("parallelism.pipeline_chunks", schedule.status());
   const auto first = BuildModel(planner.config(), {.size = job.mesh.tensor});
   if (!first.ok()) return blame("parallelism.tensor_parallel", first.status());
-  if (const auto model = planner.Outline(job); !model.ok())
-    return blame("model.freeze", model.status());
+  const auto model = planner.Outline(job);
+  if (!model.ok()) return blame("model.freeze", model.status());
+  std::vector<BlockParameters> blocks = (*model)->parts[0].blocks;
+  SHOAL_RETURN_IF_ERROR(ApplyGroups(recipe, blocks));
   if (job.shares_rows() && job.rows() % job.mesh.tensor != 0) {
     return recipe.ErrorAt(
         "parallelism.tensor_parallel",

@@ -28,6 +28,22 @@ class Group {
   at::ScalarType dtype_;
 };
 
+// What the optimizer asks other ranks of a unit's weights.
+void AddWholeUpdates(const UnitSize& unit, const PlanJob& job, Traffic& traffic) {
+  if (unit.wholes.empty()) return;
+  WholeUnitShape shape{.weights = {},
+                       .padded_numel = unit.padded_numel(job.mesh.shard),
+                       .shard_numel = unit.shard_numel(job.mesh.shard),
+                       .holds_all = job.zero.stage == 0,
+                       .master = job.zero.master_dtype()};
+  for (const UnitSize::Whole& whole : unit.wholes) shape.weights.push_back(whole.shape);
+  for (const WholeRule::Call& call : job.whole_rule->Calls(shape)) {
+    Group(call.along_tensor ? job.mesh.tensor : job.mesh.shard, call.dtype)
+        .Call(call.along_tensor ? traffic.tensor : traffic.shard_end, call.kind, call.numel,
+              unit.count);
+  }
+}
+
 // A unit's calls, as ShardedUnit makes them (sharded_unit.h says why).
 void AddUnit(const UnitSize& unit, const PlanJob& job, int tied_ranks, Traffic& traffic) {
   const ZeroOptions& zero = job.zero;
@@ -62,6 +78,7 @@ void AddUnit(const UnitSize& unit, const PlanJob& job, int tied_ranks, Traffic& 
         .Call(traffic.tied, kAllReduce, zero.stage == 0 ? padded : shard, count);
   }
   if (zero.stage == 1 || zero.stage == 2) weights.Call(traffic.shard_end, kAllGather, shard, count);
+  AddWholeUpdates(unit, job, traffic);
 }
 
 // The collectives of TensorParallel, for one micro-batch.
