@@ -1,5 +1,7 @@
 #include "parallel/comm/comm_queue.h"
 
+#include <sys/prctl.h>
+
 #include <chrono>
 #include <optional>
 #include <utility>
@@ -9,6 +11,11 @@
 #include "parallel/comm/pending_sends.h"
 
 namespace shoal {
+namespace {
+
+thread_local bool on_queue = false;
+
+}  // namespace
 
 CommQueue::CommQueue() : thread_([this] { Run(); }) {}
 
@@ -45,7 +52,11 @@ void CommQueue::Wait(Ticket ticket) {
   if (failure_) std::rethrow_exception(failure_);
 }
 
+bool CommQueue::IsThisThread() { return on_queue; }
+
 void CommQueue::Run() {
+  on_queue = true;
+  prctl(PR_SET_TIMERSLACK, 1000);  // Nanoseconds: short sleeps end in time
   const at::NoGradGuard no_grad;
   std::unique_lock lock(mutex_);
   while (true) {

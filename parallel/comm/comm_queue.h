@@ -29,6 +29,9 @@ class CommQueue {
   // not done. The waiting thread's own sends move on meanwhile (pending_sends.h).
   void Wait(Ticket ticket);
   void Drain() { Wait(posted_); }
+  // Whether the caller is a queue's own thread, which leaves the core to the thread beside it where
+  // it can.
+  static bool IsThisThread();
 
  private:
   void Run();

@@ -3,7 +3,9 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include <ATen/ops/empty.h>
 
@@ -11,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "core/dtype.h"
+#include "parallel/comm/comm_queue.h"
 #include "parallel/comm/host_reduce.h"
 #include "parallel/comm/pending_sends.h"
 
@@ -80,6 +83,14 @@ void MpiCommunicator::Check(int error, const char* call) {
   Fail(absl::StrCat(call, ": ", std::string(text, length)));
 }
 
+// [Note: a thread that polls] MPI moves bytes only while someone asks it to. A thread that computes
+// nothing else asks all the time. The one of a CommQueue shares its cores with one that computes:
+// it sleeps between askings, long enough to cost little, and shortly enough that what the sockets
+// hold keeps the network busy meanwhile (10 Gbit/s bring 125 kB in 100 us; one asking moves as
+// much).
+constexpr int kPollsBeforeSleep = 4;
+constexpr std::chrono::microseconds kSleepBetweenPolls(100);
+
 std::vector<int> MpiCommunicator::WaitAll(std::vector<MPI_Request>& requests) {
   const absl::Time deadline = absl::Now() + options_.timeout;
   for (int64_t polls = 0;; ++polls) {
@@ -89,8 +100,12 @@ std::vector<int> MpiCommunicator::WaitAll(std::vector<MPI_Request>& requests) {
         "MPI_Testall");
     if (done) return {};
     PendingSends::MoveOn();
-    if (polls < 200) continue;
-    sched_yield();
+    if (CommQueue::IsThisThread()) {
+      if (polls % kPollsBeforeSleep == 0) std::this_thread::sleep_for(kSleepBetweenPolls);
+    } else {
+      if (polls < 200) continue;
+      sched_yield();
+    }
     if (polls % 256 == 0 && absl::Now() > deadline) break;
   }
   std::vector<int> open;
@@ -100,6 +115,14 @@ std::vector<int> MpiCommunicator::WaitAll(std::vector<MPI_Request>& requests) {
     if (!done) open.push_back(static_cast<int>(i));
   }
   return open;
+}
+
+void MpiCommunicator::Complete(const char* call, const std::function<int(MPI_Request*)>& begin) {
+  std::vector<MPI_Request> requests(1);
+  Check(begin(requests.data()), call);
+  if (WaitAll(requests).empty()) return;
+  Fail(absl::StrCat(call, ": rank ", rank_, " waited ", absl::FormatDuration(options_.timeout),
+                    " for its end; if the ranks are only slow, raise comm.timeout_s"));
 }
 
 void MpiCommunicator::Meet(Signature signature) {
@@ -150,8 +173,10 @@ void MpiCommunicator::ForChunks(int64_t numel, int64_t element, int64_t copies,
 }
 
 bool MpiCommunicator::UsesPieces(const Signature& signature) const {
-  return options_.deterministic || signature.op != ReduceOp::kSum ||
-         signature.dtype == at::kBFloat16;
+  constexpr int64_t kLarge = int64_t{1} << 16;  // Bytes; smaller ones are latency
+  return options_.deterministic ||
+         signature.numel * static_cast<int64_t>(c10::elementSize(signature.dtype)) > kLarge ||
+         signature.op != ReduceOp::kSum || signature.dtype == at::kBFloat16;
 }
 
 void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
@@ -176,13 +201,15 @@ void MpiCommunicator::AllReducePieces(std::byte* data, int count, const Signatur
   std::vector<std::byte> padded(int64_t{piece_bytes} * size_);
   std::vector<std::byte> pieces(padded.size());
   std::memcpy(padded.data(), data, count * element);
-  Check(MPI_Alltoall(padded.data(), piece_bytes, MPI_BYTE, pieces.data(), piece_bytes, MPI_BYTE,
-                     comm_),
-        "MPI_Alltoall");
+  Complete("MPI_Ialltoall", [&](MPI_Request* request) {
+    return MPI_Ialltoall(padded.data(), piece_bytes, MPI_BYTE, pieces.data(), piece_bytes, MPI_BYTE,
+                         comm_, request);
+  });
   ReduceInOrder(signature.op, signature.dtype, Rows(pieces, size_), pieces.data(), piece);
-  Check(MPI_Allgather(pieces.data(), piece_bytes, MPI_BYTE, padded.data(), piece_bytes, MPI_BYTE,
-                      comm_),
-        "MPI_Allgather");
+  Complete("MPI_Iallgather", [&](MPI_Request* request) {
+    return MPI_Iallgather(pieces.data(), piece_bytes, MPI_BYTE, padded.data(), piece_bytes,
+                          MPI_BYTE, comm_, request);
+  });
   std::memcpy(data, padded.data(), count * element);
 }
 
@@ -197,19 +224,11 @@ void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, Reduc
   ForChunks(out.numel(), element, size_, [&](int64_t begin, int count) {
     const int64_t bytes = count * element;
     std::vector<std::byte> pieces(bytes * size_);
-    if (!UsesPieces(signature)) {
-      for (int slice = 0; slice < size_; ++slice) {
-        std::memcpy(pieces.data() + slice * bytes, source + slice * slice_bytes + begin * element,
-                    bytes);
-      }
-      return Check(MPI_Reduce_scatter_block(pieces.data(), result + begin * element, count,
-                                            TypeOf(signature.dtype), MPI_SUM, comm_),
-                   "MPI_Reduce_scatter_block");
-    }
     const StridedBytes slices(static_cast<int>(bytes), slice_bytes);
-    Check(MPI_Alltoall(source + begin * element, 1, slices.get(), pieces.data(),
-                       static_cast<int>(bytes), MPI_BYTE, comm_),
-          "MPI_Alltoall");
+    Complete("MPI_Ialltoall", [&](MPI_Request* request) {
+      return MPI_Ialltoall(source + begin * element, 1, slices.get(), pieces.data(),
+                           static_cast<int>(bytes), MPI_BYTE, comm_, request);
+    });
     ReduceInOrder(op, signature.dtype, Rows(pieces, size_), result + begin * element, count);
   });
 }
@@ -223,8 +242,10 @@ void MpiCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
   ForChunks(slice_bytes, 1, 1, [&](int64_t begin, int count) {
     const StridedBytes slices(count, slice_bytes);
     const void* source = in_place ? MPI_IN_PLACE : Bytes(in) + begin;
-    Check(MPI_Allgather(source, count, MPI_BYTE, Bytes(out) + begin, 1, slices.get(), comm_),
-          "MPI_Allgather");
+    Complete("MPI_Iallgather", [&](MPI_Request* request) {
+      return MPI_Iallgather(source, count, MPI_BYTE, Bytes(out) + begin, 1, slices.get(), comm_,
+                            request);
+    });
   });
 }
 
@@ -233,7 +254,9 @@ void MpiCommunicator::Broadcast(at::Tensor& tensor, int root) {
   const TraceSpan span = Count("broadcast", BytesSent(signature, size_, rank_));
   Meet(signature);
   ForChunks(tensor.nbytes(), 1, 1, [&](int64_t begin, int count) {
-    Check(MPI_Bcast(Bytes(tensor) + begin, count, MPI_BYTE, root, comm_), "MPI_Bcast");
+    Complete("MPI_Ibcast", [&](MPI_Request* request) {
+      return MPI_Ibcast(Bytes(tensor) + begin, count, MPI_BYTE, root, comm_, request);
+    });
   });
 }
 
@@ -244,9 +267,10 @@ void MpiCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
   const int64_t slice_bytes = in.nbytes() / size_;
   ForChunks(slice_bytes, 1, size_, [&](int64_t begin, int count) {
     const StridedBytes slices(count, slice_bytes);
-    Check(MPI_Alltoall(Bytes(in) + begin, 1, slices.get(), Bytes(out) + begin, 1, slices.get(),
-                       comm_),
-          "MPI_Alltoall");
+    Complete("MPI_Ialltoall", [&](MPI_Request* request) {
+      return MPI_Ialltoall(Bytes(in) + begin, 1, slices.get(), Bytes(out) + begin, 1, slices.get(),
+                           comm_, request);
+    });
   });
 }
 

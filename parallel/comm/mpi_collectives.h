@@ -2,8 +2,9 @@
 //
 // Before a call's data moves, ranks send each other its signature, point to point: so a call that
 // differs between ranks, or a rank that does not come, is an error that names the rank, on every
-// rank that waits. Deterministic reductions, all of bfloat16, and all minima and maxima exchange
-// pieces (MPI_Alltoall) and add them in rank order; others use MPI's reductions.
+// rank that waits. Reductions exchange pieces (MPI_Ialltoall) and add them in rank order; only
+// small sums, where no order is asked for, use MPI_Allreduce. Data moves by nonblocking collectives
+// that are asked until they are done; see [Note: a thread that polls].
 #pragma once
 
 #define OMPI_SKIP_MPICXX 1  // The C++ bindings, which nothing links
@@ -50,6 +51,8 @@ class MpiCommunicator final : public Communicator {
   void Meet(Signature signature);
   // Waits for all `requests`; returns the indices of those still open when the timeout passes.
   std::vector<int> WaitAll(std::vector<MPI_Request>& requests);
+  // Begins a collective of MPI's and waits for its end.
+  void Complete(const char* call, const std::function<int(MPI_Request*)>& begin);
   bool SendUnsent();  // True when nothing is left
   // Splits [0, numel) into chunks of at most options_.chunk_bytes / `copies`.
   void ForChunks(int64_t numel, int64_t element, int64_t copies,
