@@ -51,6 +51,8 @@ struct ParameterSpec {
   bool partial_gradient = false;
   // Another pipeline stage holds this weight too (tied embeddings), and both gradients add up.
   bool tied_across_stages = false;
+  // Above 1: of an expert. So many ranks share the experts, and this one holds this weight.
+  int expert_ranks = 1;
   // Not of the model's own files but of an adapter beside it (models/adapters/).
   bool adapter = false;
   // The optimizer updates it as a whole, not element by element (optim/whole_rule.h).

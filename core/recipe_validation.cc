@@ -202,8 +202,31 @@ class Validator {
               absl::StrCat("got ", ranks, ", but ", axis, " above 1 is not in this version"));
     };
     refuse("context_parallel", axes.context_parallel());
-    refuse("expert_parallel", axes.expert_parallel());
+    Experts();
     Pipeline();
+  }
+
+  void Experts() {
+    const ParallelismSection& axes = proto_.parallelism();
+    const std::string task = EnumYamlName(*Task_descriptor()->FindValueByNumber(proto_.task()));
+    if (axes.expert_parallel() > 1) {
+      const std::string got = absl::StrCat("got ", axes.expert_parallel());
+      if (axes.data_parallel_shard() % axes.expert_parallel() != 0) {
+        Error("parallelism.expert_parallel",
+              absl::StrCat(got, ", expected a divisor of data_parallel_shard ",
+                           axes.data_parallel_shard()));
+      }
+      if (IsRlhfTask(proto_) || proto_.task() == federated) {
+        Error(
+            "parallelism.expert_parallel",
+            absl::StrCat(got, ", but task ", task, " wants every expert on each rank, expected 1"));
+      }
+    }
+    if (proto_.moe().capacity_factor() > 0 && proto_.task() != pretrain && proto_.task() != sft) {
+      Error("moe.capacity_factor",
+            absl::StrCat("got ", NumberText(proto_.moe().capacity_factor()), ", but task ", task,
+                         " compares training passes with others, which drop nothing, expected 0"));
+    }
   }
 
   void Pipeline() {
@@ -361,14 +384,12 @@ absl::StatusOr<MeshPlan> PlanMesh(const LoadedRecipe& recipe, int ranks) {
                 axes.expert_parallel(),
                 1,
                 ""};
-  const double others =
-      double{1} * plan.replicate * plan.tensor * plan.pipeline * plan.context * plan.expert;
+  const double others = double{1} * plan.replicate * plan.tensor * plan.pipeline * plan.context;
   if (plan.shard == 0 && others <= ranks && ranks % static_cast<int>(others) == 0)
     plan.shard = ranks / static_cast<int>(others);
-  const std::string product = absl::StrCat("replicate ", plan.replicate, " * shard ",
-                                           plan.shard == 0 ? "?" : absl::StrCat(plan.shard),
-                                           " * tensor ", plan.tensor, " * pipeline ", plan.pipeline,
-                                           " * context ", plan.context, " * expert ", plan.expert);
+  const std::string product = absl::StrCat(
+      "replicate ", plan.replicate, " * shard ", plan.shard == 0 ? "?" : absl::StrCat(plan.shard),
+      " * tensor ", plan.tensor, " * pipeline ", plan.pipeline, " * context ", plan.context);
   if (plan.shard == 0 || others * plan.shard != ranks) {
     return recipe.ErrorAt(
         recipe.IsSet("parallelism.data_parallel_shard") ? "parallelism.data_parallel_shard"
@@ -376,8 +397,16 @@ absl::StatusOr<MeshPlan> PlanMesh(const LoadedRecipe& recipe, int ranks) {
         absl::StrCat("the mesh does not come out: ", ranks, " ranks = ", product,
                      "; change -n or data_parallel_shard (0: what the other axes leave)"));
   }
+  if (plan.shard % plan.expert != 0) {
+    return recipe.ErrorAt(
+        "parallelism.expert_parallel",
+        absl::StrCat("got ", plan.expert, ", expected a divisor of the ", plan.shard,
+                     plan.shard == 1 ? " rank" : " ranks", " of data_parallel_shard (", ranks,
+                     ranks == 1 ? " rank = " : " ranks = ", product, ")"));
+  }
   plan.data_parallel_ranks = plan.replicate * plan.shard;
   plan.equation = absl::StrCat(ranks, ranks == 1 ? " rank = " : " ranks = ", product);
+  if (plan.expert > 1) absl::StrAppend(&plan.equation, ", experts over ", plan.expert, " of shard");
   return plan;
 }
 

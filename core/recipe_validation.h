@@ -29,10 +29,10 @@ absl::StatusOr<BatchPlan> PlanBatch(const LoadedRecipe& recipe, int data_paralle
 
 // Ranks of each axis of the mesh.
 struct MeshPlan {
-  int replicate = 1, shard = 1, tensor = 1, pipeline = 1, context = 1, expert = 1;
+  int replicate = 1, shard = 1, tensor = 1, pipeline = 1, context = 1;
+  int expert = 1;               // Of the ranks of shard, which it divides: no factor of the product
   int data_parallel_ranks = 1;  // replicate * shard: those that read different data
-  std::string
-      equation;  // "2 ranks = replicate 1 * shard 2 * tensor 1 * pipeline 1 * context 1 * expert 1"
+  std::string equation;  // "2 ranks = replicate 1 * shard 2 * tensor 1 * pipeline 1 * context 1"
 };
 
 // The mesh of `parallelism` over `ranks` ranks (of a federated run: over the group of one client);

@@ -19,12 +19,29 @@
 
 namespace shoal {
 
+class ExpertParallel;  // parallel/expert_parallel.h
 class KeyValueCache;   // models/key_value_cache.h
 class TensorParallel;  // parallel/tensor_parallel.h
 
 // What the head computes: the training loss, all logits, each target's log-probability, or (a score
 // head, which computes nothing else) a number a place.
 enum class HeadMode { kLoss, kLogits, kLogprobs, kScores };
+
+// What training asks of the routers of experts (models/blocks/expert_mlp.h).
+struct RouterTraining {
+  double balance_coefficient = 0;  // Of the load-balancing loss
+  double z_coefficient = 0;        // Of the z-loss
+  double capacity_factor = 0;      // 0: no expert is ever full
+  double num_tokens = 1;           // Of the global batch: what both losses are means over
+};
+
+// What a layer's router did with a micro-batch: sums over its tokens.
+struct RouterSums {
+  Tensor chosen_E;     // float64: tokens that chose each expert, whether or not it had room
+  double dropped = 0;  // Choices of experts that had no room
+  double balance = 0;  // The load-balancing loss of a token's sequence
+  double z = 0;        // The square of log sum exp of the logits
+};
 
 // What a forward pass of a block may read besides its input.
 struct ForwardContext {
@@ -37,8 +54,10 @@ struct ForwardContext {
   // Of HeadMode::kLoss: the loss will be the root of one backward pass, and gradients may be added
   // from the forward pass on (see CrossEntropyOptions::unit_gradient).
   bool unit_gradient = false;
-  const TensorParallel* tensor = nullptr;  // Null: one rank holds each matrix whole
-  double temperature = 1.0;                // Of HeadMode::kLogprobs: logits are divided by it
+  const TensorParallel* tensor = nullptr;   // Null: one rank holds each matrix whole
+  const ExpertParallel* experts = nullptr;  // Null: one rank holds all experts
+  const RouterTraining* routers = nullptr;  // Set in training
+  double temperature = 1.0;                 // Of HeadMode::kLogprobs: logits are divided by it
   bool adapters = true;  // false: the model without its adapters (models/adapters/)
   // Set in training: the seed of what is dropped, if the model drops anything.
   std::optional<uint64_t> dropout_seed = std::nullopt;
@@ -53,6 +72,10 @@ struct ForwardContext {
 struct Activations {
   // Undefined before the embedding. (1, r, C) under sequence parallelism: this rank's rows.
   Tensor hidden_BTC;
+  // Set by layers of experts in training. router_loss: () what they add to the training loss;
+  // undefined: nothing.
+  Tensor router_loss;
+  std::optional<RouterSums> routing;
   // Set by the head:
   Tensor loss;  // () float32 (float64 in float64 runs): sum of target losses / loss_denominator
   Tensor logits_BTV;   // Only under HeadMode::kLogits

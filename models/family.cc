@@ -29,7 +29,8 @@ const std::vector<std::string>& SlotNames() {
                                       "head.bias"};
     for (const char* module : {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv",
                                "layer.o", "layer.mlp_norm", "layer.gate", "layer.up", "layer.down",
-                               "head.norm", "layer.convolution", "dense"}) {
+                               "layer.router", "layer.experts.gate", "layer.experts.up",
+                               "layer.experts.down", "head.norm", "layer.convolution", "dense"}) {
       slots.push_back(absl::StrCat(module, ".weight"));
       slots.push_back(absl::StrCat(module, ".bias"));
     }
@@ -159,8 +160,10 @@ class FamilyParser {
         static_cast<StackOptions::Positions>(Choice("positions", {"rotary", "learned"}));
     stack.norm = static_cast<StackOptions::Norm>(Choice("norm", {"rms", "layer"}));
     stack.attention = static_cast<StackOptions::Attention>(Choice("attention", {"split", "fused"}));
-    stack.mlp = static_cast<StackOptions::Mlp>(Choice("mlp", {"gated", "plain"}));
+    stack.mlp = static_cast<StackOptions::Mlp>(Choice("mlp", {"gated", "plain", "experts"}));
     stack.linear = static_cast<StackOptions::Linear>(Choice("linear", {"out_in", "in_out"}));
+    if (stack.mlp == StackOptions::Mlp::kExperts && stack.linear != StackOptions::Linear::kOutIn)
+      Error(Section("stack").origin, "stack.linear", "must be out_in with mlp: experts");
     stack.residual_init =
         static_cast<StackOptions::ResidualInit>(Choice("residual_init", {"plain", "depth_scaled"}));
   }
@@ -191,8 +194,11 @@ class FamilyParser {
       const bool required = family_.stack.kind == StackOptions::Kind::kDecoder
                                 ? IsRequiredModelValue(name)
                                 : IsImageClassifierValue(name);
-      if (required && !seen.contains(name)) {
+      const bool has_experts = family_.stack.mlp == StackOptions::Mlp::kExperts;
+      if ((required || (has_experts && IsExpertValue(name))) && !seen.contains(name)) {
         Error(config.origin, absl::StrCat("config.", name), "is missing");
+      } else if (!has_experts && IsExpertValue(name) && seen.contains(name)) {
+        Error(config.origin, absl::StrCat("config.", name), "is of stack.mlp: experts");
       }
     }
   }
@@ -293,6 +299,10 @@ class FamilyParser {
       Error(origin, path,
             absl::StrCat("{i} belongs in names of layer weights, and only there: ", name));
     }
+    if (absl::StartsWith(slot, "layer.experts.") != absl::StrContains(name, kExpertPlaceholder)) {
+      Error(origin, path,
+            absl::StrCat("{e} belongs in names of experts' weights, and only there: ", name));
+    }
     if (!family_.weights.emplace(slot, name).second) {
       Error(origin, path,
             absl::StrCat("slot ", slot, " has two names: the table must read both ways"));
@@ -352,9 +362,13 @@ bool IsImageClassifierValue(const std::string& name) {
   return names.contains(name);
 }
 
-std::string ModelFamily::WeightName(const std::string& slot, int64_t layer) const {
+bool IsExpertValue(const std::string& name) {
+  return name == "num_experts" || name == "experts_per_token" || name == "router_balance_loss";
+}
+
+std::string ModelFamily::WeightName(const std::string& slot, int64_t layer, int64_t expert) const {
   const auto found = weights.find(slot);
-  return found == weights.end() ? "" : FillLayer(found->second, layer);
+  return found == weights.end() ? "" : FillExpert(FillLayer(found->second, layer), expert);
 }
 
 bool ModelFamily::IgnoresWeight(const std::string& name) const {

@@ -20,8 +20,9 @@ struct StackOptions {
   enum class Kind { kDecoder, kImageClassifier };
   enum class Positions { kRotary, kLearned };
   enum class Norm { kRms, kLayer };
-  enum class Attention { kSplit, kFused };  // q, k and v: three matrices, or one
-  enum class Mlp { kGated, kPlain };
+  enum class Attention { kSplit, kFused };      // q, k and v: three matrices, or one
+  enum class Mlp { kGated, kPlain, kExperts };  // kExperts: a router, and gated ones
+
   enum class Linear { kOutIn, kInOut };  // A matrix on disk: (out, in), or (in, out)
   // kDepthScaled: matrices that write to the residual stream start smaller, by 1 / sqrt(2 layers).
   enum class ResidualInit { kPlain, kDepthScaled };
@@ -71,15 +72,15 @@ struct ModelFamily {
 
   StackOptions stack;
 
-  std::map<std::string, std::string>
-      weights;  // Slot of a block ("layer.q.weight") to name on disk, {i}: layer
+  // Slot of a block ("layer.q.weight") to name on disk, {i}: layer, {e}: expert
+  std::map<std::string, std::string> weights;
   std::vector<std::string> ignored_weights;  // Names on disk, {i}: layer
   std::vector<std::string> lora_targets;  // Modules that adapters attach to by default, as in peft
   std::map<std::string, std::string>
       tensor_parallel;  // Module ({i}: layer) to style, in Hugging Face's words
 
   // The name on disk, or "" if the family has none for the slot.
-  std::string WeightName(const std::string& slot, int64_t layer = 0) const;
+  std::string WeightName(const std::string& slot, int64_t layer = 0, int64_t expert = 0) const;
   bool IgnoresWeight(const std::string& name) const;
 };
 
@@ -95,6 +96,7 @@ std::vector<std::string> KnownFamilies();
 // The values that a family's `config` section may set, and those it must.
 const std::vector<std::string>& ModelValueNames();
 bool IsRequiredModelValue(const std::string& name);  // Of a decoder
+bool IsExpertValue(const std::string& name);         // Of stack.mlp: experts, and required there
 bool IsImageClassifierValue(const std::string& name);
 
 }  // namespace shoal

@@ -17,7 +17,8 @@ namespace shoal {
 
 int64_t Model::num_parameters() const {
   int64_t total = 0;
-  for (const ParameterSpec& spec : unique_parameters()) total += spec.full_numel();
+  for (const ParameterSpec& spec : unique_parameters())
+    total += spec.full_numel() * spec.expert_ranks;
   return total;
 }
 
@@ -69,6 +70,13 @@ absl::StatusOr<Model> BuildModel(const ModelConfig& config, const TensorPlace& p
     return absl::InvalidArgumentError(
         absl::StrCat(config.num_heads, " attention heads do not divide over tensor_parallel ",
                      place.size, ", expected a divisor of ", config.num_heads));
+  }
+  if (place.expert_size > 1 && config.num_experts % place.expert_size != 0) {
+    return absl::InvalidArgumentError(
+        config.num_experts == 0
+            ? absl::StrCat("family ", config.family->model_type, " has no experts, expected 1")
+            : absl::StrCat(config.num_experts, " experts do not divide over expert_parallel ",
+                           place.expert_size, ", expected a divisor of ", config.num_experts));
   }
   if (config.family->stack.kind == StackOptions::Kind::kImageClassifier)
     return BuildImageClassifier(config, place);

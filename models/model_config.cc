@@ -47,6 +47,9 @@ const std::vector<ModelValue>& ModelValues() {
       {"image_size", &ModelConfig::image_size, 1, 4096, false},
       {"image_channels", &ModelConfig::image_channels, 1, 1024, false},
       {"max_pixel", &ModelConfig::max_pixel, 1, 255, false},
+      {"num_experts", &ModelConfig::num_experts, 1, 1 << 16, false},
+      {"experts_per_token", &ModelConfig::experts_per_token, 1, 1 << 16, false},
+      {"router_balance_loss", &ModelConfig::router_balance_loss, 0, 1e6, false},
       {"attention_bias", &ModelConfig::attention_bias, 0, 0, false},
       {"mlp_bias", &ModelConfig::mlp_bias, 0, 0, false},
       {"tie_word_embeddings", &ModelConfig::tie_word_embeddings, 0, 0, false},
@@ -66,27 +69,14 @@ const std::map<std::string, Activation>& Activations() {
 
 // Keys of every config.json that change nothing here, or that are read elsewhere.
 const std::vector<std::string>& CommonKeys() {
-  static const auto& keys = *new std::vector<std::string>{"model_type",
-                                                          "architectures",
-                                                          "dtype",
-                                                          "torch_dtype",
-                                                          "transformers_version",
-                                                          "use_cache",
-                                                          "_name_or_path",
-                                                          "bos_token_id",
-                                                          "eos_token_id",
-                                                          "pad_token_id",
-                                                          "num_labels",
-                                                          "id2label",
-                                                          "label2id",
-                                                          "quantization_config",
-                                                          "output_attentions",
-                                                          "output_hidden_states",
-                                                          "return_dict",
-                                                          "auto_map",
-                                                          "task_specific_params",
-                                                          "id2label",
-                                                          "label2id"};
+  static const auto& keys = *new std::vector<std::string>([] {
+    const std::vector<std::string> names = absl::StrSplit(
+        "model_type architectures dtype torch_dtype transformers_version use_cache _name_or_path "
+        "bos_token_id eos_token_id pad_token_id num_labels id2label label2id quantization_config "
+        "output_attentions output_hidden_states return_dict auto_map task_specific_params",
+        ' ');
+    return names;
+  }());
   return keys;
 }
 
@@ -120,6 +110,7 @@ class ConfigResolver {
     for (const ModelFamily::Value& value : family_.values) ResolveValue(value);
     if (!issues_.empty()) return;  // What follows leans on the values
     CheckHeads();
+    CheckExperts();
     if (family_.rope)
       config_.rope = ReadRope(*family_.rope, config_.json, config_.max_positions, issues_);
     ResolveDropout();
@@ -273,6 +264,14 @@ class ConfigResolver {
     if (family_.rope && config_.head_dim % 2 != 0) {
       Issue(KeyOf("head_dim"),
             absl::StrCat("got ", config_.head_dim, "; rotary positions need an even head size"));
+    }
+  }
+
+  void CheckExperts() {
+    if (config_.experts_per_token > config_.num_experts) {
+      Issue(KeyOf("experts_per_token"),
+            absl::StrCat("got ", config_.experts_per_token, ", expected at most ",
+                         KeyOf("num_experts"), " = ", config_.num_experts));
     }
   }
 

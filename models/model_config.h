@@ -50,6 +50,10 @@ struct ModelConfig {
   // Models of this kind that one pass computes, each on its share of the rows: every weight is
   // (copies, ...), and loss is the sum of the copies' means. Not of config.json.
   int64_t copies = 1;
+  // Of families with experts; 0: none. intermediate_size is an expert's.
+  int64_t num_experts = 0;
+  int64_t experts_per_token = 0;
+  double router_balance_loss = 0;  // Weight of the load-balancing loss in training
   bool attention_bias = false;
   bool mlp_bias = false;
   bool tie_word_embeddings = false;

@@ -27,6 +27,7 @@ absl::StatusOr<std::vector<std::string>> ExpandBraces(const std::string& pattern
     const std::string inside = pattern.substr(open + 1, close - open - 1);
     std::vector<std::string> words = absl::StrSplit(inside, ',');
     if (inside == "i") words = {kLayerPlaceholder};
+    if (inside == "e") words = {kExpertPlaceholder};
     if (names.size() * words.size() > kMaxNames) {
       return absl::InvalidArgumentError(
           absl::StrCat(pattern, " stands for more than ", kMaxNames, " names"));
@@ -43,6 +44,10 @@ absl::StatusOr<std::vector<std::string>> ExpandBraces(const std::string& pattern
 
 std::string FillLayer(const std::string& name, int64_t layer) {
   return absl::StrReplaceAll(name, {{kLayerPlaceholder, absl::StrCat(layer)}});
+}
+
+std::string FillExpert(const std::string& name, int64_t expert) {
+  return absl::StrReplaceAll(name, {{kExpertPlaceholder, absl::StrCat(expert)}});
 }
 
 bool MatchesLayerPattern(const std::string& pattern, const std::string& name) {

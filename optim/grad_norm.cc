@@ -33,16 +33,27 @@ double ShardSquares(const std::vector<OptimizerSlice>& slices, int shard) {
   return total;
 }
 
+bool HoldsAll(const OptimizerSlice& slice) { return slice.gradients.numel() != slice.shard_numel; }
+
+// Sum of squares of this rank's own shards.
+double OwnShardSquares(const std::vector<OptimizerSlice>& slices) {
+  double total = 0;
+  for (const OptimizerSlice& slice : slices) {
+    const int64_t first = HoldsAll(slice) ? slice.shard * slice.shard_numel : 0;
+    total += OwnedSquares(slice, first, slice.shard_numel);
+  }
+  return total;
+}
+
 }  // namespace
 
 double GlobalGradNorm(const std::vector<OptimizerSlice>& slices, Communicator& shard,
-                      Communicator& model) {
-  const bool holds_all = !slices.empty() && slices[0].gradients.numel() != slices[0].shard_numel;
-  double total = ShardSquares(slices, 0);
-  if (holds_all) {
-    for (int i = 1; i < shard.size(); ++i) total += ShardSquares(slices, i);
+                      Communicator& model, bool shares_experts) {
+  double total = 0;
+  if (!slices.empty() && HoldsAll(slices[0]) && !shares_experts) {
+    for (int i = 0; i < shard.size(); ++i) total += ShardSquares(slices, i);
   } else {
-    total = SumOverRanks(shard, total);
+    total = SumOverRanks(shard, OwnShardSquares(slices));
   }
   return std::sqrt(SumOverRanks(model, total));
 }

@@ -23,6 +23,7 @@ std::string MeshShape::Equation() const {
     absl::StrAppend(&text, first ? "" : " x ", name, " ", size);
     first = false;
   }
+  if (expert > 1) absl::StrAppend(&text, ", experts over ", expert, " of shard ", shard);
   return text;
 }
 
@@ -35,6 +36,11 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
   if (shape.context != 1) {
     return absl::UnimplementedError(
         absl::StrCat("mesh ", shape.Equation(), ": the context axis may not be larger than 1"));
+  }
+  if (shape.shard % shape.expert != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("mesh ", shape.Equation(), ": expert ",
+                                                   shape.expert, " does not divide shard ",
+                                                   shape.shard));
   }
   const int rank = world.rank();
   const int tensor = rank % shape.tensor;
@@ -57,6 +63,11 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
   mesh.tensor_ = group({p, r, s});
   mesh.pipeline_ = group({r, s, t});
   mesh.pipeline_gradients_ = group({r, s, t});
+  if (shape.expert > 1) {
+    const int blocks = shape.shard / shape.expert;
+    mesh.expert_ = group({p, r, {shard / shape.expert, blocks}, t});
+    mesh.expert_shard_ = group({p, r, {shard % shape.expert, shape.expert}, t});
+  }
   mesh.control_ = group({});
   mesh.data_control_ = group({p, t});
   mesh.shard_control_ = group({p, r, t});
@@ -74,8 +85,8 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
 
 int64_t DeviceMesh::bytes_sent() const {
   int64_t total = 0;
-  for (const auto* axis :
-       {&shard_, &replicate_, &tensor_, &pipeline_, &pipeline_gradients_, &tied_stages_}) {
+  for (const auto* axis : {&shard_, &replicate_, &tensor_, &pipeline_, &pipeline_gradients_,
+                           &tied_stages_, &expert_, &expert_shard_}) {
     if (*axis) total += (*axis)->counters().bytes_sent;
   }
   return total;

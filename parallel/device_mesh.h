@@ -18,6 +18,8 @@ struct MeshShape {
   int context = 1;
   int tensor = 1;
   int pipeline = 1;
+  // So many of the shard ranks share the experts; it divides them. No factor of the product.
+  int expert = 1;
 
   int num_ranks() const { return replicate * shard * context * tensor * pipeline; }
   // "4 ranks = shard 4": axes of size 1 left out.
@@ -41,6 +43,10 @@ class DeviceMesh {
   Communicator& tensor() const { return *tensor_; }        // A block's matrices
   Communicator& pipeline() const { return *pipeline_; }    // The blocks: activations
   Communicator& pipeline_gradients() const { return *pipeline_gradients_; }  // As pipeline()
+  // Neighbours along shard, which share the experts; null: each rank holds all.
+  Communicator* expert() const { return expert_.get(); }
+  // The ranks along shard that hold the same experts.
+  Communicator& expert_shard() const { return expert_ ? *expert_shard_ : *shard_; }
   // Of pipeline ranks `stages`, which hold the same tied weight; null on others. Collective over
   // all ranks, once.
   Communicator* TieStages(const std::vector<int>& stages);
@@ -67,7 +73,7 @@ class DeviceMesh {
   MeshShape shape_;
   int loss_stage_ = 0;
   std::unique_ptr<Communicator> shard_, replicate_, tensor_, pipeline_, pipeline_gradients_,
-      tied_stages_;
+      tied_stages_, expert_, expert_shard_;
   std::unique_ptr<Communicator> control_, data_control_, shard_control_, model_control_;
 };
 

@@ -8,32 +8,53 @@
 #include "core/status.h"
 
 namespace shoal {
+namespace {
+
+// The ranks that share the weights of a unit.
+ShareGroups GroupsOfUnit(const UnitPlan& plan, const ShareGroups& groups) {
+  if (!plan.of_experts()) return groups;
+  SHOAL_CHECK(groups.expert_shard != nullptr) << plan.specs[0].name;
+  return {.shard = *groups.expert_shard,
+          .replicate = groups.replicate,
+          .tensor = groups.tensor,
+          .tied_stages = groups.tied_stages};
+}
+
+}  // namespace
+
 ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
                                      const ZeroOptions& options, const ShareGroups& groups)
     : options_(options) {
-  Communicator& comm = groups.shard;
   std::vector<std::vector<UnitPlace>> places;
   const std::vector<UnitPlan> plans = PlanUnits(blocks, places);
 
-  std::array<int64_t, 2> largest = {0, 0};  // [trainable], of units that take turns
+  const auto padded = [&](const UnitPlan& plan) {
+    return FlatLayout(plan.specs, GroupsOfUnit(plan, groups).shard.size()).padded_numel();
+  };
+  int64_t largest[2][2] = {{0, 0}, {0, 0}};  // [of experts][trainable], of units that take turns
   for (const UnitPlan& plan : plans) {
     if (!plan.takes_turns()) continue;
-    int64_t& size = largest[plan.trainable];
-    size = std::max(size, FlatLayout(plan.specs, comm.size()).padded_numel());
+    int64_t& size = largest[plan.of_experts()][plan.trainable];
+    size = std::max(size, padded(plan));
   }
-  // [block, by turns][trainable]
-  std::vector<std::array<ShardedUnit::Arenas, 2>> shared;
-  for (int turn = 0; turn < (options_.overlap ? 2 : 1); ++turn) {
-    shared.push_back(
-        {MakeArenas(largest[false], false, comm), MakeArenas(largest[true], true, comm)});
+  using OfKind = std::array<std::array<ShardedUnit::Arenas, 2>, 2>;
+  std::vector<OfKind> shared(options_.overlap ? 2 : 1);  // By the block's turn
+  for (OfKind& arenas : shared) {
+    for (const bool trainable : {false, true}) {
+      arenas[false][trainable] = MakeArenas(largest[false][trainable], trainable, groups.shard);
+      if (groups.expert_shard != nullptr)
+        arenas[true][trainable] =
+            MakeArenas(largest[true][trainable], trainable, *groups.expert_shard);
+    }
   }
   for (const UnitPlan& plan : plans) {
-    ShardedUnit::Arenas arenas = shared[plan.first_block % shared.size()][plan.trainable];
-    if (!plan.takes_turns()) {
-      arenas = MakeArenas(FlatLayout(plan.specs, comm.size()).padded_numel(), plan.trainable, comm);
-    }
+    const ShareGroups of_unit = GroupsOfUnit(plan, groups);
+    const ShardedUnit::Arenas arenas =
+        plan.takes_turns()
+            ? shared[plan.first_block % shared.size()][plan.of_experts()][plan.trainable]
+            : MakeArenas(padded(plan), plan.trainable, of_unit.shard);
     units_.push_back(
-        std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, groups, arenas));
+        std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, of_unit, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
     names_.push_back(blocks[plan.first_block].name);
   }
@@ -165,7 +186,7 @@ int64_t ShardedParameters::num_trainable() const {
     if (!unit->trainable()) continue;
     for (const ParameterSpec& spec : unit->layout().specs()) {
       for (const ElementRun& run : RunsInWhole(spec, 0, spec.numel()))
-        total += run.owned ? run.count : 0;
+        total += run.owned ? run.count * spec.expert_ranks : 0;
     }
   }
   return total;

@@ -28,7 +28,7 @@ namespace shoal {
 
 class ShardedParameters {
  public:
-  // Collective over groups.shard. Weights start as zeros.
+  // Collective over groups.shard (and groups.expert_shard). Weights start as zeros.
   ShardedParameters(const std::vector<BlockParameters>& blocks, const ZeroOptions& options,
                     const ShareGroups& groups);
 
@@ -55,8 +55,9 @@ class ShardedParameters {
   const ZeroOptions& options() const { return options_; }
   int num_blocks() const { return static_cast<int>(blocks_.size()); }
 
-  int64_t num_trainable() const;  // Elements over all shards that this rank owns, no padding
-  int64_t num_padded() const;     // Of trainable units, with padding: the P of the formulas
+  // Elements over all shards that this rank owns, no padding; of shared experts, all ranks'.
+  int64_t num_trainable() const;
+  int64_t num_padded() const;  // Of trainable units, with padding: the P of the formulas
   HeldBytes held_bytes() const;
 
  private:

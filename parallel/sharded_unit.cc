@@ -143,7 +143,8 @@ OptimizerSlice ShardedUnit::optimizer_slice() const {
                        .weights = owned_weights_,
                        .gradients = owns_all ? gradients_full_ : gradients_shard_,
                        .compute_copy = {},
-                       .shard_numel = layout_.shard_numel()};
+                       .shard_numel = layout_.shard_numel(),
+                       .shard = comm_.rank()};
   if (options_.has_master_copy()) slice.compute_copy = owns_all ? weights_full_ : weights_shard_;
   return slice;
 }

@@ -60,6 +60,7 @@ struct OptimizerSlice {
   Tensor compute_copy;  // (n) compute dtype, or undefined if weights are the compute weights
                         // themselves
   int64_t shard_numel;  // n is this, or (stage 0) layout->padded_numel()
+  int shard;            // This rank's among those of the unit
 };
 
 // The ranks that share weights; they outlive what is made of them.
@@ -69,6 +70,8 @@ struct ShareGroups {
   Communicator* tensor = nullptr;     // Those whose partial gradients add up; null: this rank alone
   // The stages that hold the same tied weight; null: this rank's stage holds none.
   Communicator* tied_stages = nullptr;
+  // As `shard`, of the experts that this rank holds; null: it holds all of them.
+  Communicator* expert_shard = nullptr;
 };
 
 // Bytes that a rank holds, by what they are for.

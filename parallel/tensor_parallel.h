@@ -23,6 +23,9 @@ struct TensorPlace {
   int rank = 0;
   int size = 1;
   bool sequence_parallel = true;
+  // Among those that share the experts.
+  int expert_rank = 0;
+  int expert_size = 1;
 };
 
 // [begin, end) of `size` things dealt out in order, the first ranks one more if it does not come

@@ -11,7 +11,7 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
   std::vector<UnitPlan> plans;
   places.resize(blocks.size());
   for (int b = 0; b < static_cast<int>(blocks.size()); ++b) {
-    int unit_of[2] = {-1, -1};  // [trainable]
+    int unit_of[2][2] = {{-1, -1}, {-1, -1}};  // [of experts][trainable]
     for (size_t i = 0; i < blocks[b].specs.size(); ++i) {
       const ParameterSpec& spec = blocks[b].specs[i];
       if (blocks[b].ties[i]) {
@@ -20,7 +20,7 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
       }
       // The stages that hold a tied weight cut it alike: it is a unit of its own.
       int alone = -1;
-      int& unit = spec.tied_across_stages ? alone : unit_of[spec.trainable];
+      int& unit = spec.tied_across_stages ? alone : unit_of[spec.expert_ranks > 1][spec.trainable];
       if (unit < 0) {
         unit = static_cast<int>(plans.size());
         plans.push_back(

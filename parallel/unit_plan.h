@@ -21,13 +21,16 @@ struct BlockParameters {
   std::string name = {};                 // In traces
 };
 
-// One unit: a block's trainable weights, or its frozen ones.
+// One unit: a block's trainable weights, or its frozen ones; apart from them, those of experts that
+// ranks share.
 struct UnitPlan {
   std::vector<ParameterSpec> specs;
   bool trainable;
   int first_block;  // Lowest and highest block that touch the unit
   int last_block;
 
+  // Its ranks are those that hold the same experts.
+  bool of_experts() const { return specs[0].expert_ranks > 1; }
   // With the units of other blocks, in one buffer. A block's trainable and frozen units are
   // gathered together, so each kind has its own buffer, as has a unit beside them.
   bool takes_turns() const { return first_block == last_block && !specs[0].tied_across_stages; }
@@ -39,7 +42,8 @@ struct UnitPlace {
   int index;
 };
 
-// Cuts the blocks' own weights into units (trainable and frozen apart) and resolves ties.
+// Cuts the blocks' own weights into units (trainable, frozen and shared experts apart) and resolves
+// ties.
 // places[b][i] is of spec i of block b.
 std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
                                 std::vector<std::vector<UnitPlace>>& places);

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/ones_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/status.h"
@@ -24,7 +25,9 @@ std::string StageLabel(int stage) { return "stage " + std::to_string(stage); }
 struct BlockRunner::Step {
   std::span<const Batch> micro_batches;
   double denominator;
+  std::optional<RouterTraining> routers;  // Of models with experts
   ObjectiveMetrics& metrics;
+  RoutingTotals& routing;
   std::vector<std::map<int, ChunkPass>> passes;  // [chunk][micro-batch]
   Box activations, gradients;
   double loss = 0;
@@ -56,8 +59,11 @@ ObjectiveMetrics BlockRunner::MakeMetrics() const {
 }
 
 ForwardContext BlockRunner::Context(const Batch& batch, double denominator) const {
-  ForwardContext context{
-      .weights = {}, .batch = &batch, .loss_denominator = denominator, .tensor = options_.tensor};
+  ForwardContext context{.weights = {},
+                         .batch = &batch,
+                         .loss_denominator = denominator,
+                         .tensor = options_.tensor,
+                         .experts = options_.experts};
   if (options_.objective) {
     context.head_mode = options_.objective->head_mode();
     context.temperature = options_.objective->temperature();
@@ -65,8 +71,9 @@ ForwardContext BlockRunner::Context(const Batch& batch, double denominator) cons
   return context;
 }
 
-ForwardContext BlockRunner::TrainingContext(const Batch& batch, double denominator) const {
-  ForwardContext context = Context(batch, denominator);
+ForwardContext BlockRunner::TrainingContext(const Step& step, int micro_batch) const {
+  ForwardContext context = Context(step.micro_batches[micro_batch], step.denominator);
+  if (step.routers) context.routers = &*step.routers;
   context.label_smoothing = options_.label_smoothing;
   context.dropout_seed = options_.dropout_seed;
   return context;
@@ -126,7 +133,7 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
       made.in.hidden_BTC = hidden.detach();
       made.in.hidden_BTC.set_requires_grad(true);
     }
-    ForwardContext context = TrainingContext(batch, step.denominator);
+    ForwardContext context = TrainingContext(step, micro_batch);
     // The head adds its gradients as it computes, if nothing comes between.
     context.unit_gradient = IsHead(block) && backward_is_next && !options_.objective;
     if (context.unit_gradient) {
@@ -138,6 +145,7 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
     const at::AutoGradMode grad_mode(!made.recompute);
     made.out = IsHead(block) ? RunHead(context, made.in, step.metrics)
                              : model_.blocks[block]->Forward(context, made.in);
+    if (made.out.routing) step.routing.Add(block - 1, *made.out.routing);
     hidden = made.out.hidden_BTC;
     if (made.recompute) made.out = {};
   }
@@ -162,12 +170,15 @@ void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int bloc
       parameters_.BeginBackward(local, is_first ? -1 : local - 1);
   if (made.recompute) {
     const TraceSpan again(TraceKind::kOther, "recompute");
-    ForwardContext context = TrainingContext(step.micro_batches[micro_batch], step.denominator);
+    ForwardContext context = TrainingContext(step, micro_batch);
     context.weights = weights;
     made.out = model_.blocks[block]->Forward(context, made.in);
   }
   const Tensor& root = IsHead(block) ? made.out.loss : made.out.hidden_BTC;
-  if (root.requires_grad()) {
+  if (made.out.router_loss.defined()) {
+    torch::autograd::backward({root, made.out.router_loss},
+                              {gradient, at::ones_like(made.out.router_loss)});
+  } else if (root.requires_grad()) {
     torch::autograd::backward(
         {root}, IsHead(block) ? std::vector<Tensor>{} : std::vector<Tensor>{gradient});
   }
@@ -196,15 +207,23 @@ void BlockRunner::Backward(Step& step, int chunk, int micro_batch, bool split) {
   if (!split) step.passes[chunk].erase(micro_batch);
 }
 
-double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, double denominator,
-                                    ObjectiveMetrics& metrics) {
+double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const StepCounts& counts,
+                                    ObjectiveMetrics& metrics, RoutingTotals& routing) {
   using enum Action::Kind;
   const std::vector<Action>& actions = options_.schedule.actions[rank()];
   SHOAL_CHECK(static_cast<int>(micro_batches.size()) == options_.schedule.micro_batches);
   Step step{.micro_batches = micro_batches,
-            .denominator = denominator,
+            .denominator = counts.denominator,
+            .routers = std::nullopt,
             .metrics = metrics,
+            .routing = routing,
             .passes = std::vector<std::map<int, ChunkPass>>(options_.schedule.chunks)};
+  if (model_.config.num_experts > 0) {
+    step.routers = {.balance_coefficient = model_.config.router_balance_loss,
+                    .z_coefficient = options_.router_z_loss,
+                    .capacity_factor = options_.capacity_factor,
+                    .num_tokens = counts.tokens};
+  }
   const int num_blocks = parameters_.num_blocks(), last = options_.schedule.micro_batches - 1;
   // Halves of different micro-batches interleave: gradients add up over the step, then reduce.
   for (int block = num_blocks - 1; splits_backward_ && block >= 0; --block)

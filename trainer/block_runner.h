@@ -16,6 +16,7 @@
 #include "parallel/pipeline/stage_split.h"
 #include "parallel/sharded_parameters.h"
 #include "trainer/objective.h"
+#include "trainer/routing_totals.h"
 
 namespace shoal {
 
@@ -24,7 +25,10 @@ namespace shoal {
 enum class Recompute { kNone, kSelective, kFull };
 
 struct RunnerOptions {
-  const TensorParallel* tensor = nullptr;  // What the model was built for; null: one rank
+  const TensorParallel* tensor = nullptr;   // What the model was built for; null: one rank
+  const ExpertParallel* experts = nullptr;  // The same; null: one rank
+  double router_z_loss = 0;                 // Weight of the routers' z-loss (see MoeSection)
+  double capacity_factor = 0;               // See RouterTraining
   Recompute recompute = Recompute::kNone;
   double label_smoothing = 0.0;  // Of the training loss (see CrossEntropyOptions)
   std::optional<uint64_t> dropout_seed = std::nullopt;  // Set where the model drops activations
@@ -49,10 +53,14 @@ class BlockRunner {
 
   // Forward and backward of every micro-batch (there are options().micro_batches of them). Leaves
   // the reduced gradients in the optimizer's slices. Returns this rank's sum of losses /
-  // denominator, 0 where it has no head; so with what it adds to the objective's `metrics`.
-  // Collective.
-  double ForwardBackward(std::span<const Batch> micro_batches, double denominator,
-                         ObjectiveMetrics& metrics);
+  // denominator, 0 where it has no head; so with what it adds to the objective's `metrics`. What
+  // routers add to the loss is trained, but not in the sum. Collective.
+  struct StepCounts {
+    double denominator = 1;  // Over all ranks and micro-batches, as the next
+    double tokens = 1;
+  };
+  double ForwardBackward(std::span<const Batch> micro_batches, const StepCounts& counts,
+                         ObjectiveMetrics& metrics, RoutingTotals& routing);
 
   // Loss as above, without gradients. Collective.
   double Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics);
@@ -70,6 +78,7 @@ class BlockRunner {
   // What a batch adds to the denominator.
   double Count(const Batch& batch) const;
   ObjectiveMetrics MakeMetrics() const;
+  RoutingTotals MakeRoutingTotals() const { return RoutingTotals(model_.config); }
 
  private:
   struct BlockPass {
@@ -92,7 +101,7 @@ class BlockRunner {
   int Local(int chunk, int block) const;
 
   ForwardContext Context(const Batch& batch, double denominator) const;
-  ForwardContext TrainingContext(const Batch& batch, double denominator) const;
+  ForwardContext TrainingContext(const Step& step, int micro_batch) const;
   // The head's output and, under an objective, its loss.
   Activations RunHead(const ForwardContext& context, const Activations& in,
                       ObjectiveMetrics& metrics) const;

@@ -58,7 +58,14 @@ absl::Status Engine::BuildBlocks(const ModelConfig& config) {
   const Recipe& recipe = recipe_.proto;
   const bool sequence_parallel = recipe.parallelism().sequence_parallel();
   if (mesh_.shape().tensor > 1) tensor_.emplace(mesh_.tensor(), sequence_parallel);
-  absl::StatusOr<Model> model = BuildModel(config, tensor_ ? tensor_->place() : TensorPlace());
+  TensorPlace place = tensor_ ? tensor_->place() : TensorPlace();
+  if (mesh_.expert() != nullptr) {
+    SHOAL_RETURN_IF_ERROR(CheckExpertRanks(recipe_, config));
+    experts_.emplace(*mesh_.expert());
+    place.expert_rank = experts_->rank();
+    place.expert_size = experts_->size();
+  }
+  absl::StatusOr<Model> model = BuildModel(config, place);
   if (!model.ok()) {
     const char* key = absl::IsNotFound(model.status()) ? "model.lora.target_modules"
                                                        : "parallelism.tensor_parallel";
@@ -88,6 +95,9 @@ absl::Status Engine::PlanStages() {
   static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
                                              Recompute::kFull};
   runner_options_ = {.tensor = tensor_ ? &*tensor_ : nullptr,
+                     .experts = experts_ ? &*experts_ : nullptr,
+                     .router_z_loss = recipe.moe().router_z_loss_coef(),
+                     .capacity_factor = recipe.moe().capacity_factor(),
                      .recompute = kRecompute[recipe.training().activation_checkpointing()],
                      .label_smoothing = recipe.training().label_smoothing_factor(),
                      .dropout_seed = model_.config.dropout.any()
@@ -126,8 +136,9 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
       GroupsOf(mesh_, tied_stages));
   if (!frozen_ && SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
-  optimizer_ = std::make_unique<ShardedOptimizer>(rule ? std::move(rule) : UpdateRuleOf(optimizer),
-                                                  *parameters_, OptimizerOptionsOf(optimizer));
+  optimizer_ =
+      std::make_unique<ShardedOptimizer>(rule ? std::move(rule) : UpdateRuleOf(optimizer),
+                                         *parameters_, OptimizerOptionsOf(optimizer));
   return absl::OkStatus();
 }
 
@@ -142,7 +153,13 @@ absl::Status Engine::ReadStart(FileSystem& files) {
 void Engine::InitializeRandom(uint64_t seed) { InitializeWeights(seed, *optimizer_, *parameters_); }
 
 absl::Status Engine::ReadFolder(FileSystem& files, const std::string& folder) {
-  SHOAL_ASSIGN_OR_RETURN(const WeightReader reader, WeightReader::Open(files, folder, model_));
+  // A rank that holds some of the experts has weights in the folder which are not of its model.
+  std::optional<Model> all_experts;
+  if (experts_) {
+    SHOAL_ASSIGN_OR_RETURN(all_experts, BuildModel(model_.config));
+  }
+  SHOAL_ASSIGN_OR_RETURN(const WeightReader reader,
+                         WeightReader::Open(files, folder, all_experts ? *all_experts : model_));
   return ReadWeights(reader, recipe_.proto.run().seed(), *optimizer_, *parameters_);
 }
 

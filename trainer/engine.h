@@ -15,6 +15,7 @@
 #include "models/model.h"
 #include "optim/sharded_optimizer.h"
 #include "parallel/device_mesh.h"
+#include "parallel/expert_parallel.h"
 #include "parallel/sharded_parameters.h"
 #include "trainer/block_runner.h"
 #include "trainer/recipe_options.h"
@@ -77,7 +78,8 @@ class Engine {
   const bool frozen_;  // See BuildFrozen
   DeviceMesh mesh_;
   BatchPlan batch_;
-  std::optional<TensorParallel> tensor_;  // Empty: one rank holds each matrix whole
+  std::optional<TensorParallel> tensor_;   // Empty: one rank holds each matrix whole
+  std::optional<ExpertParallel> experts_;  // Empty: one rank holds all experts, if there are any
   Model model_;
   RunnerOptions runner_options_;
   std::unique_ptr<ShardedParameters> parameters_;

@@ -19,9 +19,9 @@ namespace shoal {
 namespace {
 
 // Parts of the recipe that say what is trained, and the keys in them that say only how.
-constexpr const char* kSame[] = {"/task",       "/run/seed",   "/model/",
-                                 "/tokenizer/", "/data/",      "/training/",
-                                 "/optimizer/", "/scheduler/", "/checkpoint/resume"};
+constexpr const char* kSame[] = {"/task",  "/run/seed",         "/model/",     "/tokenizer/",
+                                 "/data/", "/training/",        "/optimizer/", "/scheduler/",
+                                 "/moe/",  "/checkpoint/resume"};
 constexpr const char* kMayDiffer[] = {"/model/dtype",
                                       "/training/per_device_train_batch_size",
                                       "/training/gradient_accumulation_steps",
@@ -80,7 +80,9 @@ constexpr char kWeightsKey[] = "weights";  // Lines of a T (transposed) or - and
 
 StepRecord Record(int64_t step, const Model& model) {
   StepRecord record{.step = step};
-  for (const ParameterSpec& spec : model.unique_parameters())
+  // A rank may hold some of the experts; the record is of all.
+  const Model whole = *BuildModel(model.config);
+  for (const ParameterSpec& spec : whole.unique_parameters())
     record.weights.push_back({spec.name, spec.transposed()});
   return record;
 }

@@ -27,7 +27,8 @@ MeshShape ShapeOf(const MeshPlan& plan) {
           .shard = plan.shard,
           .context = plan.context,
           .tensor = plan.tensor,
-          .pipeline = plan.pipeline};
+          .pipeline = plan.pipeline,
+          .expert = plan.expert};
 }
 
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group) {
@@ -131,7 +132,31 @@ absl::Status CheckFits(const LoadedRecipe& recipe, const ModelConfig& config,
   return absl::OkStatus();
 }
 
+absl::Status CheckMoe(const LoadedRecipe& recipe, const ModelConfig& config) {
+  const MoeSection& moe = recipe.proto.moe();
+  if (config.num_experts > 0) return absl::OkStatus();
+  const auto refuse = [&](const char* key) {
+    return recipe.ErrorAt(key, absl::StrCat("is of models with experts, but family ",
+                                            config.family->model_type, " has none"));
+  };
+  if (moe.router_z_loss_coef() > 0) return refuse("moe.router_z_loss_coef");
+  if (moe.capacity_factor() > 0) return refuse("moe.capacity_factor");
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+absl::Status CheckExpertRanks(const LoadedRecipe& recipe, const ModelConfig& config) {
+  const int ranks = recipe.proto.parallelism().expert_parallel();
+  if (ranks == 1 || (config.num_experts > 0 && config.num_experts % ranks == 0))
+    return absl::OkStatus();
+  return recipe.ErrorAt("parallelism.expert_parallel",
+                        config.num_experts == 0
+                            ? absl::StrCat("got ", ranks, ", but family ",
+                                           config.family->model_type, " has no experts, expected 1")
+                            : absl::StrCat("got ", ranks, ", expected a divisor of the ",
+                                           config.num_experts, " experts"));
+}
 
 absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files,
                                           int64_t tokenizer_vocab_size) {
@@ -159,6 +184,8 @@ absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem
     return RecipeErrorsToStatus(std::move(errors));
   }
   SHOAL_RETURN_IF_ERROR(CheckFits(recipe, *config, tokenizer_vocab_size));
+  SHOAL_RETURN_IF_ERROR(CheckMoe(recipe, *config));
+  SHOAL_RETURN_IF_ERROR(CheckExpertRanks(recipe, *config));
   if (recipe.proto.task() == reward) UseScoreHead(*config);
   if (!model.has_lora()) return config;
   if (config->lora) {

@@ -49,4 +49,7 @@ int64_t NumSteps(const TrainingSection& training, const StepBudget& budget);
 absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files,
                                           int64_t tokenizer_vocab_size);
 
+// parallelism.expert_parallel divides the model's experts, if it is above 1.
+absl::Status CheckExpertRanks(const LoadedRecipe& recipe, const ModelConfig& config);
+
 }  // namespace shoal

@@ -41,15 +41,19 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   metrics.tokens = SumOverRanks(mesh.data_control(), metrics.tokens);
 
   ObjectiveMetrics objective = parts_.runner.MakeMetrics();
-  const double local_loss =
-      parts_.runner.ForwardBackward(micro_batches, count > 0 ? count : 1.0, objective);
+  RoutingTotals routing = parts_.runner.MakeRoutingTotals();
+  const double local_loss = parts_.runner.ForwardBackward(
+      micro_batches,
+      {.denominator = count > 0 ? count : 1.0, .tokens = static_cast<double>(metrics.tokens)},
+      objective, routing);
   metrics.loss = SumOverRanks(mesh.control(), mesh.reports_loss() ? local_loss : 0.0);
   {
     const TraceSpan norm(TraceKind::kOther, "gradient norm");
     metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), mesh.shard_control(),
-                                       mesh.model_control());
+                                       mesh.model_control(), mesh.expert() != nullptr);
   }
   metrics.objective = objective.Reduce(mesh);
+  for (auto& figure : routing.Reduce(mesh)) metrics.objective.push_back(std::move(figure));
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
     const TraceSpan update(TraceKind::kOptimizer, "optimizer");

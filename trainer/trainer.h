@@ -27,7 +27,8 @@ struct StepMetrics {
   int64_t peak_tensor_bytes = 0;  // Of this rank in this step; 0 where nothing counts them
   double seconds = 0;
   bool skipped = false;  // Loss or gradients were not finite: weights and states are as before
-  std::vector<std::pair<std::string, double>> objective;  // Its means (see ObjectiveMetrics)
+  // The objective's means (see ObjectiveMetrics), and what routers did (see RoutingTotals).
+  std::vector<std::pair<std::string, double>> objective;
 };
 
 // What a resumed run continues from, beside weights and optimizer states.

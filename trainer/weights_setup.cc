@@ -1,5 +1,6 @@
 #include "trainer/weights_setup.h"
 
+#include <algorithm>
 #include <regex>
 #include <set>
 
@@ -35,6 +36,13 @@ absl::Status Freeze(const std::string& pattern, std::vector<BlockParameters>& bl
       "\" and \"", blocks.back().specs.front().name, "\""));
 }
 
+bool SharesExperts(const std::vector<BlockParameters>& blocks) {
+  return std::any_of(blocks.begin(), blocks.end(), [](const BlockParameters& block) {
+    return std::any_of(block.specs.begin(), block.specs.end(),
+                       [](const ParameterSpec& spec) { return spec.expert_ranks > 1; });
+  });
+}
+
 // The weights that this rank owns, not the optimizer's states.
 std::vector<ShardedOptimizer::NamedPiece> OwnedWeights(const ShardedOptimizer& optimizer) {
   std::vector<ShardedOptimizer::NamedPiece> weights;
@@ -50,7 +58,8 @@ ShareGroups GroupsOf(const DeviceMesh& mesh, Communicator* tied_stages) {
   return {.shard = mesh.shard(),
           .replicate = &mesh.replicate(),
           .tensor = &mesh.tensor(),
-          .tied_stages = tied_stages};
+          .tied_stages = tied_stages,
+          .expert_shard = mesh.expert() ? &mesh.expert_shard() : nullptr};
 }
 
 std::vector<BlockParameters> OfChunks(const std::vector<BlockParameters>& model,
@@ -115,7 +124,15 @@ absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(
     }
     blocks.push_back(std::move(description));
   }
-  for (const std::string& pattern : freeze) SHOAL_RETURN_IF_ERROR(Freeze(pattern, blocks));
+  // An expert of another rank matches too.
+  if (!freeze.empty() && SharesExperts(blocks)) {
+    SHOAL_ASSIGN_OR_RETURN(const Model all_experts, BuildModel(model.config));
+    SHOAL_RETURN_IF_ERROR(DescribeParameters(all_experts, freeze).status());
+  }
+  for (const std::string& pattern : freeze) {
+    const absl::Status matched = Freeze(pattern, blocks);
+    if (!SharesExperts(blocks)) SHOAL_RETURN_IF_ERROR(matched);
+  }
   return blocks;
 }
 

@@ -4,8 +4,8 @@
 
 #include <ATen/ATen.h>
 
-#include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "models/blocks/activate.h"
 #include "models/family.h"
 #include "models/key_value_cache.h"
 
@@ -85,21 +85,6 @@ std::vector<std::vector<TensorCut::Range>> QueryRows(const HeadShare& heads) {
   return ranges.empty() ? ranges : std::vector<std::vector<TensorCut::Range>>{ranges[0]};
 }
 
-Tensor Activate(Activation activation, const Tensor& x) {
-  switch (activation) {
-    case Activation::kSilu:
-      return at::silu(x);
-    case Activation::kGeluTanh:
-      return Gelu(x, GeluKind::kTanh);
-    case Activation::kGeluErf:
-      return Gelu(x, GeluKind::kErf);
-    case Activation::kRelu:
-      return at::relu(x);
-  }
-  SHOAL_CHECK(false) << "activation " << static_cast<int>(activation);
-  return x;
-}
-
 }  // namespace
 
 DecoderLayer::DecoderLayer(ParameterList& parameters, const ModelConfig& config, int64_t layer,
@@ -119,11 +104,15 @@ DecoderLayer::DecoderLayer(ParameterList& parameters, const ModelConfig& config,
       attention_dropout_(absl::StrCat("layer.", layer, ".attention"), config.dropout.attention),
       residual_dropout_(absl::StrCat("layer.", layer, ".o"), config.dropout.residual),
       mlp_dropout_(absl::StrCat("layer.", layer, ".down"), config.dropout.residual),
-      mlp_norm_(parameters, config, "layer.mlp_norm"),
-      up_(parameters, UpOptions(config, parameters.place())),
-      down_(parameters,
-            ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias,
-                            WidthRanges(config, 1, parameters.place()))) {
+      mlp_norm_(parameters, config, "layer.mlp_norm") {
+  if (config.num_experts > 0) {
+    experts_.emplace(parameters, config);
+  } else {
+    up_.emplace(parameters, UpOptions(config, parameters.place()));
+    down_.emplace(parameters,
+                  ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias,
+                                  WidthRanges(config, 1, parameters.place())));
+  }
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());
 }
@@ -132,7 +121,14 @@ Activations DecoderLayer::Forward(const ForwardContext& ctx, const Activations& 
   const Tensor attended_BTC = Attention(ctx, attention_norm_.Forward(ctx.weights, in.hidden_BTC));
   const auto [normed_BTC, sum_BTC] = mlp_norm_.AddForward(ctx.weights, attended_BTC, in.hidden_BTC);
   Activations out;
-  out.hidden_BTC = sum_BTC + Mlp(ctx, normed_BTC);
+  if (experts_) {
+    ExpertMlp::Output mlp = experts_->Forward(ctx, ctx.Enter(normed_BTC));
+    out.hidden_BTC = sum_BTC + mlp_dropout_.Apply(ctx, ctx.Leave(mlp.part_BTC));
+    out.router_loss = std::move(mlp.router_loss);
+    out.routing = std::move(mlp.routing);
+  } else {
+    out.hidden_BTC = sum_BTC + Mlp(ctx, normed_BTC);
+  }
   return out;
 }
 
@@ -166,22 +162,17 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
 }
 
 Tensor DecoderLayer::Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const {
-  const std::vector<Tensor> inner_BTF = up_.Forward(ctx.weights, ctx.Enter(x_BTC), ctx.adapters);
-  Tensor activated_BTF;
-  if (!gated_) {
-    activated_BTF = Activate(activation_, inner_BTF[0]);
-  } else if (activation_ == Activation::kSilu) {
-    activated_BTF = SwiGlu(inner_BTF[0], inner_BTF[1]);
-  } else {
-    activated_BTF = Activate(activation_, inner_BTF[0]) * inner_BTF[1];
-  }
-  const Tensor part_BTC = down_.Forward(ctx.weights, activated_BTF, ctx.adapters)[0];
-  return mlp_dropout_.Apply(ctx, down_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));
+  const std::vector<Tensor> inner_BTF = up_->Forward(ctx.weights, ctx.Enter(x_BTC), ctx.adapters);
+  const Tensor activated_BTF = gated_ ? ActivateGated(activation_, inner_BTF[0], inner_BTF[1])
+                                      : Activate(activation_, inner_BTF[0]);
+  const Tensor part_BTC = down_->Forward(ctx.weights, activated_BTF, ctx.adapters)[0];
+  return mlp_dropout_.Apply(ctx, down_->AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));
 }
 
 double DecoderLayer::ForwardFlopsPerToken(int64_t sequence_length) const {
-  const double products =
-      qkv_.multiply_adds() + o_.multiply_adds() + up_.multiply_adds() + down_.multiply_adds();
+  const double mlp =
+      experts_ ? experts_->multiply_adds() : up_->multiply_adds() + down_->multiply_adds();
+  const double products = qkv_.multiply_adds() + o_.multiply_adds() + mlp;
   // q k^T and the weighted sum of v, each N H multiply-adds a visible place, half of the places on
   // average.
   return 2 * (products + attention_flops_ * static_cast<double>(sequence_length));

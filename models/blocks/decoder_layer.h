@@ -5,10 +5,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "models/block.h"
 #include "models/blocks/dropout_site.h"
+#include "models/blocks/expert_mlp.h"
 #include "models/blocks/head_share.h"
 #include "models/blocks/norm_layer.h"
 #include "models/blocks/projection.h"
@@ -42,7 +44,8 @@ class DecoderLayer : public Block {
   const Projection qkv_, o_;
   const DropoutSite attention_dropout_, residual_dropout_, mlp_dropout_;
   const NormLayer mlp_norm_;
-  const Projection up_, down_;  // up_: gate and up, if gated
+  std::optional<Projection> up_, down_;  // up_: gate and up, if gated. Of a layer without experts
+  std::optional<ExpertMlp> experts_;     // Of one with
 };
 
 }  // namespace shoal

@@ -12,6 +12,21 @@ int ParameterList::Matrix(const std::string& slot, std::vector<int64_t> shape, d
              cut);
 }
 
+int ParameterList::SharedMatrix(const std::string& slot, std::vector<int64_t> shape,
+                                double stddev) {
+  const int place = Matrix(slot, std::move(shape), stddev);
+  specs_[place].partial_gradient = place_.size > 1;
+  return place;
+}
+
+int ParameterList::ExpertMatrix(const std::string& slot, int64_t expert, std::vector<int64_t> shape,
+                                double stddev, const TensorCut& cut) {
+  const int place = Add(slot, std::move(shape),
+                        {.kind = Initializer::Kind::kNormal, .stddev = stddev}, true, cut, expert);
+  specs_[place].expert_ranks = place_.expert_size;
+  return place;
+}
+
 int ParameterList::Scale(const std::string& slot, int64_t size) {
   return Add(slot, {size}, {.kind = Initializer::Kind::kOnes}, false, {});
 }
@@ -21,8 +36,8 @@ int ParameterList::Bias(const std::string& slot, int64_t size, const TensorCut& 
 }
 
 int ParameterList::Add(const std::string& slot, std::vector<int64_t> shape, Initializer init,
-                       bool decay, const TensorCut& cut) {
-  std::string name = config_.family->WeightName(slot, layer_);
+                       bool decay, const TensorCut& cut, int64_t expert) {
+  std::string name = config_.family->WeightName(slot, layer_, expert);
   if (name.empty() && status_.ok()) {
     status_ = absl::InvalidArgumentError(absl::StrCat(
         config_.family->source, ": weights has no entry for ", slot, ", which the stack needs"));

@@ -24,6 +24,13 @@ class ParameterList {
   int Scale(const std::string& slot, int64_t size);  // Of a norm: starts at one
   int Bias(const std::string& slot, int64_t size, const TensorCut& cut = {});  // Starts at zero
 
+  // A matrix that every tensor-parallel rank holds whole and multiplies all rows by, but whose
+  // gradient each computes a part of.
+  int SharedMatrix(const std::string& slot, std::vector<int64_t> shape, double stddev);
+  // Of expert number `expert`.
+  int ExpertMatrix(const std::string& slot, int64_t expert, std::vector<int64_t> shape,
+                   double stddev, const TensorCut& cut);
+
   // A weight that every family calls `name`.
   int Named(const std::string& name, std::vector<int64_t> shape, const Initializer& init);
   // Part "lora_A" or "lora_B" of the adapter of the matrix at `slot` (without its ".weight");
@@ -42,7 +49,7 @@ class ParameterList {
 
  private:
   int Add(const std::string& slot, std::vector<int64_t> shape, Initializer init, bool decay,
-          const TensorCut& cut);
+          const TensorCut& cut, int64_t expert = 0);
   int AddSpec(ParameterSpec spec);
 
   const ModelConfig& config_;

@@ -208,7 +208,7 @@ TEST(PlanBatch, SaysWhatDoesNotComeOut) {
 
 TEST(PlanMesh, MultipliesToTheRanks) {
   EXPECT_EQ(PlanMesh(Load(kGood), 3)->equation,
-            "3 ranks = replicate 1 * shard 3 * tensor 1 * pipeline 1 * context 1 * expert 1");
+            "3 ranks = replicate 1 * shard 3 * tensor 1 * pipeline 1 * context 1");
   EXPECT_EQ(PlanMesh(Load(kGood), 1)->data_parallel_ranks, 1);
   const LoadedRecipe four = Load(kGood, {"parallelism.data_parallel_shard=4"});
   EXPECT_TRUE(PlanMesh(four, 4).ok());
@@ -216,7 +216,7 @@ TEST(PlanMesh, MultipliesToTheRanks) {
       PlanMesh(four, 2).status().message(),
       "command line: parallelism.data_parallel_shard=4: parallelism.data_parallel_shard: the mesh "
       "does not come out: 2 "
-      "ranks = replicate 1 * shard 4 * tensor 1 * pipeline 1 * context 1 * expert 1; change -n or "
+      "ranks = replicate 1 * shard 4 * tensor 1 * pipeline 1 * context 1; change -n or "
       "data_parallel_shard (0: what the other axes leave)");
 }
 

@@ -12,7 +12,7 @@ import tokenizers
 import torch
 import transformers
 
-from harness import GPT2, LLAMA, ROOT, SHOAL, TEXT, EndToEndTest
+from harness import GPT2, LLAMA, MIXTRAL, ROOT, SHOAL, TEXT, EndToEndTest
 
 torch.set_num_threads(1)
 
@@ -38,6 +38,12 @@ def llama(**changes):
     keys = {**LLAMA, "vocab_size": 300, **changes}
     keys.pop("model_type")
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**keys))
+
+
+def mixtral(**changes):
+    keys = {**MIXTRAL, "vocab_size": 300, **changes}
+    keys.pop("model_type")
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**keys))
 
 
 def gpt2(**changes):
@@ -81,6 +87,8 @@ class ParityTest(EndToEndTest):
             "untied": llama(tie_word_embeddings=False, rope_theta=500000.0),
             "biased": llama(attention_bias=True, mlp_bias=True, num_key_value_heads=1),
             "wide_heads": llama(head_dim=16),
+            "mixtral": mixtral(),
+            "mixtral_one": mixtral(num_experts_per_tok=1, num_local_experts=3),
             "gpt2": gpt2(),
             "gpt2_relu": gpt2(activation_function="relu", n_inner=80),
         }
@@ -99,13 +107,18 @@ class ParityTest(EndToEndTest):
         self.assert_scores_equal(self.folder / "shards", model, self.rows())
 
     def test_exports_open_in_python(self):
-        for name, config, stage in (("llama", LLAMA, 3), ("gpt2", GPT2, 1)):
+        for name, config, stage, experts in (
+            ("llama", LLAMA, 3, 1),
+            ("gpt2", GPT2, 1, 1),
+            ("mixtral", MIXTRAL, 2, 2),
+        ):
             with self.subTest(model=name):
                 self.train(
                     name,
                     "-n",
                     2,
                     f"zero.stage={stage}",
+                    f"parallelism.expert_parallel={experts}",
                     model=dict(config=config),
                     checkpoint=dict(export_hf="final"),
                 )

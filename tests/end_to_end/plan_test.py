@@ -4,7 +4,7 @@ import json
 import re
 import unittest
 
-from harness import LLAMA, EndToEndTest
+from harness import LLAMA, MIXTRAL, EndToEndTest
 
 
 class PlanTest(EndToEndTest):
@@ -43,6 +43,32 @@ class PlanTest(EndToEndTest):
             self.assertIn(f"bytes_sent of metrics.jsonl: {row['bytes_sent']}", text)
             if name != "all":
                 self.assertRegex(text, rf"weights +{re.escape(held)}")
+
+    def test_planned_bytes_of_experts(self):
+        # Every token chooses all experts, so what their ranks send one another is known.
+        config = dict(
+            MIXTRAL,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_experts_per_tok=4,
+            vocab_size=8192,
+        )
+        batch = dict(max_steps=2, global_batch_size=32, gradient_accumulation_steps=1)
+        for name, ranks, overrides in (
+            ("alone", 1, []),
+            ("experts", 2, ["parallelism.expert_parallel=2", "zero.stage=2"]),
+            ("tensor", 2, ["parallelism.tensor_parallel=2", "model.dtype=bfloat16"]),
+        ):
+            model = dict(dtype="float32", config=config)
+            path = self.write_recipe(name, model=model, training=batch)
+            arguments = ["-n", ranks, *overrides]
+            ranks_planned = self.plan(path, *arguments)["ranks"]
+            self.shoal("run", path, *arguments, f"run.output_dir={self.folder / name}")
+            row = [row for row in self.metrics(name) if "loss" in row][-1]
+            self.assertEqual(ranks_planned[0]["sent_bytes"]["total"], row["bytes_sent"], name)
+            total = max(r["memory_bytes"]["total_estimate"] for r in ranks_planned)
+            self.assertLess(abs(total / row["peak_tensor_bytes"] - 1), 0.03, name)
 
     def test_the_suggested_overrides_are_a_recipe(self):
         path = self.write_recipe()

@@ -51,7 +51,7 @@ class RecipesTest(EndToEndTest):
                     overrides.append(f"model.name_or_path={self.tiny_export()}")
                 if path.name in SMALL_ROLLOUTS:
                     overrides += [*SMALL_ROLLOUTS[path.name], "checkpoint.save_steps=0"]
-                self.shoal("check", path, *overrides)
+                self.shoal("check", path, "-n", 2, *overrides)
                 self.shoal("run", path, "-n", 2, *overrides)
                 head = path.read_text().split("\n\n")[0]
                 for what in ("Hardware:", "Time:", "Expected:"):

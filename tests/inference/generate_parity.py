@@ -3,7 +3,7 @@
 
     generate_parity.py SHOAL FOLDER [--export DIR ...]
 
-Writes fresh random checkpoints (Llama and GPT-2) with a byte-level BPE tokenizer and generation_config.json into
+Writes fresh random checkpoints (Llama, Mixtral and GPT-2) with a byte-level BPE tokenizer and generation_config.json into
 FOLDER, and compares the texts that both programs write greedily: several prompts, several end-of-sequence ids, a
 repetition penalty, an empty prompt, the default of max_new_tokens; and by beam search, and on two tensor-parallel ranks. Each --export is a folder that Shoal wrote,
 compared in the same way. Exits 1 on the first difference, with got and want.
@@ -18,7 +18,8 @@ import sys
 
 import tokenizers
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig,
+                          LlamaForCausalLM, MixtralConfig, MixtralForCausalLM)
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "In the beginning was the Word, and the Word was with God",
         "naïve café — 你好 — 🙂 done\n\tand so on", "0123456789 1+1=2"]
@@ -41,8 +42,12 @@ def make_checkpoints(folder):
     llama = LlamaConfig(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
                         num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1)
     gpt2 = GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=1)
+    mixtral = MixtralConfig(vocab_size=300, hidden_size=64, intermediate_size=48, num_hidden_layers=3,
+                            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+                            num_local_experts=5, bos_token_id=0, eos_token_id=1)
     torch.manual_seed(11)
-    for name, model in (("llama", LlamaForCausalLM(llama)), ("gpt2", GPT2LMHeadModel(gpt2))):
+    for name, model in (("llama", LlamaForCausalLM(llama)), ("gpt2", GPT2LMHeadModel(gpt2)),
+                        ("mixtral", MixtralForCausalLM(mixtral))):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1))

@@ -10,12 +10,14 @@
 namespace shoal {
 namespace {
 
-std::string LlamaText() {
+std::string TextOf(const std::string& model_type) {
   for (const EmbeddedFamily& family : EmbeddedFamilies()) {
-    if (family.model_type == "llama") return family.text;
+    if (family.model_type == model_type) return family.text;
   }
   return "";
 }
+
+std::string LlamaText() { return TextOf("llama"); }
 
 TEST(FamilyTest, EveryFamilyParsesAndIsShort) {
   for (const EmbeddedFamily& embedded : EmbeddedFamilies()) {
@@ -26,8 +28,8 @@ TEST(FamilyTest, EveryFamilyParsesAndIsShort) {
     EXPECT_FALSE(family->lora_targets.empty());
     EXPECT_FALSE(family->tensor_parallel.empty());
   }
-  EXPECT_EQ(KnownFamilies(),
-            (std::vector<std::string>{"decision_llama", "gpt2", "image_classifier", "llama"}));
+  EXPECT_EQ(KnownFamilies(), (std::vector<std::string>{"decision_llama", "gpt2", "image_classifier",
+                                                       "llama", "mixtral"}));
 }
 
 TEST(FamilyTest, NamesWeightsByLayer) {
@@ -79,6 +81,29 @@ TEST(FamilyTest, ErrorsNameFileAndLine) {
   }
   EXPECT_FALSE(ParseFamily("", "mine.yaml").ok());
   EXPECT_FALSE(ParseFamily("- a", "mine.yaml").ok());
+}
+
+TEST(FamilyTest, ExpertsHaveNamesAndValuesOfTheirOwn) {
+  const auto family = ValueOrDie(FindFamily("mixtral"));
+  EXPECT_EQ(family->WeightName("layer.experts.up.weight", 3, 7),
+            "model.layers.3.block_sparse_moe.experts.7.w3.weight");
+  const std::vector<Edit> edits = {
+      {"experts.{e}.{w1,w3,w2}.weight", "experts.0.{w1,w3,w2}.weight",
+       "{e} belongs in names of experts' weights"},
+      {"num_experts: [num_local_experts, 8]", "", "config.num_experts: is missing"},
+      {"mlp: experts", "mlp: gated", "config.num_experts: is of stack.mlp: experts"},
+      {"linear: out_in", "linear: in_out", "stack.linear: must be out_in with mlp: experts"},
+  };
+  for (const Edit& edit : edits) {
+    const std::string text = absl::StrReplaceAll(TextOf("mixtral"), {{edit.from, edit.to}});
+    const absl::Status status = ParseFamily(text, "mine.yaml").status();
+    EXPECT_NE(std::string(status.message()).find(edit.expected), std::string::npos) << status;
+  }
+  EXPECT_NE(std::string(ModelConfigFromJson({{"model_type", "mixtral"}, {"num_experts_per_tok", 9}})
+                            .status()
+                            .message())
+                .find("num_experts_per_tok: got 9, expected at most num_local_experts = 8"),
+            std::string::npos);
 }
 
 TEST(FamilyTest, UnknownFamiliesListTheKnown) {

@@ -7,7 +7,8 @@ namespace shoal {
 namespace {
 
 class ParityTest : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Models, ParityTest, testing::Values("llama", "llama_tied", "gpt2"));
+INSTANTIATE_TEST_SUITE_P(Models, ParityTest,
+                         testing::Values("llama", "llama_tied", "gpt2", "mixtral"));
 
 struct Outputs {
   Tensor logits, logprobs, loss;

@@ -4,7 +4,7 @@
     transformers_parity.py SHOAL FOLDER [--export DIR ...]
 
 Writes fresh random checkpoints with transformers into FOLDER (Llama and GPT-2, tied and not, every rope type that
-Shoal reads, one file and shards, float32 and bfloat16), asks `SHOAL score` for log-probabilities and compares. Each
+Shoal reads, Mixtral, one file and shards, float32 and bfloat16), asks `SHOAL score` for log-probabilities and compares. Each
 --export is a folder that Shoal wrote: transformers must open it with no weight missing or left over, and agree with
 `SHOAL score` about it. Exits 1 on the first difference, with got, want and where.
 
@@ -19,7 +19,8 @@ import subprocess
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          MixtralConfig, MixtralForCausalLM)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 ROPES = [
@@ -44,6 +45,13 @@ def gpt2(index, **changes):
     return f"gpt2-{index}", GPT2LMHeadModel(config)
 
 
+def mixtral(index, **changes):
+    config = MixtralConfig(**{"vocab_size": 320, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3,
+                              "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256,
+                              "num_local_experts": 6} | changes)
+    return f"mixtral-{index}", MixtralForCausalLM(config)
+
+
 def checkpoints():
     count = itertools.count()
     for rope in ROPES:
@@ -53,6 +61,9 @@ def checkpoints():
     yield llama(next(count), ROPES[0], num_key_value_heads=1, hidden_act="gelu_pytorch_tanh")
     yield gpt2(next(count))
     yield gpt2(next(count), tie_word_embeddings=False, scale_attn_by_inverse_layer_idx=True)
+    yield mixtral(next(count))
+    yield mixtral(next(count), num_experts_per_tok=1, num_local_experts=3, tie_word_embeddings=True)
+    yield mixtral(next(count), num_experts_per_tok=4, hidden_act="gelu_pytorch_tanh", head_dim=16)
     yield gpt2(next(count), n_inner=100, activation_function="gelu", scale_attn_weights=False)
 
 

@@ -28,6 +28,7 @@ ByteCounts Counts(const HeldBytes& held, int64_t optimizer, const Traffic& sent)
           {"sent, shard", sent.shard().bytes},
           {"sent, replicate", sent.replicate.bytes},
           {"sent, tensor", sent.tensor.bytes},
+          {"sent, expert", sent.expert.bytes},
           {"sent, activations", sent.activations.bytes},
           {"sent, gradients", sent.gradients.bytes},
           {"sent, tied", sent.tied.bytes},
@@ -45,6 +46,10 @@ absl::Status MeasureRank(const JobParts& parts, ByteCounts& counts) {
   const auto sent = [&] {
     Traffic axes;
     axes.shard_end.bytes = mesh.shard().counters().bytes_sent;
+    if (mesh.expert() != nullptr) {
+      axes.shard_end.bytes += mesh.expert_shard().counters().bytes_sent;
+      axes.expert.bytes = mesh.expert()->counters().bytes_sent;
+    }
     axes.replicate.bytes = mesh.replicate().counters().bytes_sent;
     axes.tensor.bytes = mesh.tensor().counters().bytes_sent;
     axes.activations.bytes = mesh.pipeline().counters().bytes_sent;
@@ -58,6 +63,7 @@ absl::Status MeasureRank(const JobParts& parts, ByteCounts& counts) {
   step.shard_end.bytes -= before.shard_end.bytes;
   step.replicate.bytes -= before.replicate.bytes;
   step.tensor.bytes -= before.tensor.bytes;
+  step.expert.bytes -= before.expert.bytes;
   step.activations.bytes -= before.activations.bytes;
   step.gradients.bytes -= before.gradients.bytes;
   step.tied.bytes -= before.tied.bytes;
@@ -250,6 +256,34 @@ TEST(Plan, ThreeAxes) {
                          .stage = stage,
                          .micro_batches = 3});
       }
+    }
+  }
+}
+
+// Every token chooses every expert, so that what ranks send one another is known.
+TEST(Plan, Experts) {
+  for (int expert : {1, 2, 4}) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+        ExpectAsPlanned({.model = "mixtral-all",
+                         .dtype = dtype,
+                         .ranks = 4,
+                         .expert = expert,
+                         .recompute = stage == 1 ? Recompute::kFull : Recompute::kNone,
+                         .stage = stage,
+                         .micro_batches = 3,
+                         .deterministic = stage != 2});
+      }
+      ExpectAsPlanned({.model = "mixtral-all",
+                       .dtype = at::kFloat,
+                       .ranks = 8,
+                       .tensor = expert == 4 ? 1 : 2,
+                       .sequence_parallel = stage % 2 == 0,
+                       .pipeline = 2,
+                       .expert = expert,
+                       .stage = stage,
+                       .micro_batches = 3,
+                       .overlap = stage == 3});
     }
   }
 }

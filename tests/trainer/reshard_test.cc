@@ -58,6 +58,20 @@ State Load(const TrainingJob& job, FileSystem& files, int step) {
   return state;
 }
 
+void ExpectEachReadsAll(const std::vector<TrainingJob>& layouts) {
+  for (const TrainingJob& from : layouts) {
+    MemoryFileSystem files;
+    const State saved = TrainAndSave(from, files);
+    for (const TrainingJob& to : layouts) {
+      const State loaded = Load(to, files, from.steps);
+      ASSERT_EQ(loaded.size(), saved.size());
+      for (const auto& [name, values] : saved)
+        EXPECT_EQ(loaded.at(name), values)
+            << Describe(from) << " -> " << Describe(to) << ": " << name;
+    }
+  }
+}
+
 TEST(Reshard, EveryLayoutReadsEveryOther) {
   for (const char* model : {"llama-tied", "llama-uneven", "gpt2"}) {
     const int tensor = std::string(model) == "gpt2" ? 3 : 2;
@@ -82,18 +96,21 @@ TEST(Reshard, EveryLayoutReadsEveryOther) {
          .stage = 3,
          .steps = 2},
     };
-    for (const TrainingJob& from : layouts) {
-      MemoryFileSystem files;
-      const State saved = TrainAndSave(from, files);
-      for (const TrainingJob& to : layouts) {
-        const State loaded = Load(to, files, from.steps);
-        ASSERT_EQ(loaded.size(), saved.size());
-        for (const auto& [name, values] : saved)
-          EXPECT_EQ(loaded.at(name), values)
-              << Describe(from) << " -> " << Describe(to) << ": " << name;
-      }
-    }
+    ExpectEachReadsAll(layouts);
   }
+}
+
+TEST(Reshard, ExpertsOverRanks) {
+  const char* model = "mixtral";
+  ExpectEachReadsAll({
+      {.model = model, .steps = 2},
+      {.model = model, .ranks = 3, .stage = 3, .steps = 2},
+      {.model = model, .ranks = 4, .expert = 4, .stage = 2, .steps = 2},
+      {.model = model, .ranks = 4, .expert = 2, .stage = 0, .steps = 2},
+      {.model = model, .ranks = 4, .expert = 2, .stage = 3, .steps = 2},
+      {.model = model, .ranks = 4, .tensor = 2, .expert = 2, .stage = 1, .steps = 2},
+      {.model = model, .ranks = 4, .pipeline = 2, .expert = 2, .stage = 3, .steps = 2},
+  });
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "models/weights.h"
 #include "parallel/comm/local_communicator.h"
+#include "parallel/expert_parallel.h"
 #include "trainer/objectives/preference_objective.h"
 #include "trainer/objectives/reward_objective.h"
 #include "trainer/recipe_options.h"
@@ -32,6 +33,24 @@ Json ConfigOf(const std::string& model, int layers) {
     return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},
             {"n_layer", layers},    {"n_head", 3},          {"n_positions", 16},
             {"resid_pdrop", rate},  {"embd_pdrop", rate},   {"attn_pdrop", rate}};
+  }
+  if (model.starts_with("mixtral")) {
+    // -many: experts that no token chooses; -all: experts that all tokens choose.
+    const int experts = model == "mixtral-many" ? 32 : 4;
+    const int choices = model == "mixtral-many" ? 1 : model == "mixtral-all" ? 4 : 2;
+    return {{"model_type", "mixtral"},
+            {"vocab_size", kVocab},
+            {"hidden_size", 12},
+            {"intermediate_size", 7},
+            {"num_hidden_layers", layers},
+            {"num_attention_heads", 4},
+            {"num_key_value_heads", 2},
+            {"head_dim", 4},
+            {"max_position_embeddings", 16},
+            {"initializer_range", 0.2},
+            {"num_local_experts", experts},
+            {"num_experts_per_tok", choices},
+            {"router_aux_loss_coef", 0.05}};
   }
   return {{"model_type", "llama"},
           {"vocab_size", kVocab},
@@ -177,8 +196,14 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   const std::unique_ptr<Objective> objective = MakeObjective(job.objective);
   std::optional<TensorParallel> tensor;
   if (job.tensor > 1) tensor.emplace(mesh.tensor(), job.sequence_parallel);
-  SHOAL_ASSIGN_OR_RETURN(const Model model,
-                         BuildModel(config, tensor ? tensor->place() : TensorPlace()));
+  TensorPlace place = tensor ? tensor->place() : TensorPlace();
+  std::optional<ExpertParallel> experts;
+  if (mesh.expert() != nullptr) {
+    experts.emplace(*mesh.expert());
+    place.expert_rank = experts->rank();
+    place.expert_size = experts->size();
+  }
+  SHOAL_ASSIGN_OR_RETURN(const Model model, BuildModel(config, place));
   SHOAL_ASSIGN_OR_RETURN(std::vector<BlockParameters> blocks,
                          DescribeParameters(model, job.freeze));
   const LoadedRecipe recipe = OptimizerRecipe(job);
@@ -211,6 +236,9 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   BlockRunner runner(
       model, parameters,
       {.tensor = tensor ? &*tensor : nullptr,
+       .experts = experts ? &*experts : nullptr,
+       .router_z_loss = job.router_z_loss,
+       .capacity_factor = job.capacity_factor,
        .recompute = job.recompute,
        .dropout_seed = config.dropout.any() ? std::optional<uint64_t>(11) : std::nullopt,
        .objective = objective.get(),
@@ -318,6 +346,7 @@ std::string Describe(const TrainingJob& job) {
     absl::StrAppend(&text, ", ", NameOf(job.schedule), " of ", job.chunks, " chunks");
   if (!job.sequence_parallel) absl::StrAppend(&text, ", whole rows");
   if (!job.rule.empty()) absl::StrAppend(&text, ", ", job.rule);
+  if (job.capacity_factor > 0) absl::StrAppend(&text, ", capacity ", job.capacity_factor);
   return text;
 }
 

@@ -13,13 +13,14 @@
 namespace shoal {
 
 struct TrainingJob {
-  std::string model = "llama";  // "llama", "gpt2"; see ConfigOf
+  std::string model = "llama";  // "llama", "gpt2", "mixtral"; see ConfigOf
   at::ScalarType dtype = at::kDouble;
   int ranks = 1;  // Of the whole mesh; the shard axis takes what the others leave
   int replicate = 1;
   int tensor = 1;
   bool sequence_parallel = true;
   int pipeline = 1;
+  int expert = 1;
   ScheduleKind schedule = ScheduleKind::k1F1B;
   int chunks = 1;
   Recompute recompute = Recompute::kNone;
@@ -38,6 +39,8 @@ struct TrainingJob {
   // What is minimised: cross entropy, or an objective over pairs: "dpo", "ipo", "simpo", "reward"
   // (on a score head). A micro-batch then holds an even number of sequences.
   std::string objective = {};
+  double router_z_loss = 0;
+  double capacity_factor = 0;
   bool lora = false;     // Adapters on every matrix train instead of the weights
   int poison_step = -1;  // In this step (from 0) the last rank's loss is not finite
 
@@ -46,7 +49,8 @@ struct TrainingJob {
     return {.replicate = replicate,
             .shard = data_ranks() / replicate,
             .tensor = tensor,
-            .pipeline = pipeline};
+            .pipeline = pipeline,
+            .expert = expert};
   }
 };
 

@@ -15,7 +15,10 @@ int64_t Size(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSiz
 // the MLP, the gradient of the layer's output and of the inner tensors; the activation's output has
 // gone.
 int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths) {
-  const int64_t inner = config.family->stack.mlp == StackOptions::Mlp::kGated ? 2 : 1;
+  const StackOptions::Mlp mlp = config.family->stack.mlp;
+  const int64_t inner = mlp == StackOptions::Mlp::kPlain     ? 1
+                        : mlp == StackOptions::Mlp::kExperts ? 2 * config.experts_per_token
+                                                             : 2;
   return Size(job.zero.compute_dtype) *
          (job.rows() * inner * widths.inner + job.own_rows() * config.hidden_size);
 }
@@ -52,8 +55,8 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
 int64_t UnitStateBytes(const UnitSize& unit, const PlanJob& job, int shard) {
   const at::ScalarType master = job.zero.master_dtype();
   const bool holds_all = job.zero.stage == 0;
-  const int64_t part = unit.shard_numel(job.mesh.shard);
-  const int64_t owned = holds_all ? unit.padded_numel(job.mesh.shard) : part;
+  const int64_t part = unit.shard_numel(job.mesh);
+  const int64_t owned = holds_all ? unit.padded_numel(job.mesh) : part;
   const int64_t plain_bytes = job.optimizer_states * Size(master);
   const int64_t mean_bytes = job.ema ? owned * Size(master) : 0;
   if (unit.wholes.empty()) return mean_bytes + plain_bytes * owned;
@@ -75,19 +78,22 @@ int64_t UnitStateBytes(const UnitSize& unit, const PlanJob& job, int shard) {
 
 }  // namespace
 
-HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards) {
+HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero,
+                      const MeshShape& mesh) {
   const int64_t compute = Size(zero.compute_dtype), gradient = Size(zero.gradient_dtype);
   const auto buffers = [&](int64_t numel, bool trainable) {
     return numel *
            ((zero.stage == 3 ? compute : 0) + (zero.stage >= 2 && trainable ? gradient : 0));
   };
   HeldBytes held;
-  int64_t largest[2] = {0, 0};  // [trainable], of units that take turns
+  // [of experts][trainable], of units that take turns
+  int64_t largest[2][2] = {{0, 0}, {0, 0}};
   for (const UnitSize& unit : units) {
-    const int64_t shard = unit.shard_numel(shards), padded = unit.padded_numel(shards);
+    const int64_t shard = unit.shard_numel(mesh), padded = unit.padded_numel(mesh);
     held.weights += unit.count * compute * (zero.stage == 3 ? shard : padded);
     if (unit.takes_turns)
-      largest[unit.trainable] = std::max(largest[unit.trainable], padded);
+      largest[unit.of_experts][unit.trainable] =
+          std::max(largest[unit.of_experts][unit.trainable], padded);
     else
       held.gathered += unit.count * buffers(padded, unit.trainable);
     if (!unit.trainable) continue;
@@ -97,16 +103,19 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
       held.master_weights +=
           unit.count * Size(zero.master_dtype()) * (zero.stage == 0 ? padded : shard);
   }
-  held.gathered +=
-      (zero.overlap ? 2 : 1) * (buffers(largest[false], false) + buffers(largest[true], true));
+  for (const auto& of_kind : largest) {
+    held.gathered +=
+        (zero.overlap ? 2 : 1) * (buffers(of_kind[false], false) + buffers(of_kind[true], true));
+  }
   return held;
 }
 
-int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards) {
+int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
+                   const MeshShape& mesh) {
   int64_t numel = 0;
   for (const UnitSize& unit : units) {
     if (!unit.trainable) continue;
-    numel += unit.count * (zero.stage == 0 ? unit.padded_numel(shards) : unit.shard_numel(shards));
+    numel += unit.count * (zero.stage == 0 ? unit.padded_numel(mesh) : unit.shard_numel(mesh));
   }
   return numel;
 }
@@ -119,7 +128,9 @@ int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job)
   for (int shard = 0; shard < different; ++shard) {
     int64_t bytes = 0;
     for (const UnitSize& unit : units) {
-      if (unit.trainable) bytes += unit.count * UnitStateBytes(unit, job, shard);
+      // Neighbours along the shard axis hold other experts.
+      const int own = unit.of_experts ? shard / job.mesh.expert : shard;
+      if (unit.trainable) bytes += unit.count * UnitStateBytes(unit, job, own);
     }
     most = std::max(most, bytes);
   }
@@ -139,12 +150,20 @@ int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidt
   if (stack.positions == StackOptions::Positions::kRotary)
     width += widths.queries + widths.key_values;
   // What the activation reads, and what it puts out; gated by other than SwiGLU: its output too.
-  if (stack.mlp == StackOptions::Mlp::kGated)
-    width += (config.activation == Activation::kSilu ? 3 : 4) * widths.inner;
+  const int64_t gated = config.activation == Activation::kSilu ? 3 : 4;
+  if (stack.mlp == StackOptions::Mlp::kExperts)
+    width += config.experts_per_token * (2 * config.hidden_size + gated * widths.inner);
+  else if (stack.mlp == StackOptions::Mlp::kGated)
+    width += gated * widths.inner;
   else
     width += 2 * widths.inner;
   elements += rows * width;
   int64_t bytes = element * elements + 4 * rows * widths.heads;  // And the log-sum-exp, float32
+  // The router's logits and probabilities; a choice's place, row, weight and what that comes of.
+  if (stack.mlp == StackOptions::Mlp::kExperts) {
+    const int64_t sum = Size(job.zero.master_dtype());
+    bytes += rows * (2 * sum * config.num_experts + (3 * 8 + 2 * sum) * config.experts_per_token);
+  }
   // Plain attention holds the scores, and their softmax.
   if (job.zero.compute_dtype == at::kDouble)
     bytes += 2 * element * widths.heads * rows * job.seq_length;

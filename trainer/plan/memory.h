@@ -15,12 +15,14 @@
 namespace shoal {
 
 // As ShardedParameters::held_bytes().
-HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards);
+HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero,
+                      const MeshShape& mesh);
 // As ShardedOptimizer::state_bytes(); of the shard rank that holds most, if they differ: of weights
 // that are updated as wholes and others, each has its own share.
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job);
 // Elements that a rank's optimizer updates.
-int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero, int shards);
+int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
+                   const MeshShape& mesh);
 
 struct PassBytes {
   int64_t activations = 0;  // Of all micro-batches under way, and of the block at work

@@ -39,7 +39,7 @@ PartWidths WidthsOf(const ModelConfig& config, const TensorPlace& place) {
 
 auto Key(const UnitSize& unit) {
   return std::tuple(unit.numel, unit.partial_numel, unit.trainable, unit.takes_turns,
-                    unit.tied_across_stages, unit.wholes);
+                    unit.tied_across_stages, unit.of_experts, unit.wholes);
 }
 
 // Is the weight trained? A tied one is another block's.
@@ -51,17 +51,13 @@ bool IsTrained(const std::vector<BlockParameters>& blocks, int block, size_t par
 
 }  // namespace
 
-absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_ranks,
-                                          bool sequence_parallel,
+absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, const TensorPlace& first,
                                           const std::vector<std::string>& freeze,
                                           const OptimizerSection& optimizer) {
   ModelOutline outline;
-  for (int rank = 0; rank < tensor_ranks; ++rank) {
-    const TensorPlace place =
-        tensor_ranks == 1
-            ? TensorPlace()
-            : TensorPlace{
-                  .rank = rank, .size = tensor_ranks, .sequence_parallel = sequence_parallel};
+  for (int rank = 0; rank < first.size; ++rank) {
+    TensorPlace place = first;
+    place.rank = rank;
     SHOAL_ASSIGN_OR_RETURN(Model model, BuildModel(config, place));
     SHOAL_ASSIGN_OR_RETURN(std::vector<BlockParameters> blocks, DescribeParameters(model, freeze));
     MarkWholeUpdates(optimizer, blocks);
@@ -84,7 +80,8 @@ std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
   for (const UnitPlan& plan : PlanUnits(blocks, places)) {
     UnitSize unit{.trainable = plan.trainable,
                   .takes_turns = plan.takes_turns(),
-                  .tied_across_stages = plan.specs[0].tied_across_stages};
+                  .tied_across_stages = plan.specs[0].tied_across_stages,
+                  .of_experts = plan.of_experts()};
     for (const ParameterSpec& spec : plan.specs) {
       if (spec.whole_update) unit.wholes.push_back({unit.numel, spec.numel(), spec.memory_shape()});
       unit.numel += spec.numel();

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "core/recipe.pb.h"
 #include "models/model.h"
+#include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
 #include "parallel/unit_plan.h"
@@ -39,9 +40,9 @@ struct ModelOutline {
   int num_blocks() const { return static_cast<int>(model.blocks.size()); }
 };
 
-// Errors: BuildModel's and DescribeParameters'.
-absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, int tensor_ranks,
-                                          bool sequence_parallel,
+// `place`: of the first rank along the tensor and expert axes. Ranks that hold other experts are
+// alike. Errors: BuildModel's and DescribeParameters'.
+absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, const TensorPlace& place,
                                           const std::vector<std::string>& freeze = {},
                                           const OptimizerSection& optimizer = {});
 
@@ -60,11 +61,20 @@ struct UnitSize {
   bool trainable = true;
   bool takes_turns = true;          // In a buffer with units of other blocks
   bool tied_across_stages = false;  // Another pipeline rank holds it too
+  bool of_experts = false;          // Of those that ranks share
   std::vector<Whole> wholes = {};
   int count = 1;  // So many are alike
 
-  int64_t shard_numel(int shards) const { return (numel + shards - 1) / shards; }
-  int64_t padded_numel(int shards) const { return shard_numel(shards) * shards; }  // FlatLayout's
+  // Ranks that it is sharded over.
+  int shards(const MeshShape& mesh) const {
+    return of_experts ? mesh.shard / mesh.expert : mesh.shard;
+  }
+  int64_t shard_numel(const MeshShape& mesh) const {
+    return (numel + shards(mesh) - 1) / shards(mesh);
+  }
+  int64_t padded_numel(const MeshShape& mesh) const {  // FlatLayout's
+    return shard_numel(mesh) * shards(mesh);
+  }
 };
 
 std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks);

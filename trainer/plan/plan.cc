@@ -42,9 +42,8 @@ RankWork WorkOf(const PlanJob& job, const ModelOutline& model, const RankOutline
   const double master = ElementBytes(job.zero.master_dtype());
   const double update = ElementBytes(job.zero.gradient_dtype) + 2 * master +
                         (job.zero.has_master_copy() ? ElementBytes(job.zero.compute_dtype) : 0);
-  work.optimizer_bytes =
-      update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh.shard)) +
-      2 * static_cast<double>(OptimizerBytesOf(rank.units, job));
+  work.optimizer_bytes = update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh)) +
+                         2 * static_cast<double>(OptimizerBytesOf(rank.units, job));
   return work;
 }
 
@@ -81,6 +80,7 @@ StepTime EstimateStep(const Plan& plan, const Hardware& hardware) {
                 stages = replicas * mesh.replicate;
   const AxisClock tensor(hardware, 1, mesh.tensor), shard(hardware, shards, mesh.shard),
       replicate(hardware, replicas, mesh.replicate), tied(hardware, stages, mesh.pipeline);
+  const AxisClock expert(hardware, shards, mesh.expert);
   const AxisClock pipeline(hardware, stages, std::min(mesh.pipeline, 2));
   const double flops = hardware.MatrixFlopsOf(job.zero.compute_dtype) * hardware.matrix_efficiency;
 
@@ -92,10 +92,12 @@ StepTime EstimateStep(const Plan& plan, const Hardware& hardware) {
     StepTime here{.products = rank.work.product_flops / flops,
                   .memory = rank.work.memory_bytes / hardware.memory_bytes_per_second,
                   .tensor = tensor.Of(traffic.tensor),
+                  .expert = expert.Of(traffic.expert),
                   .shard = shard.Of(traffic.shard_passes),
                   .pipeline = pipeline.Of(traffic.activations) + pipeline.Of(traffic.gradients)};
     if (job.zero.overlap) here.shard = std::max(0.0, here.shard - here.products - here.memory);
-    here.total = here.products + here.memory + here.tensor + here.shard + here.pipeline;
+    here.total =
+        here.products + here.memory + here.tensor + here.expert + here.shard + here.pipeline;
     if (here.total > passes.total) passes = here;
 
     StepTime end{.shard = shard.Of(traffic.shard_end),
@@ -116,12 +118,14 @@ StepTime EstimateStep(const Plan& plan, const Hardware& hardware) {
 }
 
 absl::StatusOr<const ModelOutline*> Planner::Outline(const PlanJob& job) {
-  const auto key = std::pair(job.mesh.tensor, job.sequence_parallel);
+  const auto key = std::tuple(job.mesh.tensor, job.sequence_parallel, job.mesh.expert);
   auto found = outlines_.find(key);
   if (found == outlines_.end()) {
-    SHOAL_ASSIGN_OR_RETURN(
-        ModelOutline made,
-        OutlineModel(config_, job.mesh.tensor, job.sequence_parallel, freeze_, optimizer_));
+    TensorPlace place;
+    if (job.mesh.tensor > 1)
+      place = {.size = job.mesh.tensor, .sequence_parallel = job.sequence_parallel};
+    place.expert_size = job.mesh.expert;
+    SHOAL_ASSIGN_OR_RETURN(ModelOutline made, OutlineModel(config_, place, freeze_, optimizer_));
     found = outlines_.emplace(key, std::move(made)).first;
   }
   return &found->second;
@@ -129,8 +133,8 @@ absl::StatusOr<const ModelOutline*> Planner::Outline(const PlanJob& job) {
 
 absl::StatusOr<const PipelineOutline*> Planner::Pipeline(const PlanJob& job) {
   SHOAL_ASSIGN_OR_RETURN(const ModelOutline* model, Outline(job));
-  const auto key = std::tuple(job.mesh.tensor, job.sequence_parallel, job.mesh.pipeline, job.chunks,
-                              job.schedule, job.seq_length);
+  const auto key = std::tuple(job.mesh.tensor, job.sequence_parallel, job.mesh.expert,
+                              job.mesh.pipeline, job.chunks, job.schedule, job.seq_length);
   auto found = pipelines_.find(key);
   if (found == pipelines_.end()) {
     SHOAL_ASSIGN_OR_RETURN(
@@ -167,7 +171,7 @@ absl::StatusOr<Plan> Planner::Make(const PlanJob& job) {
   for (const RankOutline& rank : pipeline->ranks) {
     plan.ranks.push_back({.pipeline = rank.pipeline,
                           .tensor = model->parts[rank.part].ranks,
-                          .memory = {.held = HeldBytesOf(rank.units, job.zero, job.mesh.shard),
+                          .memory = {.held = HeldBytesOf(rank.units, job.zero, job.mesh),
                                      .optimizer = OptimizerBytesOf(rank.units, job),
                                      .passes = PassBytesOf(job, *model, rank, *schedule)},
                           .traffic = TrafficOf(job, *model, *pipeline, rank),

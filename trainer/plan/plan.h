@@ -67,6 +67,7 @@ struct StepTime {
   double products = 0;
   double memory = 0;  // Between the products
   double tensor = 0;  // Communication along the axis
+  double expert = 0;
   double shard = 0;
   double replicate = 0;
   double pipeline = 0;  // Activations, gradients, tied weights
@@ -102,8 +103,8 @@ class Planner {
   ModelConfig config_;
   std::vector<std::string> freeze_;
   OptimizerSection optimizer_;
-  std::map<std::pair<int, bool>, ModelOutline> outlines_;
-  std::map<std::tuple<int, bool, int, int, ScheduleKind, int64_t>, PipelineOutline> pipelines_;
+  std::map<std::tuple<int, bool, int>, ModelOutline> outlines_;
+  std::map<std::tuple<int, bool, int, int, int, ScheduleKind, int64_t>, PipelineOutline> pipelines_;
   std::map<std::tuple<ScheduleKind, int, int, int>, ScheduleShape> shapes_;
 };
 

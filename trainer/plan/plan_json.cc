@@ -11,11 +11,8 @@ namespace shoal {
 namespace {
 
 Json MeshJson(const MeshShape& mesh) {
-  return {{"ranks", mesh.num_ranks()},
-          {"replicate", mesh.replicate},
-          {"shard", mesh.shard},
-          {"tensor", mesh.tensor},
-          {"pipeline", mesh.pipeline}};
+  return {{"ranks", mesh.num_ranks()}, {"replicate", mesh.replicate}, {"shard", mesh.shard},
+          {"tensor", mesh.tensor},     {"pipeline", mesh.pipeline},   {"expert", mesh.expert}};
 }
 
 Json MemoryJson(const RankMemory& memory) {
@@ -34,6 +31,7 @@ Json TrafficJson(const Traffic& traffic) {
   return {{"shard", traffic.shard().bytes},
           {"replicate", traffic.replicate.bytes},
           {"tensor", traffic.tensor.bytes},
+          {"expert", traffic.expert.bytes},
           {"pipeline_activations", traffic.activations.bytes},
           {"pipeline_gradients", traffic.gradients.bytes},
           {"tied_weights", traffic.tied.bytes},
@@ -43,7 +41,8 @@ Json TrafficJson(const Traffic& traffic) {
 Json TimeJson(const StepTime& time) {
   return {{"products", time.products}, {"memory", time.memory},       {"tensor", time.tensor},
           {"shard", time.shard},       {"replicate", time.replicate}, {"pipeline", time.pipeline},
-          {"bubble", time.bubble},     {"optimizer", time.optimizer}, {"total", time.total}};
+          {"expert", time.expert},     {"bubble", time.bubble},       {"optimizer", time.optimizer},
+          {"total", time.total}};
 }
 
 Json JobJson(const Plan& plan) {

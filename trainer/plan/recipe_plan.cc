@@ -76,6 +76,7 @@ absl::StatusOr<Plan> PlanRecipe(const LoadedRecipe& recipe, int ranks, const Har
   };
   const auto schedule = PipelineScheduleOf(recipe.proto.parallelism(), 1);
   if (!schedule.ok()) return blame("parallelism.pipeline_chunks", schedule.status());
+  SHOAL_RETURN_IF_ERROR(CheckExpertRanks(recipe, planner.config()));
   const auto first = BuildModel(planner.config(), {.size = job.mesh.tensor});
   if (!first.ok()) return blame("parallelism.tensor_parallel", first.status());
   const auto model = planner.Outline(job);

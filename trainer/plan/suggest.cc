@@ -42,10 +42,13 @@ class Search {
         const int data = ranks_ / tensor / pipeline;
         if (global_ % data != 0) continue;
         for (int replicate : Divisors(data)) {
+          const int expert = proto_.parallelism().expert_parallel();  // The recipe's own
+          if (data / replicate % expert != 0) continue;
           SHOAL_RETURN_IF_ERROR(TryMesh({.replicate = replicate,
                                          .shard = data / replicate,
                                          .tensor = tensor,
-                                         .pipeline = pipeline}));
+                                         .pipeline = pipeline,
+                                         .expert = expert}));
         }
       }
     }

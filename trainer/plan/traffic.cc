@@ -32,13 +32,13 @@ class Group {
 void AddWholeUpdates(const UnitSize& unit, const PlanJob& job, Traffic& traffic) {
   if (unit.wholes.empty()) return;
   WholeUnitShape shape{.weights = {},
-                       .padded_numel = unit.padded_numel(job.mesh.shard),
-                       .shard_numel = unit.shard_numel(job.mesh.shard),
+                       .padded_numel = unit.padded_numel(job.mesh),
+                       .shard_numel = unit.shard_numel(job.mesh),
                        .holds_all = job.zero.stage == 0,
                        .master = job.zero.master_dtype()};
   for (const UnitSize::Whole& whole : unit.wholes) shape.weights.push_back(whole.shape);
   for (const WholeRule::Call& call : job.whole_rule->Calls(shape)) {
-    Group(call.along_tensor ? job.mesh.tensor : job.mesh.shard, call.dtype)
+    Group(call.along_tensor ? job.mesh.tensor : unit.shards(job.mesh), call.dtype)
         .Call(call.along_tensor ? traffic.tensor : traffic.shard_end, call.kind, call.numel,
               unit.count);
   }
@@ -48,13 +48,13 @@ void AddWholeUpdates(const UnitSize& unit, const PlanJob& job, Traffic& traffic)
 void AddUnit(const UnitSize& unit, const PlanJob& job, int tied_ranks, Traffic& traffic) {
   const ZeroOptions& zero = job.zero;
   const int64_t m = job.micro_batches(), count = unit.count;
-  const int64_t shard = unit.shard_numel(job.mesh.shard);
-  const int64_t padded = unit.padded_numel(job.mesh.shard);
-  const Group weights(job.mesh.shard, zero.compute_dtype);
+  const int64_t shard = unit.shard_numel(job.mesh);
+  const int64_t padded = unit.padded_numel(job.mesh);
+  const Group weights(unit.shards(job.mesh), zero.compute_dtype);
   if (zero.stage == 3) weights.Call(traffic.shard_passes, kAllGather, shard, 2 * m * count);
   if (!unit.trainable) return;
 
-  const Group gradients(job.mesh.shard, zero.gradient_dtype);
+  const Group gradients(unit.shards(job.mesh), zero.gradient_dtype);
   const Group replicas(job.mesh.replicate, zero.gradient_dtype);
   const bool each = zero.reduces_each_micro_batch();
   const int64_t reductions = each && !job.splits_backward() ? m : 1;
@@ -144,6 +144,24 @@ void AddChunk(const PlanJob& job, const ModelOutline& model, const BlockRange& c
   axis.calls += once.calls * job.micro_batches();
 }
 
+// Each layer tells how many rows go where, and sends rows there and back in each pass.
+void AddExperts(const PlanJob& job, const ModelOutline& model, const BlockRange& chunk,
+                AxisTraffic& axis) {
+  const int64_t ranks = job.mesh.expert;
+  if (ranks == 1) return;
+  const ModelConfig& config = model.model.config;
+  const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
+  const int64_t forwards = layers.total() + layers.recomputed,
+                exchanges = 2 * (forwards + layers.total());
+  const int64_t row_bytes =
+      config.hidden_size * static_cast<int64_t>(c10::elementSize(job.zero.compute_dtype));
+  const int64_t rows_elsewhere = job.rows() * config.experts_per_token * (ranks - 1) / ranks;
+  Group(job.mesh.expert, at::kLong)
+      .Call(axis, kAllToAll, config.num_experts, forwards * job.micro_batches());
+  axis.bytes += rows_elsewhere * row_bytes * exchanges * job.micro_batches();
+  axis.calls += (ranks - 1) * exchanges * job.micro_batches();
+}
+
 }  // namespace
 
 AxisTraffic& AxisTraffic::operator+=(const AxisTraffic& other) {
@@ -158,15 +176,18 @@ AxisTraffic Traffic::shard() const {
 }
 
 int64_t Traffic::total_bytes() const {
-  return shard().bytes + replicate.bytes + tensor.bytes + activations.bytes + gradients.bytes +
-         tied.bytes;
+  return shard().bytes + replicate.bytes + tensor.bytes + expert.bytes + activations.bytes +
+         gradients.bytes + tied.bytes;
 }
 
 Traffic TrafficOf(const PlanJob& job, const ModelOutline& model, const PipelineOutline& pipeline,
                   const RankOutline& rank) {
   Traffic traffic;
   for (const UnitSize& unit : rank.units) AddUnit(unit, job, pipeline.tied_ranks, traffic);
-  for (const BlockRange& chunk : rank.chunks) AddChunk(job, model, chunk, rank, traffic.tensor);
+  for (const BlockRange& chunk : rank.chunks) {
+    AddChunk(job, model, chunk, rank, traffic.tensor);
+    AddExperts(job, model, chunk, traffic.expert);
+  }
   // (r, C) a micro-batch and neighbouring stage on another rank.
   const int64_t hidden_bytes = job.own_rows() * model.model.config.hidden_size *
                                static_cast<int64_t>(c10::elementSize(job.zero.compute_dtype));

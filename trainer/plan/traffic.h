@@ -1,6 +1,7 @@
 // Bytes that a rank sends in a step, by axis of the mesh: exactly what the communicators of a run
 // count (CommCounters), found by arithmetic. A step that is skipped for non-finite values publishes
-// no weights and so sends less.
+// no weights and so sends less. What experts' ranks send one another depends on what routers
+// choose: `expert` is exact if tokens spread evenly over those ranks.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@ struct Traffic {
   AxisTraffic shard_end;     // Reductions and gathers once a step
   AxisTraffic replicate;
   AxisTraffic tensor;
+  AxisTraffic expert;       // Tokens to their experts and back
   AxisTraffic activations;  // To the next stage of the pipeline
   AxisTraffic gradients;    // To the stage before
   AxisTraffic tied;         // Gradients of weights that several stages hold

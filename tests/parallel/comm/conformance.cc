@@ -16,6 +16,7 @@
 #include <ATen/ops/minimum.h>
 
 #include "absl/strings/str_cat.h"
+#include "parallel/comm/exchange_rows.h"
 
 namespace shoal {
 namespace {
@@ -164,6 +165,37 @@ class Suite {
     });
   }
 
+  // Rank i sends rank j (3 i + j) % 4 rows: none, too.
+  void ExchangeRows() {
+    const auto rows = [](int from, int to) { return int64_t{(3 * from + to) % 4}; };
+    for (at::ScalarType dtype : kMovable) {
+      for (int64_t columns : {1, 5, 3000}) {
+        std::vector<int64_t> sent, received;
+        std::vector<at::Tensor> want;
+        const auto part = [&](int from, int to) {
+          const int64_t numel = rows(from, to) * columns;
+          return Values(numel + to, from, dtype)
+              .narrow(0, to, numel)
+              .view({rows(from, to), columns});
+        };
+        std::vector<at::Tensor> in;
+        for (int peer = 0; peer < size_; ++peer) {
+          sent.push_back(rows(rank_, peer));
+          received.push_back(rows(peer, rank_));
+          in.push_back(part(rank_, peer));
+          want.push_back(part(peer, rank_));
+        }
+        const int64_t before = comm_.counters().bytes_sent;
+        const at::Tensor got = shoal::ExchangeRows(comm_, at::cat(in), sent, received);
+        EXPECT_TRUE(Same(got.flatten(), at::cat(want).flatten()));
+        int64_t bytes = 0;
+        for (int peer = 0; peer < size_; ++peer)
+          bytes += peer == rank_ ? 0 : sent[peer] * columns * got.element_size();
+        EXPECT_EQ(comm_.counters().bytes_sent - before, bytes);
+      }
+    }
+  }
+
   // Around the ring, twice in a row, so that order per pair shows.
   void SendRecv() {
     if (size_ == 1) return;
@@ -309,6 +341,7 @@ void RunConformance(Communicator& comm) {
   suite.AllReduceIsReduceScatterThenAllGather();
   suite.Broadcast();
   suite.AllToAll();
+  suite.ExchangeRows();
   suite.SendRecv();
   suite.SendsDoNotWait();
   suite.CountersAreExact();

@@ -1,0 +1,42 @@
+// Which experts compute what of which token, and the losses that keep routers useful.
+//
+// Legend: B sequences, T tokens, R = B T, E experts, k choices a token, S rows (choices taken).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/experts.h"
+#include "models/block.h"
+
+namespace shoal {
+
+struct Routing {
+  ExpertRows rows;
+  std::vector<int64_t> rows_of_expert;  // How many of the rows, sorted by expert, each takes
+  // (R, k) with gradient: each choice's probability over the sum of its token's (Jiang et al. 2024,
+  // section 2.1); zero of one that is not taken.
+  Tensor weights_RK;
+  Tensor chosen_BE;     // float64: choices of each expert in each sequence, taken or not
+  int64_t dropped = 0;  // Choices that are not taken
+};
+
+// probabilities_BTE: float32 or float64, with gradient. Each token chooses the `choices` likeliest
+// experts. capacity > 0: an expert takes the first `capacity` tokens of a sequence that choose it,
+// and no more (Lepikhin et al. 2020, with sequences as groups). Rows of an expert lie in the order
+// of the tokens.
+Routing RouteTokens(const Tensor& probabilities_BTE, int64_t choices, int64_t capacity);
+
+// What an expert takes of a sequence: factor * choices * tokens / experts, rounded up.
+int64_t ExpertCapacity(double factor, int64_t choices, int64_t tokens, int64_t experts);
+
+// Sums over tokens, with gradient. The load-balancing loss of Switch Transformers (Fedus et al.
+// 2022, equations 4 to 6) and Mixtral, E sum_e f_e P_e, f_e the choices of expert e over the
+// tokens, P_e the mean of its probability. Here of each sequence by itself (DeepSeek-AI 2024,
+// equations 17 to 20) and counted for each of its tokens: how a batch is cut into ranks and
+// micro-batches changes nothing.
+Tensor BalanceLossSum(const Tensor& probabilities_BTE, const Tensor& chosen_BE);
+// The square of log sum exp of the logits (Zoph et al. 2022, ST-MoE, equation 5).
+Tensor ZLossSum(const Tensor& logits_BTE);
+
+}  // namespace shoal

@@ -1,0 +1,33 @@
+// What the routers of a model of experts did in a step, over all micro-batches and ranks.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "models/block.h"
+#include "models/model_config.h"
+#include "parallel/device_mesh.h"
+
+namespace shoal {
+
+class RoutingTotals {
+ public:
+  // Of a model without experts: nothing is ever added.
+  explicit RoutingTotals(const ModelConfig& config);
+
+  void Add(int64_t layer, const RouterSums& sums);
+
+  // What the log shows; empty for a model without experts. Collective over the mesh.
+  //   expert_load_max      choices of the expert that was chosen most, over the mean of its layer's
+  //   router_balance_loss  the load-balancing loss (models/blocks/router.h): means over tokens
+  //   router_z_loss        and layers, without their weights
+  //   dropped_share        of the choices, those of experts that had no room
+  std::vector<std::pair<std::string, double>> Reduce(const DeviceMesh& mesh) const;
+
+ private:
+  int64_t experts_, choices_;  // Of a layer; of a token
+  Tensor sums_;                // (layers, experts + 3): RouterSums
+};
+
+}  // namespace shoal
