@@ -136,9 +136,8 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
       GroupsOf(mesh_, tied_stages));
   if (!frozen_ && SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
-  optimizer_ =
-      std::make_unique<ShardedOptimizer>(rule ? std::move(rule) : UpdateRuleOf(optimizer),
-                                         *parameters_, OptimizerOptionsOf(optimizer));
+  optimizer_ = std::make_unique<ShardedOptimizer>(rule ? std::move(rule) : UpdateRuleOf(optimizer),
+                                                  *parameters_, OptimizerOptionsOf(optimizer));
   return absl::OkStatus();
 }
 
