@@ -12,6 +12,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "core/recipe_validation.h"
+#include "core/rlhf_validation.h"
 #include "trainer/state_pieces.h"
 #include "trainer/training_run.h"
 
@@ -111,6 +112,14 @@ std::string Digits(double value) {
 
 absl::Status CheckComparable(const LoadedRecipe& a, int ranks_a, const LoadedRecipe& b,
                              int ranks_b) {
+  for (const LoadedRecipe* recipe : {&a, &b}) {
+    const Task task = recipe->proto.task();
+    if (IsRlhfTask(recipe->proto) || task == federated) {
+      return recipe->ErrorAt("task", absl::StrCat("got ", Task_Name(task),
+                                                  ", expected one whose steps can be recorded: "
+                                                  "pretrain, sft, dpo or reward"));
+    }
+  }
   SHOAL_ASSIGN_OR_RETURN(auto values_a, WhatIsTrained(a.proto));
   SHOAL_ASSIGN_OR_RETURN(auto values_b, WhatIsTrained(b.proto));
   const auto add_batch = [](const LoadedRecipe& recipe, int ranks, auto& values) -> absl::Status {

@@ -5,7 +5,7 @@ import re
 import signal
 import unittest
 
-from harness import GPT2, EndToEndTest, environment, rank_processes, start, wait_for
+from harness import GPT2, ROOT, EndToEndTest, environment, rank_processes, start, wait_for
 
 DIVERGED = 77
 USAGE = 64
@@ -75,6 +75,12 @@ class ParityCommandTest(EndToEndTest):
         self.assertIn("training.global_batch_size is 8 in A and 16 in B", lines[0])
         lines = self.parity(recipe, "--ranks-b", 3, expect=USAGE)
         self.assertIn("training.global_batch_size", lines[0])
+
+    def test_tasks_without_recorded_steps_are_refused(self):
+        for recipe in "rlhf/cartpole.yaml", "federated/digits.yaml":
+            lines = self.parity(ROOT / "recipes" / recipe, expect=USAGE)
+            self.assertEqual(len(lines), 1, lines)
+            self.assertIn("pretrain, sft, dpo or reward", lines[0])
 
     def test_a_failing_side_is_told(self):
         output = self.parity(
