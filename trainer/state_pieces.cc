@@ -6,10 +6,8 @@ std::vector<StatePiece> ToStatePieces(const std::vector<ShardedOptimizer::NamedP
   std::vector<StatePiece> out;
   out.reserve(pieces.size());
   for (const auto& piece : pieces) {
-    out.push_back({.name = piece.name,
-                   .shape = piece.shape,
-                   .begin = piece.begin,
-                   .data = piece.data});
+    out.push_back(
+        {.name = piece.name, .shape = piece.shape, .begin = piece.begin, .data = piece.data});
   }
   return out;
 }
