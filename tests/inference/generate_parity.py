@@ -103,6 +103,8 @@ def compare_beams(shoal, path, model, tokenizer):
 
 def compare(shoal, path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    if model.config.model_type == "mixtral":
+        model.set_experts_implementation("eager")  # The others take no float64
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     compared = 0
     for prompt in PROMPTS + [""]:
