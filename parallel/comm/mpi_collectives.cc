@@ -47,9 +47,9 @@ MPI_Datatype TypeOf(at::ScalarType dtype) {
   return MPI_INT64_T;
 }
 
-std::vector<const std::byte*> Rows(const std::vector<std::byte>& buffer, int rows) {
+std::vector<const std::byte*> Rows(const std::byte* buffer, int64_t row_bytes, int rows) {
   std::vector<const std::byte*> begins;
-  for (int row = 0; row < rows; ++row) begins.push_back(buffer.data() + buffer.size() / rows * row);
+  for (int row = 0; row < rows; ++row) begins.push_back(buffer + row_bytes * row);
   return begins;
 }
 
@@ -198,19 +198,27 @@ void MpiCommunicator::AllReducePieces(std::byte* data, int count, const Signatur
   const int64_t element = static_cast<int64_t>(c10::elementSize(signature.dtype));
   const int piece = (count + size_ - 1) / size_;
   const int piece_bytes = static_cast<int>(piece * element);
-  std::vector<std::byte> padded(int64_t{piece_bytes} * size_);
-  std::vector<std::byte> pieces(padded.size());
-  std::memcpy(padded.data(), data, count * element);
+  const int64_t padded_bytes = int64_t{piece_bytes} * size_;
+  const auto pieces = std::make_unique_for_overwrite<std::byte[]>(padded_bytes);
+  std::unique_ptr<std::byte[]> copy;  // Only of what does not divide over the ranks
+  std::byte* padded = data;
+  if (padded_bytes != count * element) {
+    copy = std::make_unique_for_overwrite<std::byte[]>(padded_bytes);
+    padded = copy.get();
+    std::memcpy(padded, data, count * element);
+    std::memset(padded + count * element, 0, padded_bytes - count * element);
+  }
   Complete("MPI_Ialltoall", [&](MPI_Request* request) {
-    return MPI_Ialltoall(padded.data(), piece_bytes, MPI_BYTE, pieces.data(), piece_bytes, MPI_BYTE,
-                         comm_, request);
+    return MPI_Ialltoall(padded, piece_bytes, MPI_BYTE, pieces.get(), piece_bytes, MPI_BYTE, comm_,
+                         request);
   });
-  ReduceInOrder(signature.op, signature.dtype, Rows(pieces, size_), pieces.data(), piece);
+  ReduceInOrder(signature.op, signature.dtype, Rows(pieces.get(), piece_bytes, size_), pieces.get(),
+                piece);
   Complete("MPI_Iallgather", [&](MPI_Request* request) {
-    return MPI_Iallgather(pieces.data(), piece_bytes, MPI_BYTE, padded.data(), piece_bytes,
-                          MPI_BYTE, comm_, request);
+    return MPI_Iallgather(pieces.get(), piece_bytes, MPI_BYTE, padded, piece_bytes, MPI_BYTE, comm_,
+                          request);
   });
-  std::memcpy(data, padded.data(), count * element);
+  if (copy) std::memcpy(data, padded, count * element);
 }
 
 void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op) {
@@ -223,13 +231,14 @@ void MpiCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, Reduc
   std::byte* result = Bytes(out);
   ForChunks(out.numel(), element, size_, [&](int64_t begin, int count) {
     const int64_t bytes = count * element;
-    std::vector<std::byte> pieces(bytes * size_);
+    const auto pieces = std::make_unique_for_overwrite<std::byte[]>(bytes * size_);
     const StridedBytes slices(static_cast<int>(bytes), slice_bytes);
     Complete("MPI_Ialltoall", [&](MPI_Request* request) {
-      return MPI_Ialltoall(source + begin * element, 1, slices.get(), pieces.data(),
+      return MPI_Ialltoall(source + begin * element, 1, slices.get(), pieces.get(),
                            static_cast<int>(bytes), MPI_BYTE, comm_, request);
     });
-    ReduceInOrder(op, signature.dtype, Rows(pieces, size_), result + begin * element, count);
+    ReduceInOrder(op, signature.dtype, Rows(pieces.get(), bytes, size_), result + begin * element,
+                  count);
   });
 }
 
