@@ -162,7 +162,8 @@ TEST(Profile, SpansNestAndTimesAddUp) {
       for (int64_t step = kFirst; step < kFirst + kSteps; ++step)
         told += run.steps[rank][step - 1].seconds;
       EXPECT_NEAR(recorded, told, 50 * kMilliseconds) << what;
-      EXPECT_LE(recorded, profile.at("seconds").get<double>()) << what;
+      // Spans are in rank 0's time, which the others know to half a round trip.
+      EXPECT_LE(recorded, profile.at("seconds").get<double>() + kMilliseconds) << what;
       EXPECT_GT(profile.at("seconds_by_kind").at("matmul").get<double>(), 0) << what;
     }
   }
