@@ -13,4 +13,10 @@ namespace shoal {
 const char* DtypeName(at::ScalarType dtype);
 std::optional<at::ScalarType> DtypeFromName(absl::string_view name);
 
+// The type in which numbers of `dtype` are added up, and computed where half precision is too
+// coarse: float64 for float64, else float32.
+constexpr at::ScalarType SumDtype(at::ScalarType dtype) {
+  return dtype == at::ScalarType::Double ? at::ScalarType::Double : at::ScalarType::Float;
+}
+
 }  // namespace shoal

@@ -5,11 +5,9 @@
 namespace shoal {
 namespace {
 
-using Report = std::function<void(const std::string& key, std::string message)>;
-
 class FederatedValidator {
  public:
-  FederatedValidator(const LoadedRecipe& recipe, const Report& report)
+  FederatedValidator(const LoadedRecipe& recipe, const ReportError& report)
       : recipe_(recipe), federated_(recipe.proto.federated()), report_(report) {}
 
   void Run() {
@@ -184,13 +182,13 @@ class FederatedValidator {
 
   const LoadedRecipe& recipe_;
   const FederatedSection& federated_;
-  const Report& report_;
+  const ReportError& report_;
   bool reads_csv_ = false;
 };
 
 }  // namespace
 
-void ValidateFederated(const LoadedRecipe& recipe, const Report& report) {
+void ValidateFederated(const LoadedRecipe& recipe, const ReportError& report) {
   if (recipe.proto.task() == federated) return FederatedValidator(recipe, report).Run();
   if (recipe.IsSet("federated")) report("federated", "is of task federated");
   const auto refuse = [&](const auto& sources, const char* list) {

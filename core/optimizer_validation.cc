@@ -4,11 +4,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/recipe_schema.h"
+#include "core/rlhf_validation.h"
 
 namespace shoal {
 namespace {
-
-using Report = std::function<void(const std::string&, std::string)>;
 
 std::string OptimizerName(const OptimizerSection& optimizer) {
   return EnumYamlName(*OptimizerSection::Name_descriptor()->FindValueByNumber(optimizer.name()));
@@ -31,7 +30,7 @@ bool IsDefault(const OptimizerSection& optimizer, const std::string& key) {
 }
 
 // Keys that only one rule reads.
-void ValidateKeys(const LoadedRecipe& recipe, const Report& error) {
+void ValidateKeys(const LoadedRecipe& recipe, const ReportError& error) {
   const OptimizerSection& optimizer = recipe.proto.optimizer();
   const auto of = [&](OptimizerSection::Name name, const char* rule,
                       const std::vector<const char*>& keys) {
@@ -61,7 +60,7 @@ void ValidateKeys(const LoadedRecipe& recipe, const Report& error) {
   }
 }
 
-void ValidateGroups(const LoadedRecipe& recipe, const Report& error) {
+void ValidateGroups(const LoadedRecipe& recipe, const ReportError& error) {
   const OptimizerSection& optimizer = recipe.proto.optimizer();
   for (int g = 0; g < optimizer.groups_size(); ++g) {
     const OptimizerGroup& group = optimizer.groups(g);
@@ -76,7 +75,7 @@ void ValidateGroups(const LoadedRecipe& recipe, const Report& error) {
 
 }  // namespace
 
-void ValidateOptimizer(const LoadedRecipe& recipe, const Report& error) {
+void ValidateOptimizer(const LoadedRecipe& recipe, const ReportError& error) {
   const OptimizerSection& optimizer = recipe.proto.optimizer();
   if (optimizer.nesterov() && optimizer.momentum() == 0) {
     error("optimizer.nesterov", "needs momentum, expected optimizer.momentum above 0");
@@ -84,15 +83,16 @@ void ValidateOptimizer(const LoadedRecipe& recipe, const Report& error) {
   ValidateKeys(recipe, error);
   ValidateGroups(recipe, error);
   const Task task = recipe.proto.task();
-  const std::string task_name = EnumYamlName(*Task_descriptor()->FindValueByNumber(task));
-  const bool one_model = task == pretrain || task == sft || task == dpo || task == reward;
-  if (!one_model && optimizer.groups_size() > 0) {
+  const bool plain = IsPlainTraining(recipe.proto);
+  if (!plain && optimizer.groups_size() > 0) {
     error("optimizer.groups",
-          absl::StrCat("is of tasks pretrain, sft, dpo and reward, but the task is ", task_name));
+          absl::StrCat("is of tasks pretrain, sft, dpo and reward, but the task is ",
+                       Task_Name(task)));
   }
-  if (!one_model && optimizer.has_ema()) {
+  if (!plain && optimizer.has_ema()) {
     error("optimizer.ema",
-          absl::StrCat("is of tasks pretrain, sft, dpo and reward, but the task is ", task_name));
+          absl::StrCat("is of tasks pretrain, sft, dpo and reward, but the task is ",
+                       Task_Name(task)));
   }
   const int expert_ranks = recipe.proto.parallelism().expert_parallel();
   if (expert_ranks > 1 && optimizer.groups_size() > 0) {

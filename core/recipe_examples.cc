@@ -7,8 +7,7 @@ namespace {
 
 class ExampleValidator {
  public:
-  using Report = std::function<void(const std::string& key, std::string message)>;
-  ExampleValidator(const LoadedRecipe& recipe, const Report& report)
+  ExampleValidator(const LoadedRecipe& recipe, const ReportError& report)
       : recipe_(recipe), proto_(recipe.proto), report_(report) {}
 
   // Of tasks that learn from examples, a row each, and of those that minimise something else than
@@ -74,7 +73,7 @@ class ExampleValidator {
 
   const LoadedRecipe& recipe_;
   const Recipe& proto_;
-  const Report& report_;
+  const ReportError& report_;
 };
 
 }  // namespace

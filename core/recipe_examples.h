@@ -2,16 +2,12 @@
 // for.
 #pragma once
 
-#include <functional>
-#include <string>
-
 #include "core/recipe.h"
+#include "core/report_error.h"
 
 namespace shoal {
 
 // Calls `error` with the key and the message of each fault.
-void ValidateExamples(
-    const LoadedRecipe& recipe,
-    const std::function<void(const std::string& key, std::string message)>& error);
+void ValidateExamples(const LoadedRecipe& recipe, const ReportError& error);
 
 }  // namespace shoal

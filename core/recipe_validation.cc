@@ -37,29 +37,24 @@ class Validator {
   explicit Validator(const LoadedRecipe& recipe) : recipe_(recipe), proto_(recipe.proto) {}
 
   std::vector<RecipeError> Run() {
+    const ReportError report = [this](const std::string& key, std::string message) {
+      Error(key, std::move(message));
+    };
     RunLength();
     Batch();
     Model();
     Tokenizer();
     Data();
-    ValidateOptimizer(recipe_, [this](const std::string& key, std::string message) {
-      Error(key, std::move(message));
-    });
+    ValidateOptimizer(recipe_, report);
     Scheduler();
     Parallelism();
     Precision();
     Checkpoint();
     Profiling();
     Sample();
-    ValidateExamples(recipe_, [this](const std::string& key, std::string message) {
-      Error(key, std::move(message));
-    });
-    ValidateRlhf(recipe_, [this](const std::string& key, std::string message) {
-      Error(key, std::move(message));
-    });
-    ValidateFederated(recipe_, [this](const std::string& key, std::string message) {
-      Error(key, std::move(message));
-    });
+    ValidateExamples(recipe_, report);
+    ValidateRlhf(recipe_, report);
+    ValidateFederated(recipe_, report);
     return std::move(errors_);
   }
 
@@ -208,7 +203,7 @@ class Validator {
 
   void Experts() {
     const ParallelismSection& axes = proto_.parallelism();
-    const std::string task = EnumYamlName(*Task_descriptor()->FindValueByNumber(proto_.task()));
+    const std::string& task = Task_Name(proto_.task());
     if (axes.expert_parallel() > 1) {
       const std::string got = absl::StrCat("got ", axes.expert_parallel());
       if (axes.data_parallel_shard() % axes.expert_parallel() != 0) {
@@ -216,7 +211,7 @@ class Validator {
               absl::StrCat(got, ", expected a divisor of data_parallel_shard ",
                            axes.data_parallel_shard()));
       }
-      if (IsRlhfTask(proto_) || proto_.task() == federated) {
+      if (!IsPlainTraining(proto_)) {
         Error(
             "parallelism.expert_parallel",
             absl::StrCat(got, ", but task ", task, " wants every expert on each rank, expected 1"));

@@ -6,11 +6,9 @@
 namespace shoal {
 namespace {
 
-using Report = std::function<void(const std::string& key, std::string message)>;
-
 class RlhfValidator {
  public:
-  RlhfValidator(const LoadedRecipe& recipe, const Report& report)
+  RlhfValidator(const LoadedRecipe& recipe, const ReportError& report)
       : recipe_(recipe), rlhf_(recipe.proto.rlhf()), report_(report) {}
 
   void Run() {
@@ -134,19 +132,23 @@ class RlhfValidator {
 
   const LoadedRecipe& recipe_;
   const RlhfSection& rlhf_;
-  const Report& report_;
+  const ReportError& report_;
 };
 
 }  // namespace
 
 bool IsRlhfTask(const Recipe& recipe) { return recipe.task() == grpo || recipe.task() == ppo; }
 
-void ValidateRlhf(const LoadedRecipe& recipe, const Report& report) {
+void ValidateRlhf(const LoadedRecipe& recipe, const ReportError& report) {
   if (IsRlhfTask(recipe.proto)) {
     RlhfValidator(recipe, report).Run();
   } else if (recipe.IsSet("rlhf")) {
     report("rlhf", "is of tasks grpo and ppo");
   }
+}
+
+bool IsPlainTraining(const Recipe& recipe) {
+  return !IsRlhfTask(recipe) && recipe.task() != federated;
 }
 
 }  // namespace shoal

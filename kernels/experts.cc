@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 #include "kernels/matmul.h"
 #include "kernels/weight_gradients.h"
@@ -98,14 +99,10 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   }
 };
 
-at::ScalarType SumsOf(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // (R, C) in the type of sums: the rows of each token added up, each times factor_RK (undefined: 1).
 Tensor SumOfRows(const Tensor& rows_SC, const Tensor& row_RK, const Tensor& factor_RK) {
-  const Tensor sum =
-      at::zeros({row_RK.size(0), rows_SC.size(1)}, rows_SC.options().dtype(SumsOf(rows_SC)));
+  const Tensor sum = at::zeros({row_RK.size(0), rows_SC.size(1)},
+                               rows_SC.options().dtype(SumDtype(rows_SC.scalar_type())));
   for (int64_t j = 0; j < row_RK.size(1); ++j) {
     const Tensor rows = rows_SC.index_select(0, row_RK.select(1, j)).to(sum.scalar_type());
     if (factor_RK.defined())

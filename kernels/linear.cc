@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "kernels/fused.h"
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
@@ -134,8 +135,7 @@ Tensor Linear(const Tensor& x, const Parameter& weight, const Parameter* bias,
 
 Tensor FloatLinear(const Tensor& x, const Parameter& weight) {
   const at::NoGradGuard no_grad;
-  return Product(x, weight.value, {}, LinearLayout::kOutIn,
-                 x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  return Product(x, weight.value, {}, LinearLayout::kOutIn, SumDtype(x.scalar_type()));
 }
 
 }  // namespace shoal

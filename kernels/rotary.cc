@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 #include "core/trace.h"
 #include "kernels/fused.h"
@@ -57,7 +58,7 @@ RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positio
   // Angles in float64: at long contexts float32 leaves too few digits behind the whole turns.
   Tensor positions = at::arange(num_positions, at::kDouble);
   Tensor angles = at::outer(positions, inverse_frequency.to(at::kDouble));
-  const at::ScalarType type = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType type = SumDtype(dtype);
   return {(angles.cos() * attention_factor).to(type), (angles.sin() * attention_factor).to(type)};
 }
 

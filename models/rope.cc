@@ -1,4 +1,5 @@
 #include "models/rope.h"
+#include "core/dtype.h"
 
 #include <cmath>
 
@@ -40,7 +41,7 @@ Tensor Yarn(const RopeOptions& rope, int64_t head_dim, const Tensor& frequency) 
 }  // namespace
 
 Tensor InverseFrequencies(const RopeOptions& rope, int64_t head_dim, at::ScalarType dtype) {
-  const auto options = at::TensorOptions().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat);
+  const auto options = at::TensorOptions().dtype(SumDtype(dtype));
   Tensor exponent = at::arange(0, head_dim, 2, options) / static_cast<double>(head_dim);
   Tensor frequency = at::pow(at::Scalar(rope.theta), exponent).reciprocal();
   switch (rope.type) {

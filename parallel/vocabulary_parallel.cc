@@ -8,6 +8,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 #include "core/trace.h"
 #include "kernels/accumulate.h"
@@ -22,10 +23,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Options = TensorParallel::VocabularyOptions;
 
-at::ScalarType SumDtype(const Tensor& hidden) {
-  return hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // Walks over the rows in chunks whose logits exist one at a time.
 class VocabularyChunks {
  public:
@@ -36,7 +33,7 @@ class VocabularyChunks {
         weight_(weight_vC),
         targets_(targets_R),
         options_(options),
-        dtype_(SumDtype(hidden_RC)) {
+        dtype_(SumDtype(hidden_RC.scalar_type())) {
     // The same on every rank, though parts of the vocabulary may differ by one.
     const int64_t part = options.vocabulary / parallel.place().size + 1;
     rows_ = options.chunk_rows > 0 ? options.chunk_rows : CrossEntropyChunkRows(part);
@@ -137,7 +134,7 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
                         const TensorParallel* parallel, const Wanted& wanted,
                         const Tensor& targets_R, const Options& options) {
     const Tensor hidden = hidden_in.contiguous(), weight = anchor.detach();
-    const at::ScalarType dtype = SumDtype(hidden);
+    const at::ScalarType dtype = SumDtype(hidden.scalar_type());
     Tensor grad_hidden = wanted.hidden ? at::empty_like(hidden) : Tensor();
     Tensor grad_weight = wanted.weight_grad.defined()
                              ? at::zeros(weight.sizes(), at::TensorOptions(dtype))
@@ -176,7 +173,8 @@ struct LogprobsFunction : torch::autograd::Function<LogprobsFunction> {
                         const TensorParallel* parallel, const Wanted& wanted,
                         const Tensor& targets_R, const Options& options) {
     const Tensor hidden = hidden_in.contiguous(), weight = anchor.detach();
-    Tensor logprobs_R = at::zeros({hidden.size(0)}, at::TensorOptions(SumDtype(hidden)));
+    Tensor logprobs_R =
+        at::zeros({hidden.size(0)}, at::TensorOptions(SumDtype(hidden.scalar_type())));
     VocabularyChunks chunks(*parallel, hidden, weight, targets_R, options);
     chunks.ForEach([&](int64_t first, int64_t rows, const Tensor& logprobs, const Tensor&) {
       logprobs_R.narrow(0, first, rows).copy_(logprobs);

@@ -60,7 +60,6 @@ absl::Status Engine::BuildBlocks(const ModelConfig& config) {
   if (mesh_.shape().tensor > 1) tensor_.emplace(mesh_.tensor(), sequence_parallel);
   TensorPlace place = tensor_ ? tensor_->place() : TensorPlace();
   if (mesh_.expert() != nullptr) {
-    SHOAL_RETURN_IF_ERROR(CheckExpertRanks(recipe_, config));
     experts_.emplace(*mesh_.expert());
     place.expert_rank = experts_->rank();
     place.expert_size = experts_->size();

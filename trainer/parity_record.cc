@@ -113,9 +113,8 @@ std::string Digits(double value) {
 absl::Status CheckComparable(const LoadedRecipe& a, int ranks_a, const LoadedRecipe& b,
                              int ranks_b) {
   for (const LoadedRecipe* recipe : {&a, &b}) {
-    const Task task = recipe->proto.task();
-    if (IsRlhfTask(recipe->proto) || task == federated) {
-      return recipe->ErrorAt("task", absl::StrCat("got ", Task_Name(task),
+    if (!IsPlainTraining(recipe->proto)) {
+      return recipe->ErrorAt("task", absl::StrCat("got ", Task_Name(recipe->proto.task()),
                                                   ", expected one whose steps can be recorded: "
                                                   "pretrain, sft, dpo or reward"));
     }

@@ -1,4 +1,5 @@
 #include "models/blocks/rotary_cache.h"
+#include "core/dtype.h"
 
 #include <algorithm>
 #include <bit>
@@ -16,7 +17,7 @@ RotaryTable RotaryCache::For(const Tensor& x, const Tensor& positions_BT) {
     const int64_t* values = positions.const_data_ptr<int64_t>();
     needed = *std::max_element(values, values + positions.numel()) + 1;
   }
-  const at::ScalarType dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType dtype = SumDtype(x.scalar_type());
   const std::lock_guard lock(mutex_);
   RotaryTable& table = tables_[{dtype, x.is_cpu() ? -1 : x.get_device()}];
   if (!table.cos_PH.defined() || table.cos_PH.size(0) < needed) {

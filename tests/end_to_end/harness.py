@@ -28,14 +28,10 @@ LLAMA = dict(
     tie_word_embeddings=True,
 )
 MIXTRAL = dict(
+    LLAMA,
     model_type="mixtral",
-    vocab_size=320,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     intermediate_size=24,
-    max_position_embeddings=64,
+    tie_word_embeddings=False,
     num_local_experts=4,
     num_experts_per_tok=2,
     router_aux_loss_coef=0.02,
