@@ -2,10 +2,12 @@
 #include "kernels/attention.h"
 
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "core/random.h"
 #include "core/status.h"
 #include "core/trace.h"
@@ -40,40 +42,37 @@ T* HeadAt(const Tensor& x, int64_t b, int64_t n) {
   }
 }
 
-// (B, T) int32: the first place of each place's document.
-Tensor DocumentStarts(const Tensor& documents_BT) {
-  const Tensor documents = documents_BT.to(at::kInt).contiguous();
-  Tensor starts = at::empty_like(documents);
-  const int64_t length = documents.size(1);
-  for (int64_t b = 0; b < documents.size(0); ++b) {
-    const int32_t* row = Data<int32_t>(documents) + b * length;
-    int32_t* out = MutableData<int32_t>(starts) + b * length;
-    for (int64_t t = 0; t < length; ++t) {
-      out[t] = t > 0 && row[t] == row[t - 1] ? out[t - 1] : static_cast<int32_t>(t);
-    }
-  }
-  return starts;
-}
-
 // The operands of one training call.
 struct Operands {
   Tensor q, k, v, out;
-  Tensor lse_BNT;    // float32
-  Tensor starts_BT;  // int32, or undefined
-  double scale;
-  AttentionDropout dropout;
+  Tensor lse_BNT;  // float32
+  AttentionPiece piece;
+  Tensor running = {};  // float32, or undefined: these are all keys
 
   int64_t group() const { return q.size(2) / k.size(2); }
 
+  const int32_t* Starts(int64_t b) const {
+    const Tensor& starts = piece.starts_BT;
+    return starts.defined() ? Data<int32_t>(starts) + b * starts.stride(0) : nullptr;
+  }
+
+  // Whether any query of sequence b sees any key: starts do not decrease.
+  bool Meet(int64_t b) const {
+    return q.size(1) > 0 && piece.query_place + q.size(1) > piece.key_place &&
+           (!piece.starts_BT.defined() || *Starts(b) < piece.key_place + k.size(1));
+  }
+
   template <class T>
   simd::AttentionHead<T> Head(int64_t b, int64_t n) const {
-    const int64_t length = q.size(1), key_head = n / group();
-    return {.queries = length,
-            .keys = length,
+    const int64_t key_head = n / group();
+    const AttentionDropout& dropout = piece.dropout;
+    return {.queries = q.size(1),
+            .keys = k.size(1),
             .head_dim = q.size(3),
-            .query_offset = 0,
-            .starts = starts_BT.defined() ? Data<int32_t>(starts_BT) + b * length : nullptr,
-            .scale = static_cast<float>(scale),
+            .query_place = piece.query_place,
+            .key_place = piece.key_place,
+            .starts = Starts(b),
+            .scale = static_cast<float>(ScaleOr(piece.scale, q.size(3))),
             .q = HeadAt<const T>(q, b, n),
             .k = HeadAt<const T>(k, b, key_head),
             .v = HeadAt<const T>(v, b, key_head),
@@ -82,7 +81,9 @@ struct Operands {
             .v_stride = v.stride(1),
             .out = HeadAt<T>(out, b, n),
             .out_stride = out.stride(1),
-            .lse = MutableData<float>(lse_BNT) + (b * q.size(2) + n) * length,
+            .lse = MutableData<float>(lse_BNT) + b * lse_BNT.stride(0) + n * lse_BNT.stride(1),
+            .running = running.defined() ? HeadAt<float>(running, b, n) : nullptr,
+            .running_stride = running.defined() ? running.stride(1) : 0,
             .dropout = dropout.rate > 0 ? MaskOf(dropout.rate, dropout.HeadKey(b, n))
                                         : simd::DropoutMask()};
   }
@@ -96,8 +97,9 @@ void Forward(const Operands& x) {
   const auto& kernels = simd::KernelsFor<T>();
   ParallelFor(x.q.size(0) * heads, 1, [&](int64_t begin, int64_t end) {
     Tensor scratch =
-        Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), false));
+        Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.k.size(1), x.q.size(3), false));
     for (int64_t i = begin; i < end; ++i) {
+      if (x.running.defined() && !x.Meet(i / heads)) continue;
       const bool keys_are_packed = i > begin && i % heads % x.group() != 0;
       kernels.attention(x.Head<T>(i / heads, i % heads), keys_are_packed,
                         scratch.mutable_data_ptr());
@@ -105,64 +107,80 @@ void Forward(const Operands& x) {
   });
 }
 
+// Of q, k and v. Written, or, where they are sums of several calls' (float32), added to.
 struct Gradients {
   Tensor q, k, v;
+  bool sums = false;
 };
 
 template <class T>
-Gradients Backward(const Operands& x, const Tensor& grad_out) {
-  Gradients grads{at::empty(x.q.sizes(), x.q.options()), at::empty(x.k.sizes(), x.k.options()),
-                  at::empty(x.v.sizes(), x.v.options())};
+simd::AttentionGradients<T> HeadGradients(const Gradients& grads, const Tensor& grad_out, int64_t b,
+                                          int64_t n, int64_t key_head) {
+  simd::AttentionGradients<T> head{.grad_out = HeadAt<const T>(grad_out, b, n),
+                                   .grad_out_stride = grad_out.stride(1),
+                                   .grad_q = nullptr,
+                                   .grad_k = nullptr,
+                                   .grad_v = nullptr,
+                                   .grad_q_stride = grads.q.stride(1),
+                                   .grad_k_stride = grads.k.stride(1),
+                                   .grad_v_stride = grads.v.stride(1)};
+  if (grads.sums) {
+    head.sum_q = HeadAt<float>(grads.q, b, n);
+    head.sum_k = HeadAt<float>(grads.k, b, key_head);
+    head.sum_v = HeadAt<float>(grads.v, b, key_head);
+  } else {
+    head.grad_q = HeadAt<T>(grads.q, b, n);
+    head.grad_k = HeadAt<T>(grads.k, b, key_head);
+    head.grad_v = HeadAt<T>(grads.v, b, key_head);
+  }
+  return head;
+}
+
+template <class T>
+void Backward(const Operands& x, const Tensor& grad_out, const Gradients& grads) {
   const int64_t key_heads = x.k.size(2), group = x.group();
   const auto& kernels = simd::KernelsFor<T>();
   // A key head's gradients sum over its group of query heads, in order, on one thread.
   ParallelFor(x.q.size(0) * key_heads, 1, [&](int64_t begin, int64_t end) {
     Tensor scratch =
-        Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.q.size(1), x.q.size(3), true));
+        Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.k.size(1), x.q.size(3), true));
     std::vector<simd::AttentionHead<T>> heads(group);
     std::vector<simd::AttentionGradients<T>> head_grads(group);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / key_heads, key_head = i % key_heads;
+      if (grads.sums && !x.Meet(b)) continue;
       for (int64_t g = 0; g < group; ++g) {
         const int64_t n = key_head * group + g;
         heads[g] = x.Head<T>(b, n);
-        head_grads[g] = {.grad_out = HeadAt<const T>(grad_out, b, n),
-                         .grad_out_stride = grad_out.stride(1),
-                         .grad_q = HeadAt<T>(grads.q, b, n),
-                         .grad_k = HeadAt<T>(grads.k, b, key_head),
-                         .grad_v = HeadAt<T>(grads.v, b, key_head),
-                         .grad_q_stride = grads.q.stride(1),
-                         .grad_k_stride = grads.k.stride(1),
-                         .grad_v_stride = grads.v.stride(1)};
+        head_grads[g] = HeadGradients<T>(grads, grad_out, b, n, key_head);
       }
       kernels.attention_backward(heads.data(), head_grads.data(), group,
                                  scratch.mutable_data_ptr());
     }
   });
-  return grads;
 }
 
 struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const AttentionOptions& options) {
-    const Operands x{.q = WithDenseRows(q),
-                     .k = WithDenseRows(k),
-                     .v = WithDenseRows(v),
-                     .out = at::empty(q.sizes(), q.options()),
-                     .lse_BNT = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat),
-                     .starts_BT = options.documents_BT.defined()
-                                      ? DocumentStarts(options.documents_BT)
-                                      : Tensor(),
-                     .scale = ScaleOr(options.scale, q.size(3)),
-                     .dropout = options.dropout};
+    const Operands x{
+        .q = WithDenseRows(q),
+        .k = WithDenseRows(k),
+        .v = WithDenseRows(v),
+        .out = at::empty(q.sizes(), q.options()),
+        .lse_BNT = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat),
+        .piece = {.scale = options.scale,
+                  .starts_BT = options.documents_BT.defined() ? DocumentStarts(options.documents_BT)
+                                                              : Tensor(),
+                  .dropout = options.dropout}};
     DispatchFused(q, [&]<class T>(T) { Forward<T>(x); });
     ctx->save_for_backward({x.q, x.k, x.v, x.out});
     ctx->saved_data["lse"] = x.lse_BNT;
-    ctx->saved_data["starts"] = x.starts_BT;
-    ctx->saved_data["scale"] = x.scale;
-    ctx->saved_data["dropout_rate"] = x.dropout.rate;
-    ctx->saved_data["dropout_keys"] = x.dropout.keys_B;
-    ctx->saved_data["first_head"] = x.dropout.first_head;
+    ctx->saved_data["starts"] = x.piece.starts_BT;
+    ctx->saved_data["scale"] = x.piece.scale;
+    ctx->saved_data["dropout_rate"] = x.piece.dropout.rate;
+    ctx->saved_data["dropout_keys"] = x.piece.dropout.keys_B;
+    ctx->saved_data["first_head"] = x.piece.dropout.first_head;
     return x.out;
   }
 
@@ -174,14 +192,16 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
                      .v = saved[2],
                      .out = saved[3],
                      .lse_BNT = ctx->saved_data["lse"].toTensor(),
-                     .starts_BT = ctx->saved_data["starts"].toTensor(),
-                     .scale = ctx->saved_data["scale"].toDouble(),
-                     .dropout = {.rate = ctx->saved_data["dropout_rate"].toDouble(),
-                                 .keys_B = ctx->saved_data["dropout_keys"].toTensor(),
-                                 .first_head = ctx->saved_data["first_head"].toInt()}};
+                     .piece = {.scale = ctx->saved_data["scale"].toDouble(),
+                               .starts_BT = ctx->saved_data["starts"].toTensor(),
+                               .dropout = {.rate = ctx->saved_data["dropout_rate"].toDouble(),
+                                           .keys_B = ctx->saved_data["dropout_keys"].toTensor(),
+                                           .first_head = ctx->saved_data["first_head"].toInt()}}};
     const Tensor grad_out = WithDenseRows(grads[0]);
-    const Gradients result =
-        DispatchFused(x.q, [&]<class T>(T) { return Backward<T>(x, grad_out); });
+    const Gradients result{at::empty(x.q.sizes(), x.q.options()),
+                           at::empty(x.k.sizes(), x.k.options()),
+                           at::empty(x.v.sizes(), x.v.options())};
+    DispatchFused(x.q, [&]<class T>(T) { Backward<T>(x, grad_out, result); });
     return {result.q, result.k, result.v, Tensor()};
   }
 };
@@ -209,6 +229,70 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
       << "CausalAttention: " << q_BTNH.size(1) << " queries, " << k_BTKH.size(1) << " keys";
   if (!IsFused(q_BTNH)) return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
   return CausalAttentionFunction::apply(q_BTNH, k_BTKH, v_BTKH, options);
+}
+
+AttentionSoFar::AttentionSoFar(const Tensor& q)
+    : out_BTNH(at::zeros(q.sizes(), q.options())),
+      running_BTNH(SumDtype(q.scalar_type()) == q.scalar_type()
+                       ? out_BTNH
+                       : at::zeros(q.sizes(), q.options().dtype(SumDtype(q.scalar_type())))),
+      lse_BNT(at::full({q.size(0), q.size(2), q.size(1)}, -std::numeric_limits<double>::infinity(),
+                       running_BTNH.options())) {}
+
+AttentionSoFar AttentionSoFar::Narrow(int64_t first, int64_t count) const {
+  AttentionSoFar part;
+  part.out_BTNH = out_BTNH.narrow(1, first, count);
+  if (running_BTNH.defined()) part.running_BTNH = running_BTNH.narrow(1, first, count);
+  part.lse_BNT = lse_BNT.narrow(2, first, count);
+  return part;
+}
+
+void AttendPiece(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                 const AttentionPiece& piece, AttentionSoFar& so_far) {
+  const TraceSpan span(TraceKind::kAttention, "attention");
+  CheckShapes("AttendPiece", q_BTNH, k_BSKH, v_BSKH);
+  if (!IsFused(q_BTNH)) return reference::AttendPiece(q_BTNH, k_BSKH, v_BSKH, piece, so_far);
+  const Operands x{.q = WithDenseRows(q_BTNH),
+                   .k = WithDenseRows(k_BSKH),
+                   .v = WithDenseRows(v_BSKH),
+                   .out = so_far.out_BTNH,
+                   .lse_BNT = so_far.lse_BNT,
+                   .piece = piece,
+                   .running = so_far.running_BTNH};
+  DispatchFused(x.q, [&]<class T>(T) { Forward<T>(x); });
+}
+
+void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                         const AttentionPiece& piece, const AttentionSoFar& all,
+                         const Tensor& grad_out_BTNH, const AttentionSums& sums) {
+  const TraceSpan span(TraceKind::kAttention, "attention backward");
+  CheckShapes("AttendPieceBackward", q_BTNH, k_BSKH, v_BSKH);
+  if (!IsFused(q_BTNH)) {
+    return reference::AttendPieceBackward(q_BTNH, k_BSKH, v_BSKH, piece, all, grad_out_BTNH, sums);
+  }
+  const Operands x{.q = WithDenseRows(q_BTNH),
+                   .k = WithDenseRows(k_BSKH),
+                   .v = WithDenseRows(v_BSKH),
+                   .out = all.out_BTNH,
+                   .lse_BNT = all.lse_BNT,
+                   .piece = piece};
+  const Tensor grad_out = WithDenseRows(grad_out_BTNH);
+  const Gradients grads{sums.q_BTNH, sums.k_BSKH, sums.v_BSKH, /*sums=*/true};
+  DispatchFused(x.q, [&]<class T>(T) { Backward<T>(x, grad_out, grads); });
+}
+
+Tensor DocumentStarts(const Tensor& documents_BT) {
+  const Tensor documents = documents_BT.to(at::kInt).contiguous();
+  Tensor starts = at::empty_like(documents);
+  const int64_t length = documents.size(1);
+  for (int64_t b = 0; b < documents.size(0); ++b) {
+    const int32_t* row = Data<int32_t>(documents) + b * length;
+    int32_t* out = MutableData<int32_t>(starts) + b * length;
+    for (int64_t t = 0; t < length; ++t) {
+      out[t] = t > 0 && row[t] == row[t - 1] ? out[t - 1] : static_cast<int32_t>(t);
+    }
+  }
+  return starts;
 }
 
 }  // namespace shoal

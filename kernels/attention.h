@@ -31,4 +31,53 @@ struct AttentionOptions {
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options = {});
 
+// Attention of a run of a sequence's queries to a run of its keys, for who holds the sequence in
+// pieces: what each run of keys gives is merged by its log-sum-exp (Milakov & Gimelshein 2018).
+struct AttentionPiece {
+  double scale = 0;  // As AttentionOptions::scale
+  // Of the first query and of the first key in the sequence; the others follow.
+  int64_t query_place = 0;
+  int64_t key_place = 0;
+  Tensor starts_BT = {};  // (B, T) int32: the first place that each query sees; undefined: 0
+  AttentionDropout dropout = {};
+};
+
+// What queries got from the keys they have met.
+struct AttentionSoFar {
+  explicit AttentionSoFar(const Tensor& q_BTNH);  // None
+  // Of queries that have met all keys.
+  AttentionSoFar(Tensor out, Tensor lse) : out_BTNH(std::move(out)), lse_BNT(std::move(lse)) {}
+  // Of queries [first, first + count): views.
+  AttentionSoFar Narrow(int64_t first, int64_t count) const;
+
+  Tensor out_BTNH;  // As q
+  // As out before rounding, float32 (float64); undefined: all keys are met
+  Tensor running_BTNH;
+  // Base-2 log of the sum of the exponentiated scores; float32 (float64)
+  Tensor lse_BNT;
+
+ private:
+  AttentionSoFar() = default;
+};
+
+// q: (B, T, N, H); k, v: (B, S, K, H). Adds what these keys give to `so_far`, in place; a query
+// sees keys of its piece.starts_BT and later up to its own place. Not differentiable.
+void AttendPiece(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                 const AttentionPiece& piece, AttentionSoFar& so_far);
+
+// Gradients of q, k and v, float32 (float64), shaped as they are.
+struct AttentionSums {
+  Tensor q_BTNH, k_BSKH, v_BSKH;
+};
+
+// The backward pass of AttendPiece once the queries have met all keys: out and lse are those of
+// all. Adds to `sums`, in place.
+void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                         const AttentionPiece& piece, const AttentionSoFar& all,
+                         const Tensor& grad_out_BTNH, const AttentionSums& sums);
+
+// (B, T) int32: the first place of each place's document, of documents as AttentionOptions has
+// them.
+Tensor DocumentStarts(const Tensor& documents_BT);
+
 }  // namespace shoal

@@ -112,17 +112,23 @@ Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor&
 
 namespace {
 
+// Of queries and keys at these places and the following ones.
+struct ScoreBlock {
+  int64_t queries, keys;
+  int64_t query_place = 0, key_place = 0;
+};
+
 // (B, N, T, S) as AttentionOptions::dropout has it.
-Tensor AttentionFactors(const AttentionDropout& dropout, int64_t heads, int64_t queries,
-                        int64_t keys) {
-  const int64_t B = dropout.keys_B.size(0);
+Tensor AttentionFactors(const AttentionDropout& dropout, int64_t heads, const ScoreBlock& block) {
+  const int64_t B = dropout.keys_B.size(0), queries = block.queries, keys = block.keys;
   Tensor factors = at::empty({B, heads, queries, keys}, at::kDouble);
-  const Tensor places = at::arange(queries, at::kLong);
+  const Tensor places = at::arange(block.query_place, block.query_place + queries, at::kLong);
   for (int64_t b = 0; b < B; ++b) {
     for (int64_t n = 0; n < heads; ++n) {
       const Tensor stream =
           at::full({queries}, static_cast<int64_t>(dropout.HeadKey(b, n)), at::kLong);
-      factors[b][n].copy_(DropoutFactors(dropout.rate, stream, places, keys));
+      factors[b][n].copy_(DropoutFactors(dropout.rate, stream, places, block.key_place + keys)
+                              .narrow(1, block.key_place, keys));
     }
   }
   return factors;
@@ -166,9 +172,78 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
   Tensor out = MaskedAttention(
       HeadsFirst(q_BTNH, num_heads), HeadsFirst(k_BTKH, num_heads), HeadsFirst(v_BTKH, num_heads),
       visible, ScaleOrDefault(options.scale, q_BTNH.size(3)),
-      options.dropout.rate > 0 ? AttentionFactors(options.dropout, num_heads, length, length)
-                               : Tensor());
+      options.dropout.rate > 0
+          ? AttentionFactors(options.dropout, num_heads, {.queries = length, .keys = length})
+          : Tensor());
   return out.transpose(1, 2).contiguous().to(q_BTNH.scalar_type());
+}
+
+namespace {
+
+// One call of AttendPiece in the compute type, heads first.
+struct PieceScores {
+  PieceScores(const Tensor& q_BTNH, const Tensor& k_BSKH, const AttentionPiece& piece)
+      : scale(ScaleOrDefault(piece.scale, q_BTNH.size(3))) {
+    const ScoreBlock block{q_BTNH.size(1), k_BSKH.size(1), piece.query_place, piece.key_place};
+    const int64_t heads = q_BTNH.size(2);
+    q = HeadsFirst(q_BTNH, heads);
+    k = HeadsFirst(k_BSKH, heads);
+    const Tensor query = at::arange(block.query_place, block.query_place + block.queries, at::kLong)
+                             .view({1, 1, -1, 1});
+    const Tensor key =
+        at::arange(block.key_place, block.key_place + block.keys, at::kLong).view({1, 1, 1, -1});
+    Tensor visible = key.le(query);
+    if (piece.starts_BT.defined())
+      visible = visible.logical_and(key.ge(piece.starts_BT.unsqueeze(1).unsqueeze(3)));
+    scores = at::matmul(q, k.transpose(2, 3)) * (scale / std::log(2.0));
+    scores = scores.masked_fill(visible.logical_not(), -std::numeric_limits<double>::infinity());
+    if (piece.dropout.rate > 0)
+      factors = AttentionFactors(piece.dropout, heads, block).to(q.options());
+  }
+  Tensor Dropped(const Tensor& x) const { return factors.defined() ? x * factors : x; }
+
+  double scale;
+  Tensor q, k;     // (B, N, T, H), (B, N, S, H)
+  Tensor scores;   // (B, N, T, S) base 2, -inf where hidden
+  Tensor factors;  // Of dropout, or undefined
+};
+
+// (B, N, S, H) -> (B, S, K, H): the sum over each key head's queries.
+Tensor SumOverGroups(const Tensor& x, int64_t key_heads) {
+  return x.view({x.size(0), key_heads, -1, x.size(2), x.size(3)}).sum(2).transpose(1, 2);
+}
+
+}  // namespace
+
+void AttendPiece(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                 const AttentionPiece& piece, AttentionSoFar& so_far) {
+  const at::NoGradGuard no_grad;
+  const PieceScores s(q_BTNH, k_BSKH, piece);
+  const Tensor lse =
+      at::logaddexp2(so_far.lse_BNT, at::logsumexp(s.scores * std::log(2.0), -1) / std::log(2.0));
+  // A row that has met no key yet.
+  const Tensor shift = at::where(lse.isinf(), at::zeros({}, lse.options()), lse);
+  const Tensor p = s.Dropped(at::exp2(s.scores - shift.unsqueeze(-1)));
+  const Tensor sum = at::matmul(p, HeadsFirst(v_BSKH, q_BTNH.size(2))).transpose(1, 2);
+  const Tensor kept = at::exp2(so_far.lse_BNT - shift).transpose(1, 2).unsqueeze(-1);
+  so_far.running_BTNH.copy_(so_far.running_BTNH * kept + sum);
+  so_far.out_BTNH.copy_(so_far.running_BTNH);
+  so_far.lse_BNT.copy_(lse);
+}
+
+void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                         const AttentionPiece& piece, const AttentionSoFar& all,
+                         const Tensor& grad_out_BTNH, const AttentionSums& sums) {
+  const at::NoGradGuard no_grad;
+  const int64_t heads = q_BTNH.size(2), key_heads = k_BSKH.size(2);
+  const PieceScores s(q_BTNH, k_BSKH, piece);
+  const Tensor grad = HeadsFirst(grad_out_BTNH, heads), v = HeadsFirst(v_BSKH, heads);
+  const Tensor p = at::exp2(s.scores - all.lse_BNT.unsqueeze(-1));
+  const Tensor delta = (HeadsFirst(all.out_BTNH, heads) * grad).sum(-1, true);
+  const Tensor ds = p * (s.Dropped(at::matmul(grad, v.transpose(2, 3))) - delta) * s.scale;
+  sums.q_BTNH.add_(at::matmul(ds, s.k).transpose(1, 2));
+  sums.k_BSKH.add_(SumOverGroups(at::matmul(ds.transpose(2, 3), s.q), key_heads));
+  sums.v_BSKH.add_(SumOverGroups(at::matmul(s.Dropped(p).transpose(2, 3), grad), key_heads));
 }
 
 Tensor CachedAttention(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,

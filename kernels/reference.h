@@ -34,6 +34,12 @@ Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor&
 // Holds the (B, N, T, T) scores.
 Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor& v_BTKH,
                        const AttentionOptions& options);
+// As of attention.h, in place; hold the (B, N, T, S) scores.
+void AttendPiece(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                 const AttentionPiece& piece, AttentionSoFar& so_far);
+void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
+                         const AttentionPiece& piece, const AttentionSoFar& all,
+                         const Tensor& grad_out_BTNH, const AttentionSums& sums);
 // Decoding: q holds the last T of S places, k and v all S. lengths: (B) int64, the valid S of each
 // row (keys past it are not read); query t of row b sits at place lengths[b] - T + t. q: (B, T, N,
 // H), k, v: (B, S, K, H).

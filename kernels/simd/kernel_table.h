@@ -41,8 +41,10 @@ struct DropoutMask {
 template <class T>
 struct AttentionHead {
   int64_t queries, keys, head_dim;
-  int64_t query_offset;   // Query t sits at place query_offset + t and sees keys up to there
-  const int32_t* starts;  // (queries) first key that each query sees, non-decreasing; null: 0
+  // Places in the sequence of the first query and of the first key; the others follow. A query sees
+  // keys up to its own place.
+  int64_t query_place, key_place;
+  const int32_t* starts;  // (queries) first place that each query sees, non-decreasing; null: 0
   float scale;
   const T *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
@@ -50,7 +52,12 @@ struct AttentionHead {
   int64_t out_stride;
   float* lse;  // (queries) base-2 log of the sum of the exponentiated scores; -inf for a row that
                // sees no key
-  DropoutMask dropout = {};  // Of the probability of key b for query a
+  // (queries, head_dim) or null. Else these keys are not all: the forward pass goes on from what
+  // earlier ones gave, `running` and lse (zeros and -inf if there were none), and leaves there what
+  // all gave, `out` being `running` rounded; it may be `out` itself.
+  float* running = nullptr;
+  int64_t running_stride = 0;
+  DropoutMask dropout = {};  // Of the probability of the key at place b for the query at place a
 };
 
 template <class T>
@@ -59,6 +66,8 @@ struct AttentionGradients {
   int64_t grad_out_stride;
   T *grad_q, *grad_k, *grad_v;
   int64_t grad_q_stride, grad_k_stride, grad_v_stride;
+  // Where not null, gradients are added to these, which have the same strides, and not written.
+  float *sum_q = nullptr, *sum_k = nullptr, *sum_v = nullptr;
 };
 
 // Queries of some tokens of one sequence, of the `group` heads that share a key head. Its keys and
