@@ -51,9 +51,9 @@ absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::
 
 absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name) {
   const std::optional<at::ScalarType> dtype = DtypeFromName(name);
-  if (dtype && at::isFloatingType(*dtype) && *dtype != at::kHalf) return *dtype;
+  if (dtype && at::isFloatingType(*dtype)) return *dtype;
   return absl::InvalidArgumentError(
-      absl::StrCat("dtype ", name, " is none of float32, bfloat16, float64"));
+      absl::StrCat("dtype ", name, " is none of float32, bfloat16, float16, float64"));
 }
 
 absl::StatusOr<SamplingOptions> DefaultSampling(const ModelConfig& config) {

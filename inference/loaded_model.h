@@ -26,7 +26,7 @@ absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::
                                                   at::ScalarType dtype,
                                                   const TensorPlace& place = {});
 
-// float32, bfloat16, float64. InvalidArgument for other names.
+// float32, bfloat16, float16, float64. InvalidArgument for other names.
 absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name);
 
 // What a folder's generation_config.json asks for, as transformers reads it: greedy unless

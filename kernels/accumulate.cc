@@ -11,7 +11,7 @@ namespace shoal {
 void Accumulate(const Tensor& x, const Tensor& sum) {
   SHOAL_CHECK(x.sizes() == sum.sizes() && x.is_contiguous() && sum.is_contiguous())
       << "Accumulate: " << x.sizes() << " into " << sum.sizes();
-  if (!IsFused(x) || !IsFused(sum)) {
+  if (!IsFused(x) || !IsFused(sum) || sum.scalar_type() == at::kHalf) {
     sum.add_(x);
     return;
   }

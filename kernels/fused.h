@@ -9,13 +9,16 @@ namespace shoal {
 
 // Whether fused kernels exist for this tensor's type; reference.h serves the rest.
 inline bool IsFused(const at::Tensor& x) {
-  return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+  const at::ScalarType type = x.scalar_type();
+  return x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);
 }
 
-// Calls f(float{}) or f(simd::Bf16{}), by the dtype of a tensor for which IsFused holds.
+// Calls f(float{}), f(simd::Bf16{}) or f(simd::Fp16{}), by the dtype of a tensor for which IsFused
+// holds.
 template <class F>
 decltype(auto) DispatchFused(const at::Tensor& x, F&& f) {
   if (x.scalar_type() == at::kFloat) return f(float{});
+  if (x.scalar_type() == at::kHalf) return f(simd::Fp16{});
   return f(simd::Bf16{});
 }
 

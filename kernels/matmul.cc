@@ -195,6 +195,20 @@ void AtenMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
   }
 }
 
+// Few processors multiply float16, and oneDNN's kernels for the others are its slow ones.
+void WidenedMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
+                   const MatMulOptions& options) {
+  const auto wide = [](const Tensor& x) { return x.defined() ? x.to(at::kFloat) : Tensor(); };
+  const MatMulOptions wide_options{.accumulate = false, .bias = wide(options.bias)};
+  if (c_MN.scalar_type() == at::kFloat) {
+    MatMul(wide(a_MK), wide(b_KN), c_MN, {options.accumulate, wide_options.bias});
+    return;
+  }
+  Tensor product = at::empty(c_MN.sizes(), at::kFloat);
+  MatMul(wide(a_MK), wide(b_KN), product, wide_options);
+  options.accumulate ? c_MN.add_(product) : c_MN.copy_(product);
+}
+
 double Seconds(const std::function<void()>& work) {
   const auto start = std::chrono::steady_clock::now();
   work();
@@ -245,6 +259,10 @@ void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOp
   const TraceSpan span(
       TraceKind::kMatMul, "matmul",
       {.flops = 2.0 * static_cast<double>(c_MN.numel()) * static_cast<double>(a_MK.size(1))});
+  if (a_MK.scalar_type() == at::kHalf) {
+    if (!FewRowsProduct(a_MK, b_KN, c_MN, options)) WidenedMatMul(a_MK, b_KN, c_MN, options);
+    return;
+  }
   const bool use_onednn = GetMatMulBackend(a_MK.scalar_type()) == MatMulBackend::kOneDnn;
   if (use_onednn && FewRowsProduct(a_MK, b_KN, c_MN, options)) return;
   if (use_onednn && OneDnnMatMul(a_MK, b_KN, c_MN, options)) return;

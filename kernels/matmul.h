@@ -1,6 +1,6 @@
 // Dense products of 2-D views: c = a b (+ bias), or c += a b. oneDNN's JIT kernels serve float32
-// and bfloat16 on every x86 vendor (MKL, behind at::matmul, takes a slow path on AMD); ATen serves
-// the rest.
+// and bfloat16 on every x86 vendor (MKL, behind at::matmul, takes a slow path on AMD); float16 is
+// widened to float32, multiplied there and rounded once; ATen serves the rest.
 #pragma once
 
 #include "core/parameter.h"
@@ -14,9 +14,10 @@ struct MatMulOptions {
 
 // a: (M, K), b: (K, N), c: (M, N), c written in place. Any strides; dense matrices and their
 // transposes are used where they lie, other views are copied first. a and b share a dtype; c may be
-// float32 where they are bfloat16 (sums are float32 in any case). Safe to call from many threads.
+// float32 where they are bfloat16 or float16 (sums are float32 in any case). Safe to call from many
+// threads.
 //
-// Up to kMaxRowsOfEqualBits rows of float32 or bfloat16 take loops of our own that read b once
+// Up to kMaxRowsOfEqualBits rows of these three types take loops of our own that read b once
 // where it lies, and with which a row of c has the same bits whatever the other rows and their
 // number are: what a sequence generates does not depend on what shares its batch.
 void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,

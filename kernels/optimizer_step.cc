@@ -39,12 +39,13 @@ bool IsFusedStep(const char* what, const Tensor& weights, const Tensor& grads,
   return fused;
 }
 
-// Calls step(first, count, bfloat16 copy or null) block by block; a float32 copy is made here.
+// Calls step(first, count, bfloat16 copy or null) block by block; copies of other types are made
+// here.
 template <class F>
 void ForBlocks(const Tensor& weights, const Tensor& compute_copy, F&& step) {
   const int64_t n = weights.numel();
   const bool bf16_copy = compute_copy.defined() && compute_copy.scalar_type() == at::kBFloat16;
-  const bool float_copy = compute_copy.defined() && !bf16_copy;
+  const bool float_copy = compute_copy.defined() && compute_copy.scalar_type() == at::kFloat;
   const int64_t blocks = (n + kBlock - 1) / kBlock;
   ParallelFor(blocks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
@@ -56,6 +57,7 @@ void ForBlocks(const Tensor& weights, const Tensor& compute_copy, F&& step) {
       }
     }
   });
+  if (compute_copy.defined() && !bf16_copy && !float_copy) Tensor(compute_copy).copy_(weights);
 }
 
 }  // namespace

@@ -192,7 +192,7 @@ void AddChatCommand(CommandLine& line) {
   command->add_option("--max-new-tokens", options->max_new_tokens, "Of an answer, at most")
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Of the samples")->capture_default_str();
-  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")
+  command->add_option("--dtype", options->dtype, "float32, bfloat16, float16 or float64")
       ->capture_default_str();
 }
 

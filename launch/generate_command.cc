@@ -321,7 +321,7 @@ void AddGenerateCommand(CommandLine& line, int argc, const char* const* argv) {
                    "Ranks that share each matrix, started on this host (default: 1, or those that "
                    "mpirun or srun started)")
       ->check(CLI::PositiveNumber);
-  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")
+  command->add_option("--dtype", options->dtype, "float32, bfloat16, float16 or float64")
       ->capture_default_str();
 }
 

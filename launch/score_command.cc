@@ -97,7 +97,7 @@ void AddScoreCommand(CommandLine& line) {
       ->add_option("--file", options->file,
                    "A JSON file {\"input_ids\": [[...], ...]}; rows of any lengths")
       ->required();
-  command->add_option("--dtype", options->dtype, "float32, bfloat16 or float64")
+  command->add_option("--dtype", options->dtype, "float32, bfloat16, float16 or float64")
       ->capture_default_str();
 }
 

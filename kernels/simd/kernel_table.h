@@ -2,8 +2,8 @@
 // run time. All run on one thread over the rows they are given; whoever calls them cuts the work
 // (kernels/*.cc).
 //
-// T is float or Bf16, results are rounded once. Matrices are row-major; `*_stride` counts elements
-// between rows. Pointers need no alignment.
+// T is float, Bf16 or Fp16, results are rounded once. Matrices are row-major; `*_stride` counts
+// elements between rows. Pointers need no alignment.
 #pragma once
 
 #include <stdint.h>
@@ -11,6 +11,9 @@
 namespace shoal::simd {
 
 struct Bf16 {
+  uint16_t bits;
+};
+struct Fp16 {
   uint16_t bits;
 };
 
@@ -171,6 +174,7 @@ struct TypedKernels {
 struct KernelTable {
   TypedKernels<float> f32;
   TypedKernels<Bf16> bf16;
+  TypedKernels<Fp16> f16;
   void (*exp)(const float* x, float* y, int64_t n);
 };
 
@@ -190,6 +194,10 @@ inline const TypedKernels<float>& KernelsFor<float>() {
 template <>
 inline const TypedKernels<Bf16>& KernelsFor<Bf16>() {
   return Kernels().bf16;
+}
+template <>
+inline const TypedKernels<Fp16>& KernelsFor<Fp16>() {
+  return Kernels().f16;
 }
 
 }  // namespace shoal::simd

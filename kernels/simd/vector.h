@@ -1,5 +1,6 @@
 // A register of floats in GCC's vector extension, as wide as the instruction set that this file is
-// compiled for (see isa_*.cc). bfloat16 is widened on load and rounded to nearest even on store.
+// compiled for (see isa_*.cc). bfloat16 and float16 are widened on load and rounded to nearest even
+// on store.
 //
 // Everything lies in a namespace of its own per instruction set, and no header with inline
 // functions of its own may be included: the linker keeps one copy of an inline function, and that
@@ -8,7 +9,7 @@
 
 #include <stdint.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -63,6 +64,48 @@ SHOAL_INLINE void Store(Bf16* p, Vector x) {
   *reinterpret_cast<UnalignedHalfVector*>(p) = Narrow(x);
 }
 
+// float16: beyond its range infinity, below its smallest number zero.
+SHOAL_INLINE Vector Load(const Fp16* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return reinterpret_cast<Vector>(
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  const UintVector bits =
+      __builtin_convertvector(*reinterpret_cast<const UnalignedHalfVector*>(p), UintVector);
+  // The exponents' bases differ by 112; of infinity and NaN the exponent is all ones.
+  const UintVector magnitude = (bits & 0x7fff) << 13;
+  const UintVector scaled =
+      reinterpret_cast<UintVector>(reinterpret_cast<Vector>(magnitude) * 0x1p112f);
+  const UintVector special = magnitude | 0x7f800000;
+  return reinterpret_cast<Vector>((magnitude >= 0x0f800000 ? special : scaled) | (bits & 0x8000)
+                                                                                     << 16);
+#endif
+}
+SHOAL_INLINE void Store(Fp16* p, Vector x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT));
+#else
+  const UintVector bits = reinterpret_cast<UintVector>(x), magnitude = bits & 0x7fffffff;
+  const UintVector normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Added to 0.5, whose last bit is worth the smallest float16, a number is rounded to multiples of
+  // that.
+  const UintVector small =
+      reinterpret_cast<UintVector>(reinterpret_cast<Vector>(magnitude) + 0.5f) - 0x3f000000;
+  const UintVector nan = 0x7e00 | ((magnitude >> 13) & 0x1ff);
+  UintVector half = magnitude < 0x38800000 ? small : normal;
+  half = magnitude >= 0x477ff000 ? (magnitude > 0x7f800000 ? nan : 0x7c00 + UintVector{}) : half;
+  *reinterpret_cast<UnalignedHalfVector*>(p) =
+      __builtin_convertvector(half | ((bits >> 16) & 0x8000), HalfVector);
+#endif
+}
+
 // The first `count` < kWidth lanes; the others read as zero and are not written.
 template <class T>
 SHOAL_INLINE Vector LoadPartial(const T* p, int64_t count) {
@@ -94,10 +137,15 @@ SHOAL_INLINE void StoreUpTo(T* p, Vector x, int64_t left) {
 // x rounded to T and back.
 template <class T>
 SHOAL_INLINE Vector Rounded(Vector x) {
-  if constexpr (sizeof(T) == sizeof(float))
+  if constexpr (sizeof(T) == sizeof(float)) {
     return x;
-  else
+  } else if constexpr (__is_same(T, Bf16)) {
     return Widen(Narrow(x));
+  } else {
+    T lanes[kWidth];
+    Store(lanes, x);
+    return Load(lanes);
+  }
 }
 
 SHOAL_INLINE Vector Max(Vector a, Vector b) { return a > b ? a : b; }

@@ -2,9 +2,9 @@
 //
 // Every call is collective unless it says otherwise: every rank of the group makes the same calls
 // in the same order with the same sizes and dtypes. Tensors are contiguous. Reductions take
-// float32, float64, bfloat16 (summed in float32, rounded once) and int64; any dtype can be moved. A
-// call returns when its result may be read and its inputs may be overwritten. A communicator is
-// used by one thread at a time.
+// float32, float64, bfloat16 and float16 (summed in float32, rounded once) and int64; any dtype can
+// be moved. A call returns when its result may be read and its inputs may be overwritten. A
+// communicator is used by one thread at a time.
 //
 // Reductions add the ranks' values in rank order (((r0 + r1) + r2) + ...), so AllReduce,
 // ReduceScatter and a later AllGather give the same bits however the data is cut; see [Note:

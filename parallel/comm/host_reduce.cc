@@ -14,8 +14,17 @@ constexpr int64_t kBlock = 2048;
 struct Bf16 {
   uint16_t bits;
 };
+struct Fp16 {
+  uint16_t bits;
+};
 
 inline float Widen(Bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+// As kernels/simd/vector.h does it.
+inline float Widen(Fp16 x) {
+  const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+  const uint32_t scaled = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
+  return std::bit_cast<float>((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : scaled) | sign);
+}
 template <typename T>
 inline T Widen(T x) {
   return x;
@@ -28,6 +37,16 @@ inline T Narrow(Acc x) {
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     return Bf16{static_cast<uint16_t>(nan ? 0x7fc0u : rounded)};
+  } else if constexpr (std::is_same_v<T, Fp16>) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t small =
+        std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t half = magnitude >= 0x477ff000u   ? large
+                          : magnitude >= 0x38800000u ? normal
+                                                     : small;
+    return Fp16{static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u))};
   } else {
     return x;
   }
@@ -121,6 +140,8 @@ void ReduceInOrder(ReduceOp op, at::ScalarType dtype, std::span<const std::byte*
       return ReduceDtype<double, double>(op, sources, out, numel);
     case c10::kBFloat16:
       return ReduceDtype<Bf16, float>(op, sources, out, numel);
+    case c10::kHalf:
+      return ReduceDtype<Fp16, float>(op, sources, out, numel);
     case c10::kLong:
       return ReduceDtype<int64_t, int64_t>(op, sources, out, numel);
     default:

@@ -25,8 +25,8 @@ inline const std::byte* Bytes(const at::Tensor& tensor) {
 }
 
 // out[i] = sources[0][i] op sources[1][i] op ...  for i in [0, numel); at least one source. `out`
-// may be one of the sources. dtype: float32, float64, bfloat16 or int64 (sums wrap). kMax and kMin
-// of a NaN: NaN.
+// may be one of the sources. dtype: float32, float64, bfloat16, float16 or int64 (sums wrap). kMax
+// and kMin of a NaN: NaN.
 void ReduceInOrder(ReduceOp op, at::ScalarType dtype, std::span<const std::byte* const> sources,
                    std::byte* out, int64_t numel);
 

@@ -176,7 +176,7 @@ bool MpiCommunicator::UsesPieces(const Signature& signature) const {
   constexpr int64_t kLarge = int64_t{1} << 16;  // Bytes; smaller ones are latency
   return options_.deterministic ||
          signature.numel * static_cast<int64_t>(c10::elementSize(signature.dtype)) > kLarge ||
-         signature.op != ReduceOp::kSum || signature.dtype == at::kBFloat16;
+         signature.op != ReduceOp::kSum || c10::isReducedFloatingType(signature.dtype);
 }
 
 void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {

@@ -11,6 +11,7 @@
 #include <ATen/ops/remainder.h>
 
 #include "absl/strings/str_cat.h"
+#include "core/dtype.h"
 
 namespace shoal {
 namespace {
@@ -121,10 +122,7 @@ class Trials {
     return memory.copy_(values);
   }
   static std::string Name(const char* call, at::ScalarType dtype) {
-    const char* names = dtype == at::kBFloat16 ? "bfloat16"
-                        : dtype == at::kDouble ? "float64"
-                                               : "float32";
-    return absl::StrCat(call, "(", names, ")");
+    return absl::StrCat(call, "(", DtypeName(dtype), ")");
   }
 
   Communicator& comm_;
@@ -163,7 +161,7 @@ CollectiveCheck Judge(Communicator& comm, const Trial& trial) {
 std::vector<CollectiveCheck> CheckCollectives(Communicator& comm, int64_t bytes) {
   Trials trials(comm, bytes);
   std::vector<CollectiveCheck> checks;
-  for (at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
+  for (at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
     checks.push_back(Judge(comm, trials.AllReduce(dtype)));
     checks.push_back(Judge(comm, trials.ReduceScatter(dtype)));
     checks.push_back(Judge(comm, trials.AllGather(dtype)));

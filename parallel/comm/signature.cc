@@ -54,10 +54,11 @@ void CheckMovable(const char* call, const at::Tensor& tensor) {
 }
 
 void CheckReducible(const char* call, at::ScalarType dtype) {
-  if (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kLong)
+  if (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf ||
+      dtype == at::kLong)
     return;
   Refuse(call, absl::StrCat("cannot reduce ", DtypeName(dtype),
-                            "; use float32, float64, bfloat16 or int64"));
+                            "; use float32, float64, bfloat16, float16 or int64"));
 }
 
 void CheckPair(const char* call, const at::Tensor& out, int64_t out_numel, const at::Tensor& in,

@@ -44,7 +44,7 @@ void ExpectEqualsReference(const Tensors& inputs, at::ScalarType dtype,
 TEST(CausalAttentionTest, EqualsReference) {
   at::manual_seed(1);
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       for (const Shape& shape : kShapes) {
         SCOPED_TRACE(absl::StrCat("T ", shape.length, " N ", shape.heads, " H ", shape.head_dim));
         ExpectEqualsReference(RandomHeads(shape), dtype, {});
@@ -61,7 +61,7 @@ TEST(CausalAttentionTest, DocumentsDoNotSeeEachOther) {
   documents[0].narrow(0, 160, 40) += 1;
   documents[1].narrow(0, 1, 199) += 5;
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       ExpectEqualsReference(RandomHeads({2, 200, 2, 1, 16}), dtype,
                             {.scale = 0, .documents_BT = documents});
     }
@@ -72,7 +72,7 @@ TEST(CausalAttentionTest, DropsTheProbabilitiesThatTheReferenceDrops) {
   at::manual_seed(4);
   const Tensor keys = at::tensor({int64_t{123456789012345}, int64_t{-77}});
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       for (const Shape& shape : {Shape{2, 65, 2, 2, 16}, Shape{2, 130, 4, 2, 33}}) {
         ExpectEqualsReference(RandomHeads(shape), dtype,
                               {.dropout = {.rate = 0.3, .keys_B = keys, .first_head = 5}});
@@ -109,7 +109,7 @@ TEST(CausalAttentionTest, FiniteDifferences) {
 
 TEST(CausalAttentionTest, NanStaysInItsRows) {
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       Tensor q = at::randn({1, 100, 1, 16}).to(dtype), k = at::randn({1, 100, 1, 16}).to(dtype),
              v = at::randn({1, 100, 1, 16}).to(dtype);
       q[0][40][0][3] = std::numeric_limits<float>::quiet_NaN();
@@ -167,7 +167,7 @@ class Blocks {
 TEST(PagedAttentionTest, EqualsReference) {
   at::manual_seed(6);
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
       for (auto [heads, key_heads, head_dim] :
            {std::array<int64_t, 3>{4, 2, 64}, {3, 3, 17}, {6, 1, 80}, {2, 2, 128}}) {
         // Three sequences grow by pieces: a prompt, tokens, a longer piece, a token.

@@ -15,7 +15,8 @@ namespace shoal {
 inline double Tolerance(at::ScalarType dtype) {
   if (dtype == at::kDouble) return 1e-12;
   if (dtype == at::kFloat) return 1e-5;
-  return 1.0 / 128;  // 2 ulp of bfloat16's 8 bits
+  if (dtype == at::kHalf) return 1.0 / 1024;  // 2 ulp of float16's 11 bits
+  return 1.0 / 128;                           // And of bfloat16's 8
 }
 
 // Each entry within tolerance of the exact one; NaN matches NaN, and infinities their equal.

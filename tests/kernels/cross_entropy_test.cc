@@ -27,7 +27,7 @@ Tensor RandomTargets(const Shape& s) {
 TEST(LinearCrossEntropyTest, EqualsReference) {
   at::manual_seed(1);
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
       for (const Shape& s : kShapes) {
         const Tensor targets = RandomTargets(s);
         const CrossEntropyOptions options{.denominator = 3.5,
@@ -49,7 +49,7 @@ TEST(LinearCrossEntropyTest, EqualsReference) {
 
 TEST(LinearCrossEntropyTest, UnitGradientGoesStraightToTheBuffer) {
   at::manual_seed(2);
-  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     Tensor targets = at::randint(50, {40}, at::kLong), hidden = at::randn({40, 16}).to(dtype);
     Tensor value = at::randn({50, 16}).to(dtype);
     Tensor grads[2];
@@ -102,7 +102,7 @@ TEST(LinearCrossEntropyTest, NonFiniteLogitsReachTheLoss) {
 TEST(LinearLogprobsTest, EqualsReference) {
   at::manual_seed(3);
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
       for (const Shape& s : kShapes) {
         const Tensor targets = RandomTargets(s);
         const CrossEntropyOptions options{

@@ -40,7 +40,7 @@ TEST(DropoutTest, EqualsReference) {
     });
   };
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       ExpectMatches(apply(&Dropout), apply(&reference::Dropout), {at::randn({11, 37}, at::kDouble)},
                     {}, dtype);
     }

@@ -17,7 +17,7 @@ namespace {
 using Tensors = std::vector<Tensor>;
 using Parameters = std::vector<Parameter>;
 
-constexpr at::ScalarType kDtypes[] = {at::kDouble, at::kFloat, at::kBFloat16};
+constexpr at::ScalarType kDtypes[] = {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf};
 constexpr int64_t kColumns[] = {1, 3, 17, 65, 256};
 
 Tensor Random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }

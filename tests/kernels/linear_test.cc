@@ -42,16 +42,16 @@ TEST_P(LinearTest, EqualsReference) {
   y64.backward(upstream.to(at::kDouble));
   EXPECT_TRUE(Near(y, y64, c.dtype));
   EXPECT_TRUE(Near(x.grad(), x64.grad(), c.dtype));
-  EXPECT_TRUE(Near(weight.grad, w64.grad() + 0.5,
-                   c.grad_dtype == at::kFloat && c.dtype == at::kBFloat16 ? at::kFloat : c.dtype));
-  EXPECT_TRUE(Near(bias.grad, b64.grad() + 1,
-                   c.grad_dtype == at::kFloat && c.dtype == at::kBFloat16 ? at::kFloat : c.dtype));
+  EXPECT_TRUE(
+      Near(weight.grad, w64.grad() + 0.5, c.grad_dtype == at::kFloat ? at::kFloat : c.dtype));
+  EXPECT_TRUE(Near(bias.grad, b64.grad() + 1, c.grad_dtype == at::kFloat ? at::kFloat : c.dtype));
 }
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (auto [dtype, grad] : {std::pair{at::kDouble, at::kDouble},
                              {at::kFloat, at::kFloat},
+                             {at::kHalf, at::kFloat},
                              {at::kBFloat16, at::kFloat},
                              {at::kBFloat16, at::kBFloat16}}) {
     for (LinearLayout layout : {LinearLayout::kOutIn, LinearLayout::kInOut}) {
@@ -84,7 +84,7 @@ TEST(LinearTest, FrozenWeightAndInputWithoutGradient) {
 }
 
 TEST(MatMulTest, ReadsStridedViews) {
-  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+  for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
     Tensor wide = at::randn({40, 100}).to(dtype);
     Tensor a = wide.narrow(1, 3, 37), b = at::randn({50, 37}).to(dtype).t(),
            every_other = wide.slice(1, 0, 74, 2);
@@ -103,7 +103,7 @@ TEST(MatMulTest, ReadsStridedViews) {
 TEST(MatMulTest, ARowHasTheSameBitsInAnyCompany) {
   at::manual_seed(9);
   ForEachIsa([&] {
-    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       for (auto [depth, outs] : {std::array<int64_t, 2>{64, 48}, {176, 517}, {33, 70}, {1, 5}}) {
         const Tensor a = at::randn({kMaxRowsOfEqualBits, depth}).to(dtype),
                      bias = at::randn({outs}).to(dtype);

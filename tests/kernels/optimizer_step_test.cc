@@ -27,8 +27,8 @@ TEST(AdamWStepTest, ByHand) {
 TEST(AdamWStepTest, EqualsReferenceOverSteps) {
   at::manual_seed(1);
   ForEachIsa([&] {
-    for (at::ScalarType grad_dtype : {at::kFloat, at::kBFloat16}) {
-      for (at::ScalarType copy_dtype : {at::kFloat, at::kBFloat16}) {
+    for (at::ScalarType grad_dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      for (at::ScalarType copy_dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
         for (int64_t n : {1, 17, 4099}) {
           Tensor w = at::randn({n}), m = at::zeros({n}), v = at::zeros({n}),
                  copy = at::empty({n}, copy_dtype);

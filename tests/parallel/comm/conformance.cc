@@ -23,7 +23,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr at::ScalarType kReducible[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kLong};
+constexpr at::ScalarType kReducible[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf,
+                                         at::kLong};
 constexpr at::ScalarType kMovable[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kLong,
                                        at::kByte};
 // Zero, odd, beside the cache line and the small-message limit, and larger than a staging buffer
@@ -49,7 +50,7 @@ at::Tensor Values(int64_t numel, int rank, at::ScalarType dtype) {
 
 // (((r0 + r1) + r2) + ...) by ATen, in the dtype the header promises.
 at::Tensor SerialReduce(int64_t numel, int size, at::ScalarType dtype, ReduceOp op) {
-  const at::ScalarType accumulate = dtype == at::kBFloat16 ? at::kFloat : dtype;
+  const at::ScalarType accumulate = at::isReducedFloatingType(dtype) ? at::kFloat : dtype;
   at::Tensor result = Values(numel, 0, dtype).to(accumulate);
   for (int rank = 1; rank < size; ++rank) {
     const at::Tensor next = Values(numel, rank, dtype).to(accumulate);
