@@ -33,47 +33,45 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
                                                    shape.Equation(), "), the job has ",
                                                    world.size()));
   }
-  if (shape.context != 1) {
-    return absl::UnimplementedError(
-        absl::StrCat("mesh ", shape.Equation(), ": the context axis may not be larger than 1"));
-  }
   if (shape.shard % shape.expert != 0) {
     return absl::InvalidArgumentError(absl::StrCat("mesh ", shape.Equation(), ": expert ",
                                                    shape.expert, " does not divide shard ",
                                                    shape.shard));
   }
   const int rank = world.rank();
-  const int tensor = rank % shape.tensor;
-  const int shard = rank / shape.tensor % shape.shard;
-  const int replicate = rank / (shape.tensor * shape.shard) % shape.replicate;
-  const int pipeline = rank / (shape.tensor * shape.shard * shape.replicate);
+  int rest = rank;
+  const auto next = [&](int size) { return std::exchange(rest, rest / size) % size; };
+  const int tensor = next(shape.tensor), context = next(shape.context), shard = next(shape.shard),
+            replicate = next(shape.replicate), pipeline = rest;
   // Ranks that agree in the given coordinates are one group; the rest orders them.
   const auto group = [&](std::initializer_list<std::pair<int, int>> equal) {
     int color = 0;
     for (const auto& [coordinate, size] : equal) color = color * size + coordinate;
     return world.Split(color, rank);
   };
-  const std::pair<int, int> t{tensor, shape.tensor}, s{shard, shape.shard},
-      r{replicate, shape.replicate}, p{pipeline, shape.pipeline};
+  const std::pair<int, int> t{tensor, shape.tensor}, c{context, shape.context},
+      s{shard, shape.shard}, r{replicate, shape.replicate}, p{pipeline, shape.pipeline};
   DeviceMesh mesh;
   mesh.shape_ = shape;
   mesh.loss_stage_ = shape.pipeline - 1;
   mesh.shard_ = group({p, r, t});
-  mesh.replicate_ = group({p, s, t});
-  mesh.tensor_ = group({p, r, s});
-  mesh.pipeline_ = group({r, s, t});
-  mesh.pipeline_gradients_ = group({r, s, t});
+  mesh.replicate_ = group({p, s, c, t});
+  mesh.context_ = group({p, r, s, t});
+  mesh.tensor_ = group({p, r, s, c});
+  mesh.pipeline_ = group({r, s, c, t});
+  mesh.pipeline_gradients_ = group({r, s, c, t});
   if (shape.expert > 1) {
     const int blocks = shape.shard / shape.expert;
-    mesh.expert_ = group({p, r, {shard / shape.expert, blocks}, t});
+    mesh.expert_ = group({p, r, {shard / shape.expert, blocks}, c, t});
     mesh.expert_shard_ = group({p, r, {shard % shape.expert, shape.expert}, t});
   }
   mesh.control_ = group({});
   mesh.data_control_ = group({p, t});
   mesh.shard_control_ = group({p, r, t});
-  mesh.model_control_ = group({r, s});
+  mesh.model_control_ = group({r, s, c});
   mesh.shard_->set_axis("shard");
   mesh.replicate_->set_axis("replicate");
+  mesh.context_->set_axis("context");
   mesh.tensor_->set_axis("tensor");
   mesh.pipeline_->set_axis("pipeline");
   mesh.pipeline_gradients_->set_axis("pipeline");
@@ -85,8 +83,8 @@ absl::StatusOr<DeviceMesh> DeviceMesh::Create(Communicator& world, const MeshSha
 
 int64_t DeviceMesh::bytes_sent() const {
   int64_t total = 0;
-  for (const auto* axis : {&shard_, &replicate_, &tensor_, &pipeline_, &pipeline_gradients_,
-                           &tied_stages_, &expert_, &expert_shard_}) {
+  for (const auto* axis : {&shard_, &replicate_, &context_, &tensor_, &pipeline_,
+                           &pipeline_gradients_, &tied_stages_, &expert_, &expert_shard_}) {
     if (*axis) total += (*axis)->counters().bytes_sent;
   }
   return total;
