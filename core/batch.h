@@ -22,6 +22,9 @@ struct Batch {
   // (B) int64: a number of its own for each row that the run trains on, on whatever rank and in
   // whatever order; names what is random about the row (dropout). Undefined where nothing is.
   at::Tensor sequences_B;
+  // (B) int64: so many places of each row, the first ones, are read, the rest is padding.
+  // Undefined: all are.
+  at::Tensor lengths_B;
   int64_t num_targets = 0;  // entries of targets_BT that are not kIgnoreIndex
   // What the run's objective needs besides (trainer/objective.h): advantages, log-probabilities of
   // a reference, weights, by name. Empty in plain training.

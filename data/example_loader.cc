@@ -62,21 +62,21 @@ Batch ExampleLoader::Lay(const std::vector<ExampleDataset::Sequence>& rows) cons
   batch.tokens_BT = at::zeros({B, T}, at::kLong);
   batch.targets_BT = at::full({B, T}, Batch::kIgnoreIndex, at::kLong);
   batch.positions_BT = at::arange(T, at::kLong).repeat({B, 1});
-  at::Tensor last_B = at::zeros({B}, at::kLong);
+  batch.lengths_B = at::empty({B}, at::kLong);
   for (int64_t b = 0; b < B; ++b) {
     const auto& [tokens, trained] = rows[b];
     const int64_t n = std::min(static_cast<int64_t>(tokens.size()), T + (options_.whole ? 0 : 1));
+    const int64_t length = options_.whole ? n : n - 1;
     int64_t* targets = batch.targets_BT.mutable_data_ptr<int64_t>() + b * T;
-    std::copy_n(tokens.begin(), std::min(n, T),
-                batch.tokens_BT.mutable_data_ptr<int64_t>() + b * T);
-    last_B.mutable_data_ptr<int64_t>()[b] = std::min(n, T) - 1;
+    std::copy_n(tokens.begin(), length, batch.tokens_BT.mutable_data_ptr<int64_t>() + b * T);
+    batch.lengths_B.mutable_data_ptr<int64_t>()[b] = length;
     for (int64_t t = 0; !options_.whole && t + 1 < n; ++t) {
       if (!trained[t + 1]) continue;
       targets[t] = tokens[t + 1];
       ++batch.num_targets;
     }
   }
-  if (options_.whole) batch.named["last_B"] = last_B;
+  if (options_.whole) batch.named["last_B"] = batch.lengths_B - 1;
   return batch;
 }
 

@@ -21,6 +21,7 @@ namespace shoal {
 
 class ExpertParallel;  // parallel/expert_parallel.h
 class KeyValueCache;   // models/key_value_cache.h
+struct SharedRows;     // models/shared_rows.h
 class TensorParallel;  // parallel/tensor_parallel.h
 
 // What the head computes: the training loss, all logits, each target's log-probability, or (a score
@@ -47,6 +48,9 @@ struct RouterSums {
 struct ForwardContext {
   std::span<const Parameter> weights;  // In the order of Block::parameters()
   const Batch* batch = nullptr;
+  // Hidden states are the (1, N) rows that this names instead of (B, T) places. Null: they are the
+  // places.
+  const SharedRows* shared_rows = nullptr;
   KeyValueCache* cache = nullptr;  // Inference only: keys and values of earlier tokens, appended to
   HeadMode head_mode = HeadMode::kLoss;
   double loss_denominator = 1.0;  // Of HeadMode::kLoss: the global number of targets
@@ -62,8 +66,12 @@ struct ForwardContext {
   // Set in training: the seed of what is dropped, if the model drops anything.
   std::optional<uint64_t> dropout_seed = std::nullopt;
 
+  // (B, T), or (1, N) of shared rows.
+  const Tensor& tokens() const;
+  const Tensor& positions() const;
+
   // As TensorParallel's, on the rows of (..., C); Enter gives (B, T, C) and Leave (1, r, C) where
-  // the rows are shared.
+  // tensor-parallel ranks share the rows.
   Tensor Enter(const Tensor& x) const;
   Tensor Leave(const Tensor& x) const;
 };

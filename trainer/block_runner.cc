@@ -24,6 +24,7 @@ std::string StageLabel(int stage) { return "stage " + std::to_string(stage); }
 
 struct BlockRunner::Step {
   std::span<const Batch> micro_batches;
+  std::vector<std::optional<SharedRows>> shared;  // Of each micro-batch
   double denominator;
   std::optional<RouterTraining> routers;  // Of models with experts
   ObjectiveMetrics& metrics;
@@ -58,9 +59,18 @@ ObjectiveMetrics BlockRunner::MakeMetrics() const {
                                              : std::vector<std::string>());
 }
 
-ForwardContext BlockRunner::Context(const Batch& batch, double denominator) const {
+std::optional<SharedRows> BlockRunner::Share(const Batch& batch) const {
+  constexpr int64_t kMultiple = 32;  // Products of few different sizes
+  // Routers count every token of a sequence, and sequences that begin alike drop different things.
+  if (model_.config.num_experts > 0 || options_.dropout_seed) return std::nullopt;
+  return ShareRows(batch, kMultiple * (options_.tensor ? options_.tensor->place().size : 1));
+}
+
+ForwardContext BlockRunner::Context(const Batch& batch, const std::optional<SharedRows>& shared,
+                                    double denominator) const {
   ForwardContext context{.weights = {},
                          .batch = &batch,
+                         .shared_rows = shared ? &*shared : nullptr,
                          .loss_denominator = denominator,
                          .tensor = options_.tensor,
                          .experts = options_.experts};
@@ -72,7 +82,8 @@ ForwardContext BlockRunner::Context(const Batch& batch, double denominator) cons
 }
 
 ForwardContext BlockRunner::TrainingContext(const Step& step, int micro_batch) const {
-  ForwardContext context = Context(step.micro_batches[micro_batch], step.denominator);
+  ForwardContext context =
+      Context(step.micro_batches[micro_batch], step.shared[micro_batch], step.denominator);
   if (step.routers) context.routers = &*step.routers;
   context.label_smoothing = options_.label_smoothing;
   context.dropout_seed = options_.dropout_seed;
@@ -89,10 +100,10 @@ Activations BlockRunner::RunHead(const ForwardContext& context, const Activation
 }
 
 Tensor BlockRunner::Take(Box& box, Communicator* comm, int from_stage, int stage, int micro_batch,
-                         const Batch& batch) const {
+                         at::IntArrayRef places) const {
   const int from = options_.schedule.PlaceOf(from_stage).rank;
   if (from == rank()) return box.extract({stage, micro_batch}).mapped();
-  const int64_t B = batch.tokens_BT.size(0), T = batch.tokens_BT.size(1);
+  const int64_t B = places[0], T = places[1];
   const bool shares_rows = options_.tensor && options_.tensor->sequence_parallel();
   Tensor tensor =
       at::empty({shares_rows ? 1 : B, shares_rows ? B * T / options_.tensor->place().size : T,
@@ -112,7 +123,6 @@ void BlockRunner::Give(Box& box, Communicator* comm, int to_stage, int micro_bat
 }
 
 void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_is_next) {
-  const Batch& batch = step.micro_batches[micro_batch];
   const int stage = StageOfChunk(chunk);
   const BlockRange range = options_.stages[stage];
   ChunkPass& pass = step.passes[chunk][micro_batch];
@@ -120,7 +130,8 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
   span.Label([&] { return StageLabel(stage); });
   Tensor hidden;
   if (stage > 0)
-    hidden = Take(step.activations, options_.activations, stage - 1, stage, micro_batch, batch);
+    hidden = Take(step.activations, options_.activations, stage - 1, stage, micro_batch,
+                  TrainingContext(step, micro_batch).tokens().sizes());
   for (int block = range.first; block < range.end; ++block) {
     TraceSpan block_span(TraceKind::kOther, "forward",
                          {.stage = stage, .micro_batch = micro_batch});
@@ -195,7 +206,7 @@ void BlockRunner::Backward(Step& step, int chunk, int micro_batch, bool split) {
   Tensor gradient;
   if (!IsHead(range.end - 1)) {
     gradient = Take(step.gradients, options_.gradients, stage + 1, stage, micro_batch,
-                    step.micro_batches[micro_batch]);
+                    TrainingContext(step, micro_batch).tokens().sizes());
   }
   {
     std::unique_ptr<DeferWeightGradients> defer;
@@ -213,11 +224,13 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const 
   const std::vector<Action>& actions = options_.schedule.actions[rank()];
   SHOAL_CHECK(static_cast<int>(micro_batches.size()) == options_.schedule.micro_batches);
   Step step{.micro_batches = micro_batches,
+            .shared = {},
             .denominator = counts.denominator,
             .routers = std::nullopt,
             .metrics = metrics,
             .routing = routing,
             .passes = std::vector<std::map<int, ChunkPass>>(options_.schedule.chunks)};
+  for (const Batch& batch : micro_batches) step.shared.push_back(Share(batch));
   if (model_.config.num_experts > 0) {
     step.routers = {.balance_coefficient = model_.config.router_balance_loss,
                     .z_coefficient = options_.router_z_loss,
@@ -255,7 +268,7 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const 
   return step.loss;
 }
 
-Activations BlockRunner::RunStages(const Batch& batch, const ForwardContext& base) {
+Activations BlockRunner::RunStages(const ForwardContext& base) {
   Box handed_over;
   const int num_stages = static_cast<int>(options_.stages.size());
   for (int stage = 0; stage < num_stages; ++stage) {
@@ -263,7 +276,8 @@ Activations BlockRunner::RunStages(const Batch& batch, const ForwardContext& bas
     if (place.rank != rank()) continue;
     Activations out;
     if (stage > 0)
-      out.hidden_BTC = Take(handed_over, options_.activations, stage - 1, stage, 0, batch);
+      out.hidden_BTC =
+          Take(handed_over, options_.activations, stage - 1, stage, 0, base.tokens().sizes());
     for (int block = options_.stages[stage].first; block < options_.stages[stage].end; ++block) {
       if (IsHead(block)) return out;
       TraceSpan span(TraceKind::kOther, "forward", {.stage = stage});
@@ -287,8 +301,9 @@ std::span<const Parameter> BlockRunner::HeadWeights() {
 double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics) {
   const TraceSpan span(TraceKind::kOther, "loss");
   const at::NoGradGuard no_grad;
-  ForwardContext context = Context(batch, denominator);
-  const Activations in = RunStages(batch, context);
+  const std::optional<SharedRows> shared = Share(batch);
+  ForwardContext context = Context(batch, shared, denominator);
+  const Activations in = RunStages(context);
   if (!in.hidden_BTC.defined()) return 0;
   context.weights = HeadWeights();
   return RunHead(context, in, metrics).loss.item<double>();
@@ -297,11 +312,13 @@ double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetric
 Activations BlockRunner::Head(const Batch& batch, const HeadOptions& options) {
   const TraceSpan span(TraceKind::kOther, "outputs");
   const at::NoGradGuard no_grad;
-  ForwardContext context = Context(batch, 1.0);
+  const std::optional<SharedRows> shared =
+      options.mode == HeadMode::kLogits ? std::nullopt : Share(batch);
+  ForwardContext context = Context(batch, shared, 1.0);
   context.head_mode = options.mode;
   context.temperature = options.temperature;
   context.adapters = options.adapters;
-  const Activations in = RunStages(batch, context);
+  const Activations in = RunStages(context);
   if (!in.hidden_BTC.defined()) return {};
   context.weights = HeadWeights();
   return model_.blocks.back()->Forward(context, in);

@@ -12,6 +12,7 @@
 #include "core/batch.h"
 #include "kernels/weight_gradients.h"
 #include "models/model.h"
+#include "models/shared_rows.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
 #include "parallel/sharded_parameters.h"
@@ -100,13 +101,16 @@ class BlockRunner {
   // Of `parameters`, by the block's number in the model.
   int Local(int chunk, int block) const;
 
-  ForwardContext Context(const Batch& batch, double denominator) const;
+  // What all blocks but attention run over, where that is the same to every one of them.
+  std::optional<SharedRows> Share(const Batch& batch) const;
+  ForwardContext Context(const Batch& batch, const std::optional<SharedRows>& shared,
+                         double denominator) const;
   ForwardContext TrainingContext(const Step& step, int micro_batch) const;
   // The head's output and, under an objective, its loss.
   Activations RunHead(const ForwardContext& context, const Activations& in,
                       ObjectiveMetrics& metrics) const;
   // A forward pass through all blocks but the head: the head's input, where this rank has it.
-  Activations RunStages(const Batch& batch, const ForwardContext& base);
+  Activations RunStages(const ForwardContext& base);
   std::span<const Parameter> HeadWeights();
   void Forward(Step& step, int chunk, int micro_batch, bool backward_is_next);
   void Backward(Step& step, int chunk, int micro_batch, bool split);
@@ -116,7 +120,7 @@ class BlockRunner {
   // Tensors between stages, by message or, within a rank, by hand.
   using Box = std::map<std::pair<int, int>, Tensor>;  // By (stage that wants it, micro-batch)
   Tensor Take(Box& box, Communicator* comm, int from_stage, int stage, int micro_batch,
-              const Batch& batch) const;
+              at::IntArrayRef places) const;
   void Give(Box& box, Communicator* comm, int to_stage, int micro_batch,
             const Tensor& tensor) const;
 

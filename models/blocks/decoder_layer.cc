@@ -8,6 +8,7 @@
 #include "models/blocks/activate.h"
 #include "models/family.h"
 #include "models/key_value_cache.h"
+#include "models/shared_rows.h"
 
 namespace shoal {
 namespace {
@@ -133,7 +134,7 @@ Activations DecoderLayer::Forward(const ForwardContext& ctx, const Activations& 
 }
 
 Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) const {
-  const Tensor& positions_BT = ctx.batch->positions_BT;
+  const Tensor& positions_BT = ctx.positions();
   const int64_t B = positions_BT.size(0), T = positions_BT.size(1);
   const std::vector<Tensor> qkv = qkv_.Forward(ctx.weights, ctx.Enter(x_BTC), ctx.adapters);
   Tensor q_BTNH = qkv[0].view({B, T, heads_.queries(), head_dim_});
@@ -146,6 +147,11 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
   }
   k_BTKH = heads_.ForQueries(k_BTKH);
   v_BTKH = heads_.ForQueries(v_BTKH);
+  if (ctx.shared_rows) {
+    q_BTNH = ctx.shared_rows->Spread(q_BTNH);
+    k_BTKH = ctx.shared_rows->Spread(k_BTKH);
+    v_BTKH = ctx.shared_rows->Spread(v_BTKH);
+  }
   Tensor out_BTNH;
   if (ctx.cache) {
     out_BTNH = ctx.cache->Attend(layer_, q_BTNH, k_BTKH, v_BTKH, scale_);
@@ -156,6 +162,7 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
                          .documents_BT = ctx.batch->documents_BT,
                          .dropout = attention_dropout_.OfAttention(ctx, heads_.first_query())});
   }
+  if (ctx.shared_rows) out_BTNH = ctx.shared_rows->Gather(out_BTNH);
   const Tensor part_BTC = o_.Forward(
       ctx.weights, out_BTNH.reshape({B, T, heads_.queries() * head_dim_}), ctx.adapters)[0];
   return residual_dropout_.Apply(ctx, o_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));

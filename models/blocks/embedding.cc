@@ -47,20 +47,19 @@ EmbeddingBlock::EmbeddingBlock(ParameterList& parameters, const ModelConfig& con
 }
 
 Activations EmbeddingBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
-  const Batch& batch = *ctx.batch;
-  CheckIndices(batch.tokens_BT, vocab_size_, 0, "token");
+  CheckIndices(ctx.tokens(), vocab_size_, 0, "token");
   Activations out;
   const Parameter& table = ctx.weights[kTokens];
-  Tensor positions = batch.positions_BT;
+  Tensor positions = ctx.positions();
   if (ctx.tensor) {
-    const Tensor part_RC = ctx.tensor->Embedding(batch.tokens_BT.reshape({-1}), table, rows_);
+    const Tensor part_RC = ctx.tensor->Embedding(ctx.tokens().reshape({-1}), table, rows_);
     out.hidden_BTC = ctx.Leave(part_RC.view({positions.size(0), positions.size(1), -1}));
     positions = ctx.tensor->Rows(positions.reshape({-1}));
   } else {
-    out.hidden_BTC = Embedding(batch.tokens_BT, table);
+    out.hidden_BTC = Embedding(ctx.tokens(), table);
   }
   if (positions_ >= 0) {
-    CheckIndices(batch.positions_BT, max_positions_, 0, "position");
+    CheckIndices(ctx.positions(), max_positions_, 0, "position");
     out.hidden_BTC =
         out.hidden_BTC + Embedding(positions, ctx.weights[positions_]).view(out.hidden_BTC.sizes());
   }

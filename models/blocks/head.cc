@@ -4,7 +4,9 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/linear.h"
+#include "kernels/take_rows.h"
 #include "models/blocks/embedding.h"
+#include "models/shared_rows.h"
 
 namespace shoal {
 namespace {
@@ -40,6 +42,7 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
   const Parameter& weight = ctx.weights[weight_];
   Activations out;
   if (ctx.head_mode == HeadMode::kLogits) {
+    SHOAL_CHECK(!ctx.shared_rows) << "logits of shared rows";
     out.logits_BTV =
         at::GradMode::is_enabled() ? Linear(normed_BTC, weight) : FloatLinear(normed_BTC, weight);
     if (ctx.tensor) {
@@ -61,9 +64,12 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
          targets_R = targets_BT.reshape({-1});
   // Ranks that share the vocabulary send sums for each row: their bytes follow from shapes alone.
   const Tensor places = ctx.tensor ? Tensor() : RowsWithTargets(targets_R);
-  if (places.defined()) {
-    rows_RC = rows_RC.index_select(0, places);
-    targets_R = targets_R.index_select(0, places);
+  if (places.defined()) targets_R = targets_R.index_select(0, places);
+  if (ctx.shared_rows) {
+    const Tensor& rows_BT = ctx.shared_rows->rows_BT;
+    rows_RC = TakeRows(rows_RC, places.defined() ? rows_BT.index_select(0, places) : rows_BT);
+  } else if (places.defined()) {
+    rows_RC = TakeRows(rows_RC, places);
   }
   if (ctx.tensor) {
     const TensorParallel::VocabularyOptions shared{.vocabulary = vocab_size_,

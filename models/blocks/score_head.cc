@@ -4,7 +4,9 @@
 
 #include <ATen/ATen.h>
 
+#include "core/dtype.h"
 #include "kernels/linear.h"
+#include "models/shared_rows.h"
 
 namespace shoal {
 
@@ -23,9 +25,11 @@ ScoreHeadBlock::ScoreHeadBlock(ParameterList& parameters, const ModelConfig& con
 Activations ScoreHeadBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
   SHOAL_CHECK(ctx.head_mode == HeadMode::kScores) << "a score head gives scores alone";
   const Tensor normed_BTC = ctx.Enter(norm_.Forward(ctx.weights, in.hidden_BTC));
-  const at::ScalarType dtype = normed_BTC.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType dtype = SumDtype(normed_BTC.scalar_type());
   Activations out;
   out.scores_BT = Linear(normed_BTC, ctx.weights[weight_]).squeeze(-1).to(dtype);
+  if (ctx.shared_rows)
+    out.scores_BT = ctx.shared_rows->Spread(out.scores_BT.unsqueeze(-1)).squeeze(-1);
   if (ctx.tensor && out.scores_BT.requires_grad()) {
     // All ranks compute the same scores, and what they hand back is added up.
     const auto ranks = static_cast<double>(ctx.tensor->place().size);

@@ -103,6 +103,47 @@ TEST(ObjectiveEquality, PipelinesAndRecompute) {
   }
 }
 
+// Rows that sequences share are computed once: the same as each sequence by itself.
+TEST(ObjectiveEquality, SequencesThatBeginAlike) {
+  for (const char* model : {"llama", "gpt2"}) {
+    for (const char* objective : {"dpo", "reward", ""}) {
+      const TrainingJob base{
+          .model = model, .layers = 4, .sgd = true, .objective = objective, .pairs = true};
+      const TrainingResult one = RunTrainingJob(base);
+      TrainingJob job = base;
+      job.lengths = true;
+      ExpectSame(job, one);
+      job.recompute = Recompute::kFull;
+      ExpectSame(job, one);
+      for (int stage : {0, 2, 3}) {
+        job = base;
+        job.lengths = true;
+        job.ranks = 2;
+        job.stage = stage;
+        ExpectSame(job, one);
+      }
+      // GPT-2 has three heads here.
+      for (bool sequence_parallel : {false, true}) {
+        job = base;
+        job.lengths = true;
+        job.ranks = job.tensor = std::string(model) == "gpt2" ? 3 : 2;
+        job.sequence_parallel = sequence_parallel;
+        ExpectSame(job, one);
+      }
+      for (const PipelineCase& pipeline : kPipelines) {
+        job = base;
+        job.lengths = true;
+        job.micro_batches = 2;
+        job.ranks = job.pipeline = 2;
+        job.schedule = pipeline.schedule;
+        job.chunks = pipeline.chunks;
+        job.stage = pipeline.highest_stage;
+        ExpectSame(job, one);
+      }
+    }
+  }
+}
+
 TEST(ObjectiveEquality, AdaptersTrainAndTheBaseDoesNot) {
   const TrainingResult trained = RunTrainingJob({.objective = "dpo", .lora = true});
   const TrainingResult untrained = RunTrainingJob({.steps = 0, .objective = "dpo", .lora = true});

@@ -83,6 +83,7 @@ class RandomSequences final : public BatchSource {
           .documents_BT = {},
           .sequences_B = at::empty({rows}, at::kLong)};
       const int64_t first = step * kGlobalBatch + (m * job_.data_ranks() + rank_) * rows;
+      if (job_.lengths) batch.lengths_B = at::full({rows}, kSeqLength, at::kLong);
       for (int64_t row = 0; row < rows; ++row) FillRow(batch, row, first + row);
       if (!job_.objective.empty()) {
         const Tensor index_B = at::arange(first, first + rows, at::kDouble);
@@ -97,14 +98,21 @@ class RandomSequences final : public BatchSource {
   }
 
  private:
-  static void FillRow(Batch& batch, int64_t row, int64_t index) {
+  void FillRow(Batch& batch, int64_t row, int64_t index) const {
+    constexpr int64_t kPrompt = 4;
     batch.sequences_B[row] = index;
-    const Philox philox(/*seed=*/7, static_cast<uint64_t>(index));
+    const Philox own(/*seed=*/7, static_cast<uint64_t>(index));
+    const Philox of_pair(/*seed=*/8, static_cast<uint64_t>(index / 2));
+    const auto token = [&](int64_t t) {
+      const Philox& philox = job_.pairs && t < kPrompt ? of_pair : own;
+      return static_cast<int64_t>(philox.Bits(t) % kVocab);
+    };
+    const int64_t length = job_.pairs ? kSeqLength - index % 3 : kSeqLength;
+    if (job_.lengths) batch.lengths_B[row] = length;
     for (int64_t t = 0; t < kSeqLength; ++t) {
-      batch.tokens_BT[row][t] = static_cast<int64_t>(philox.Bits(t) % kVocab);
-      const bool ignored = t < index % 4;
-      batch.targets_BT[row][t] =
-          ignored ? Batch::kIgnoreIndex : static_cast<int64_t>(philox.Bits(t + 1) % kVocab);
+      batch.tokens_BT[row][t] = t < length ? token(t) : 0;
+      const bool ignored = t < index % 4 || t >= length;
+      batch.targets_BT[row][t] = ignored ? Batch::kIgnoreIndex : token(t + 1);
       batch.num_targets += !ignored;
     }
   }

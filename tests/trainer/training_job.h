@@ -39,6 +39,9 @@ struct TrainingJob {
   // What is minimised: cross entropy, or an objective over pairs: "dpo", "ipo", "simpo", "reward"
   // (on a score head). A micro-batch then holds an even number of sequences.
   std::string objective = {};
+  // Sequences are pairs that begin alike and end in padding; with `lengths` the batches say where.
+  bool pairs = false;
+  bool lengths = false;
   double router_z_loss = 0;
   double capacity_factor = 0;
   bool lora = false;     // Adapters on every matrix train instead of the weights

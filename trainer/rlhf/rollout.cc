@@ -59,7 +59,8 @@ Batch MakeRolloutBatch(const Rollout& rollout, std::span<const int64_t> rows, in
   Batch batch{.tokens_BT = at::zeros({B, T}, at::kLong),
               .targets_BT = at::full({B, T}, Batch::kIgnoreIndex, at::kLong),
               .positions_BT = at::arange(T, at::kLong).expand({B, T}).contiguous(),
-              .documents_BT = {}};
+              .documents_BT = {},
+              .lengths_B = at::empty({B}, at::kLong)};
   std::vector<std::string> carried(names.begin(), names.end());
   carried.insert(carried.end(), rollout.inputs.begin(), rollout.inputs.end());
   for (const std::string& name : carried) {
@@ -73,6 +74,7 @@ Batch MakeRolloutBatch(const Rollout& rollout, std::span<const int64_t> rows, in
     const int64_t length = row.answer_length(), first = row.prompt_length - 1;
     int64_t* tokens = batch.tokens_BT.mutable_data_ptr<int64_t>() + b * T;
     std::copy(row.tokens.begin(), row.tokens.end() - 1, tokens);
+    batch.lengths_B.mutable_data_ptr<int64_t>()[b] = static_cast<int64_t>(row.tokens.size()) - 1;
     std::copy(row.tokens.begin() + row.prompt_length, row.tokens.end(),
               batch.targets_BT.mutable_data_ptr<int64_t>() + b * T + first);
     for (const std::string& name : carried) {

@@ -1,0 +1,102 @@
+// Legend: N rows of x, R rows taken, W elements a row.
+#include "kernels/take_rows.h"
+
+#include <cstring>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "core/status.h"
+#include "kernels/fused.h"
+#include "kernels/threads.h"
+
+namespace shoal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Places of the index by the row that they take: those of row n are places[first[n] .. first[n +
+// 1]), in ascending order.
+struct TakersOfRows {
+  TakersOfRows(const Tensor& index_R, int64_t rows) : first(rows + 1, 0), places(index_R.numel()) {
+    const int64_t* index = index_R.const_data_ptr<int64_t>();
+    for (int64_t r = 0; r < index_R.numel(); ++r) ++first[index[r] + 1];
+    for (int64_t n = 0; n < rows; ++n) first[n + 1] += first[n];
+    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    for (int64_t r = 0; r < index_R.numel(); ++r) places[next[index[r]]++] = r;
+  }
+  std::vector<int64_t> first, places;
+};
+
+template <class T>
+void SumTakers(const Tensor& dy_RW, const TakersOfRows& takers, const Tensor& dx_NW) {
+  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  const int64_t width = dx_NW.size(1);
+  const T* dy = dy_RW.const_data_ptr<T>();
+  T* dx = dx_NW.mutable_data_ptr<T>();
+  ParallelFor(dx_NW.size(0), RowGrain(width), [&](int64_t begin, int64_t end) {
+    std::vector<Sum> sum(width);
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t first = takers.first[n], last = takers.first[n + 1];
+      T* out = dx + n * width;
+      if (last == first + 1) {
+        std::memcpy(out, dy + takers.places[first] * width, width * sizeof(T));
+        continue;
+      }
+      std::fill(sum.begin(), sum.end(), Sum{0});
+      for (int64_t i = first; i < last; ++i) {
+        const T* row = dy + takers.places[i] * width;
+        for (int64_t w = 0; w < width; ++w) sum[w] += static_cast<Sum>(row[w]);
+      }
+      for (int64_t w = 0; w < width; ++w) out[w] = static_cast<T>(sum[w]);
+    }
+  });
+}
+
+struct TakeRowsFunction : torch::autograd::Function<TakeRowsFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x_NW, const Tensor& index_R) {
+    ctx->save_for_backward({index_R});
+    ctx->saved_data["rows"] = x_NW.size(0);
+    const int64_t R = index_R.numel(), width = x_NW.size(1), stride = x_NW.stride(0);
+    Tensor y_RW = at::empty({R, width}, x_NW.options());
+    const auto bytes = static_cast<int64_t>(x_NW.element_size());
+    const int64_t* index = index_R.const_data_ptr<int64_t>();
+    const char* from = static_cast<const char*>(x_NW.const_data_ptr());
+    char* to = static_cast<char*>(y_RW.mutable_data_ptr());
+    ParallelFor(R, RowGrain(width), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        std::memcpy(to + r * width * bytes, from + index[r] * stride * bytes, width * bytes);
+    });
+    return y_RW;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor dy_RW = grads[0].contiguous();
+    const int64_t rows = ctx->saved_data["rows"].toInt();
+    const TakersOfRows takers(ctx->get_saved_variables()[0], rows);
+    const Tensor dx_NW = at::empty({rows, dy_RW.size(1)}, dy_RW.options());
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dy_RW.scalar_type(), "TakeRows",
+                                    [&] { SumTakers<scalar_t>(dy_RW, takers, dx_NW); });
+    return {dx_NW, Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor TakeRows(const Tensor& x, const Tensor& index_R) {
+  const int64_t rows = x.size(0);
+  for (int64_t r = 0; r < index_R.numel(); ++r) {
+    const int64_t index = index_R.const_data_ptr<int64_t>()[r];
+    SHOAL_CHECK(0 <= index && index < rows)
+        << "TakeRows: row " << index << " of a tensor of " << rows;
+  }
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[0] = index_R.numel();
+  Tensor x_NW = x.reshape({rows, -1});
+  if (x_NW.stride(1) != 1) x_NW = x_NW.contiguous();
+  return TakeRowsFunction::apply(x_NW, index_R.contiguous()).view(sizes);
+}
+
+}  // namespace shoal
