@@ -4,8 +4,10 @@
 #include <cmath>
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
@@ -76,7 +78,7 @@ Batch ExampleLoader::Lay(const std::vector<ExampleDataset::Sequence>& rows) cons
       ++batch.num_targets;
     }
   }
-  if (options_.whole) batch.named["last_B"] = batch.lengths_B - 1;
+  if (options_.whole) batch.named["last_B"] = at::sub(batch.lengths_B, 1);
   return batch;
 }
 
