@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <mutex>
+#include <utility>
 
 #include <c10/core/CPUAllocator.h>
 
@@ -13,6 +15,7 @@ namespace shoal {
 namespace {
 
 std::atomic<int64_t> alive{0}, peak{0};
+thread_local TensorMemorySource* source_of_this_thread = nullptr;
 
 // What malloc gave for a tensor is found again when it is freed, so that no table is needed.
 int64_t SizeOf(void* memory) { return static_cast<int64_t>(malloc_usable_size(memory)); }
@@ -20,6 +23,9 @@ int64_t SizeOf(void* memory) { return static_cast<int64_t>(malloc_usable_size(me
 class CountingAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
+    TensorMemorySource* source = source_of_this_thread;
+    if (source != nullptr && static_cast<int64_t>(bytes) >= source->least_bytes())
+      return source->Allocate(static_cast<int64_t>(bytes));
     c10::DataPtr data = c10::GetDefaultCPUAllocator()->allocate(bytes);
     AddTensorBytes(SizeOf(data.get()));
     SHOAL_CHECK(
@@ -41,7 +47,14 @@ class CountingAllocator final : public c10::Allocator {
 
 }  // namespace
 
-void CountTensorMemory() { c10::SetCPUAllocator(new CountingAllocator, /*priority=*/1); }
+void CountTensorMemory() {
+  static std::once_flag once;
+  std::call_once(once, [] { c10::SetCPUAllocator(new CountingAllocator, /*priority=*/1); });
+}
+
+TensorMemoryScope::TensorMemoryScope(TensorMemorySource* source)
+    : outer_(std::exchange(source_of_this_thread, source)) {}
+TensorMemoryScope::~TensorMemoryScope() { source_of_this_thread = outer_; }
 
 void AddTensorBytes(int64_t bytes) {
   const int64_t now = alive += bytes;

@@ -22,9 +22,9 @@ constexpr int64_t kMaxResultBytes = 1 << 20;
 constexpr int kMpirunNotFound = 127;
 
 // A file name of this process's own, removed at the end.
-class ScratchFile {
+class ResultFile {
  public:
-  ScratchFile() {
+  ResultFile() {
     std::error_code ignored;
     std::filesystem::path folder = std::filesystem::temp_directory_path(ignored);
     path_ = (folder / "shoal-doctor-XXXXXX").string();
@@ -34,11 +34,11 @@ class ScratchFile {
     else
       path_.clear();
   }
-  ~ScratchFile() {
+  ~ResultFile() {
     if (!path_.empty()) unlink(path_.c_str());
   }
-  ScratchFile(const ScratchFile&) = delete;
-  ScratchFile& operator=(const ScratchFile&) = delete;
+  ResultFile(const ResultFile&) = delete;
+  ResultFile& operator=(const ResultFile&) = delete;
   const std::string& path() const { return path_; }  // "": none could be made
 
  private:
@@ -117,7 +117,7 @@ void CheckTransport(const std::shared_ptr<MpiRuntime>& runtime, CommTransport tr
 
 ReportSection CollectivesSection(int num_ranks) {
   ReportSection section = {.name = "collectives"};
-  const ScratchFile result;
+  const ResultFile result;
   if (result.path().empty()) {
     section.facts = {{.name = "ranks",
                       .text = "no temporary file can be made",
