@@ -35,7 +35,9 @@ struct StatePiece {
   std::vector<int64_t> shape;  // Of the whole tensor
   int64_t begin = 0;
   at::Tensor
-      data;  // Contiguous, of any shape, dtype and device; no elements: this rank has no part
+      data;  // Contiguous, of any shape, dtype and device; no elements: this rank has no part.
+             // Offloaded ones (core/offload.h) are in memory one after another, while they are
+             // read or written
 };
 
 struct SaveOptions {

@@ -11,6 +11,7 @@
 #include "checkpoint/manifest.h"
 #include "checkpoint/save_plan.h"
 #include "checkpoint/shard.h"
+#include "core/offload.h"
 #include "models/safetensors.h"
 
 namespace shoal {
@@ -96,6 +97,8 @@ class Reader {
   // Fills piece.data from the chunks of `tensor` that meet it.
   absl::Status Fill(const Manifest::Tensor& tensor, const StatePiece& piece) {
     if (!piece.data.defined() || piece.data.numel() == 0) return absl::OkStatus();
+    // Next pieces are often of the same memory.
+    hold_.Only(piece.data, OffloadAccess::kUpdate);
     at::Tensor flat = piece.data.view({-1});
     const int64_t end = piece.begin + flat.numel();
     const auto& chunks = tensor.chunks();
@@ -149,6 +152,7 @@ class Reader {
   // The last chunk that was not read in place: the next piece of the tensor often needs it too.
   const Manifest::Chunk* buffered_ = nullptr;
   std::vector<char> buffer_;
+  OffloadHold hold_;
 };
 
 absl::StatusOr<std::string> ReadManifestBytes(FileSystem& files, const std::string& folder) {

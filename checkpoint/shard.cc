@@ -3,6 +3,7 @@
 #include <map>
 
 #include "core/crc32c.h"
+#include "core/offload.h"
 #include "models/safetensors.h"
 
 namespace shoal {
@@ -53,8 +54,10 @@ absl::StatusOr<ShardRecord> WriteShard(FileSystem& files, const std::string& fol
                          files.OpenForWrite(JoinPath(folder, name), OpenMode::kCreateNew));
   SHOAL_RETURN_IF_ERROR(file->Append(layout.head));
   ShardRecord shard;
+  OffloadHold hold;
   for (const SafetensorsEntry& entry : layout.tensors) {
     const StatePiece& piece = *piece_of.at(entry.name);
+    hold.Only(piece.data, OffloadAccess::kRead);
     Manifest::Tensor* record = shard.add_tensors();
     record->set_name(piece.name);
     record->set_dtype(entry.dtype);

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include "core/offload.h"
 #include "parallel/comm/communicator.h"
 
 namespace shoal {
@@ -21,6 +22,8 @@ absl::Status Caught(const std::function<absl::Status()>& task) {
     return task();
   } catch (const CommError& error) {
     return absl::UnavailableError(error.what());
+  } catch (const OffloadError& error) {
+    return error.status();
   } catch (const c10::Error& error) {
     return absl::InternalError(error.what_without_backtrace());
   } catch (const std::bad_alloc&) {

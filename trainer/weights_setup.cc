@@ -137,21 +137,28 @@ absl::StatusOr<std::vector<BlockParameters>> DescribeParameters(
 }
 
 void InitializeWeights(uint64_t seed, ShardedOptimizer& optimizer, ShardedParameters& parameters) {
-  for (auto& piece : OwnedWeights(optimizer))
+  OffloadHold hold;
+  for (auto& piece : OwnedWeights(optimizer)) {
+    hold.Only(piece.data, OffloadAccess::kUpdate);
     InitializeSlice(*piece.spec, seed, piece.begin, piece.data);
+  }
+  hold.Clear();
   parameters.SyncFromMaster();
   optimizer.StartEma();
 }
 
 absl::Status ReadWeights(const WeightReader& reader, uint64_t seed, ShardedOptimizer& optimizer,
                          ShardedParameters& parameters) {
+  OffloadHold hold;
   for (auto& piece : OwnedWeights(optimizer)) {
+    hold.Only(piece.data, OffloadAccess::kUpdate);
     if (!reader.Holds(*piece.spec)) {
       InitializeSlice(*piece.spec, seed, piece.begin, piece.data);
       continue;
     }
     SHOAL_RETURN_IF_ERROR(reader.ReadInMemoryOrder(*piece.spec, piece.begin, piece.data));
   }
+  hold.Clear();
   parameters.SyncFromMaster();
   optimizer.StartEma();
   return absl::OkStatus();
