@@ -34,10 +34,9 @@ struct StatePiece {
   std::string name;  // Of the whole tensor, unique: "weights/model.norm.weight", "adam_m/..."
   std::vector<int64_t> shape;  // Of the whole tensor
   int64_t begin = 0;
-  at::Tensor
-      data;  // Contiguous, of any shape, dtype and device; no elements: this rank has no part.
-             // Offloaded ones (core/offload.h) are in memory one after another, while they are
-             // read or written
+  // Contiguous, of any shape, dtype and device; no elements: this rank has no part. Offloaded ones
+  // (core/offload.h) are in memory one after another, while they are read or written.
+  at::Tensor data;
 };
 
 struct SaveOptions {
