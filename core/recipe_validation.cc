@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/federated_validation.h"
+#include "core/offload_validation.h"
 #include "core/optimizer_validation.h"
 #include "core/recipe_examples.h"
 #include "core/recipe_schema.h"
@@ -49,6 +50,7 @@ class Validator {
     Scheduler();
     Parallelism();
     Precision();
+    ValidateOffload(recipe_, report);
     Checkpoint();
     Profiling();
     Sample();
