@@ -8,6 +8,7 @@
 #include "core/federated_validation.h"
 #include "core/offload_validation.h"
 #include "core/optimizer_validation.h"
+#include "core/precision_validation.h"
 #include "core/recipe_examples.h"
 #include "core/recipe_schema.h"
 #include "core/rlhf_validation.h"
@@ -49,7 +50,7 @@ class Validator {
     ValidateOptimizer(recipe_, report);
     Scheduler();
     Parallelism();
-    Precision();
+    ValidatePrecision(recipe_, report);
     ValidateOffload(recipe_, report);
     Checkpoint();
     Profiling();
@@ -254,17 +255,6 @@ class Validator {
     if (chunks != 0 && !takes_any && chunks != takes) {
       Error("parallelism.pipeline_chunks",
             absl::StrCat("got ", chunks, ", expected ", takes, " with ", name));
-    }
-  }
-
-  void Precision() {
-    const ZeroSection& zero = proto_.zero();
-    if (proto_.model().dtype() == float64 && zero.gradient_dtype() != ZeroSection::auto_dtype) {
-      Error("zero.gradient_dtype", "gradients are float64 with model.dtype float64, expected auto");
-    }
-    if (proto_.model().dtype() == float32 &&
-        zero.gradient_dtype() == ZeroSection::gradient_bfloat16) {
-      Error("zero.gradient_dtype", "bfloat16 needs model.dtype bfloat16, which is float32");
     }
   }
 

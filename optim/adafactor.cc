@@ -17,20 +17,22 @@ int64_t NumSums(const std::vector<int64_t>& shape) {
   return shape.size() == 2 ? 1 + shape[0] + shape[1] : 1;
 }
 
-Tensor Scaled(const WholePart& part, double scale) {
-  return part.gradients.to(part.weights.scalar_type()) * scale;
+Tensor Scaled(const WholePart& part, at::ScalarType master, double scale) {
+  return part.gradients.to(master) * scale;
 }
 
 double SumOfDoubles(const Tensor& squares) { return squares.sum(at::kDouble).item<double>(); }
 
-void AddSums(const WholeWeight& weight, int shard, double scale, Tensor sums) {
+void AddSums(const WholeUnit& unit, const WholeWeight& weight, int shard, double scale,
+             Tensor sums) {
   double* squares = sums.mutable_data_ptr<double>();
   for (const WholePart& part : weight.parts) {
     if (part.shard != shard) continue;
-    const Tensor gradient = weight.is_matrix() ? Scaled(part, scale) : Tensor();
+    const Tensor gradient = weight.is_matrix() ? Scaled(part, unit.master, scale) : Tensor();
+    const Tensor weights = part.master.Read();
     for (const WholePart::Run& run : part.runs) {
       if (!run.counted) continue;
-      *squares += SumOfDoubles(part.weights.narrow(0, run.offset, run.count).square());
+      *squares += SumOfDoubles(weights.narrow(0, run.offset, run.count).square());
       if (!weight.is_matrix()) continue;
       const Tensor raised = gradient.narrow(0, run.offset, run.count).square().add_(kSquareFloor);
       ForRectangles(
@@ -45,8 +47,9 @@ void AddSums(const WholeWeight& weight, int shard, double scale, Tensor sums) {
 }
 
 // u of the part's elements.
-Tensor Direction(const WholeWeight& weight, WholePart& part, double scale, double fresh) {
-  Tensor direction = Scaled(part, scale);
+Tensor Direction(const WholeUnit& unit, const WholeWeight& weight, WholePart& part, double scale,
+                 double fresh) {
+  Tensor direction = Scaled(part, unit.master, scale);
   if (!weight.is_matrix()) {
     Tensor& moment = part.states[0];
     moment.lerp_(direction.square().add_(kSquareFloor), fresh);
@@ -107,7 +110,7 @@ void Adafactor::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
   const Tensor sums = ReduceOverUnit(unit, ReduceOp::kSum, [&](int shard) {
     Tensor mine = at::zeros({offsets.back()}, at::kDouble);
     for (int64_t i = 0; i < num_weights; ++i)
-      AddSums(unit.weights[i], shard, scale, mine.slice(0, offsets[i], offsets[i + 1]));
+      AddSums(unit, unit.weights[i], shard, scale, mine.slice(0, offsets[i], offsets[i + 1]));
     return mine;
   });
 
@@ -124,7 +127,7 @@ void Adafactor::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
       weight.shared[1].lerp_(mean(1 + rows, columns, rows), fresh);
     }
     for (WholePart& part : weight.parts)
-      directions[i].push_back(Direction(weight, part, scale, fresh));
+      directions[i].push_back(Direction(unit, weight, part, scale, fresh));
   }
 
   const Tensor squares = ReduceOverUnit(unit, ReduceOp::kSum, [&](int shard) {
@@ -153,9 +156,10 @@ void Adafactor::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
                         std::max(1.0, size / options_.clip_threshold);
     for (size_t p = 0; p < weight.parts.size(); ++p) {
       WholePart& part = weight.parts[p];
-      part.weights.mul_(1 - rate * weight.WeightDecay(options_.weight_decay));
-      part.weights.add_(directions[i][p], -step);
-      RoundToCopy(part);
+      Tensor weights = part.master.Read();
+      weights.mul_(1 - rate * weight.WeightDecay(options_.weight_decay));
+      weights.add_(directions[i][p], -step);
+      part.master.RoundAndKeep(weights);
     }
   }
 }

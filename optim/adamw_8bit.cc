@@ -105,7 +105,8 @@ void AdamW8Bit::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
       auto& [first, second] = moments[w].emplace_back();
       first = Dequantized(part, 0, codes_[0], weight.shared[0]);
       second = Dequantized(part, 1, codes_[1], weight.shared[1]);
-      AdamWStep(part.weights, part.gradients, first, second, part.compute_copy,
+      Tensor weights = part.master.Read();
+      AdamWStep(weights, part.gradients, first, second, part.master.rounded,
                 {.learning_rate = options.learning_rate * weight.spec->learning_rate_multiplier,
                  .beta1 = options_.beta1,
                  .beta2 = options_.beta2,
@@ -113,6 +114,7 @@ void AdamW8Bit::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
                  .weight_decay = weight.WeightDecay(options_.weight_decay),
                  .grad_scale = options.grad_scale,
                  .step = options.step});
+      part.master.Keep(weights);
     }
   }
   const Tensor largest = ReduceOverUnit(unit, ReduceOp::kMax, [&](int shard) {

@@ -203,10 +203,10 @@ void Muon::Apply(WholeUnit& unit, const Tensor& steps, const UpdateOptions& opti
                              : 0.2 * std::sqrt(std::max(rows, columns));
     const double rate = options.learning_rate * weight.spec->learning_rate_multiplier;
     for (WholePart& part : weight.parts) {
-      part.weights.mul_(1 - rate * weight.WeightDecay(options_.weight_decay));
-      part.weights.add_(steps.narrow(0, part.offset - OwnedBegin(unit), part.weights.numel()),
-                        -rate * scale);
-      RoundToCopy(part);
+      Tensor weights = part.master.Read();
+      weights.mul_(1 - rate * weight.WeightDecay(options_.weight_decay));
+      weights.add_(steps.narrow(0, part.offset - OwnedBegin(unit), weights.numel()), -rate * scale);
+      part.master.RoundAndKeep(weights);
     }
   }
 }

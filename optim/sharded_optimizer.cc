@@ -4,7 +4,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
@@ -28,7 +27,7 @@ bool UpdatedAlike(const ParameterSpec& a, const ParameterSpec& b) {
 // Runs of a slice's elements with one setting, those of whole updates left out.
 std::vector<Range> PlainRanges(const OptimizerSlice& slice, bool decay_all, bool has_whole) {
   std::vector<Range> ranges;
-  for (const auto& part : slice.layout->Slices(slice.begin, slice.begin + slice.weights.numel())) {
+  for (const auto& part : slice.layout->Slices(slice.begin, slice.begin + slice.numel())) {
     const ParameterSpec& spec = slice.layout->specs()[part.parameter];
     if (has_whole && spec.whole_update) continue;
     const bool decay = decay_all || spec.decay;
@@ -74,7 +73,8 @@ ShardedOptimizer::ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedPara
                                    [](const ParameterSpec& spec) { return spec.whole_update; });
     if (has_whole) AddWhole(owned, options.decay_all);
     AddSegments(owned, options.decay_all);
-    if (ema_decay_) owned.ema = at::zeros_like(owned.slice.weights);
+    if (ema_decay_)
+      owned.ema = at::zeros({owned.slice.numel()}, parameters_.options().master_dtype());
   }
 }
 
@@ -84,23 +84,21 @@ void ShardedOptimizer::AddSegments(OwnedStates& owned, bool decay_all) {
   const std::vector<Range> ranges = PlainRanges(slice, decay_all, has_whole);
   int64_t numel = 0;
   for (const Range& range : ranges) numel += range.count;
-  if (!has_whole) numel = slice.weights.numel();
+  if (!has_whole) numel = slice.numel();
   for (size_t i = 0; i < rule_->state_names().size(); ++i)
-    owned.states.push_back(at::zeros({numel}, slice.weights.scalar_type()));
+    owned.states.push_back(at::zeros({numel}, parameters_.options().master_dtype()));
   int64_t at = 0;
   for (const Range& range : ranges) {
     const int64_t begin = range.begin - slice.begin;
-    const auto cut = [&](const Tensor& t) { return t.narrow(0, begin, range.count); };
-    Segment segment{
-        .begin = range.begin,
-        .learning_rate_multiplier = range.settings->learning_rate_multiplier,
-        .operands = {
-            .weights = cut(slice.weights),
-            .gradients = cut(slice.gradients),
-            .states = {},
-            .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
-            .decay = range.decay,
-            .weight_decay = range.settings->weight_decay}};
+    Segment segment{.begin = range.begin,
+                    .learning_rate_multiplier = range.settings->learning_rate_multiplier,
+                    .master = slice.Master(begin, range.count),
+                    .operands = {.weights = {},
+                                 .gradients = slice.gradients.narrow(0, begin, range.count),
+                                 .states = {},
+                                 .compute_copy = {},
+                                 .decay = range.decay,
+                                 .weight_decay = range.settings->weight_decay}};
     for (const Tensor& state : owned.states) {
       segment.operands.states.push_back(state.narrow(0, has_whole ? at : begin, range.count));
     }
@@ -113,7 +111,7 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
   const OptimizerSlice& slice = owned.slice;
   const FlatLayout& layout = *slice.layout;
   WholeUnit whole{.layout = &layout,
-                  .master = slice.weights.scalar_type(),
+                  .master = parameters_.options().master_dtype(),
                   .holds_all = parameters_.options().stage == 0,
                   .shard = &owned.unit->shard_ranks(),
                   .tensor = owned.unit->tensor_ranks(),
@@ -129,19 +127,16 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
                                                                  .shared = {}});
     for (const WholeRule::State& state : whole_rule_->shared_states(weight.shape, whole.master))
       weight.shared.push_back(at::zeros({state.numel}, state.dtype));
-    const int64_t end = slice.begin + slice.weights.numel(), shard_numel = layout.shard_numel();
+    const int64_t end = slice.begin + slice.numel(), shard_numel = layout.shard_numel();
     for (int64_t shard = slice.begin / shard_numel; shard * shard_numel < end; ++shard) {
       for (const auto& part : layout.Slices(shard * shard_numel, (shard + 1) * shard_numel)) {
         if (part.parameter != i) continue;
-        const auto cut = [&](const Tensor& t) {
-          return t.narrow(0, part.offset - slice.begin, part.count);
-        };
+        const int64_t begin = part.offset - slice.begin;
         WholePart& made = weight.parts.emplace_back(WholePart{
             .shard = static_cast<int>(shard),
             .offset = part.offset,
-            .weights = cut(slice.weights),
-            .gradients = cut(slice.gradients),
-            .compute_copy = slice.compute_copy.defined() ? cut(slice.compute_copy) : Tensor(),
+            .master = slice.Master(begin, part.count),
+            .gradients = slice.gradients.narrow(0, begin, part.count),
             .states = {},
             .runs = CountedRuns(spec, part.first, part.count, whole.tensor_rank())});
         for (const WholeRule::State& state :
@@ -154,22 +149,36 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
   wholes_.push_back(std::move(whole));
 }
 
+void ShardedOptimizer::UpdateSegment(Segment& segment, const UpdateOptions& options) const {
+  UpdateOptions scaled = options;
+  scaled.learning_rate *= segment.learning_rate_multiplier;
+  segment.master.ForPieces([&](int64_t first, const MasterRun& run) {
+    const auto cut = [&](const Tensor& t) { return t.narrow(0, first, run.numel()); };
+    UpdateOperands operands = segment.operands;
+    operands.weights = run.Read();
+    operands.gradients = cut(operands.gradients);
+    for (Tensor& state : operands.states) state = cut(state);
+    operands.compute_copy = run.rounded;
+    rule_->Update(operands, scaled);
+    run.Keep(operands.weights);
+  });
+}
+
 void ShardedOptimizer::Step(const UpdateOptions& options) {
   at::NoGradGuard no_grad;
   for (OwnedStates& owned : owned_) {
-    for (Segment& segment : owned.segments) {
-      UpdateOptions scaled = options;
-      scaled.learning_rate *= segment.learning_rate_multiplier;
-      rule_->Update(segment.operands, scaled);
-    }
+    for (Segment& segment : owned.segments) UpdateSegment(segment, options);
   }
   if (whole_rule_) whole_rule_->Update(wholes_, options);
   for (OwnedStates& owned : owned_) {
     if (!ema_decay_) break;
-    if (owned.ema.scalar_type() == at::kDouble)
-      MoveMean<double>(owned.ema, owned.slice.weights, *ema_decay_);
-    else
-      MoveMean<float>(owned.ema, owned.slice.weights, *ema_decay_);
+    owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
+      const Tensor mean = owned.ema.narrow(0, first, run.numel());
+      if (mean.scalar_type() == at::kDouble)
+        MoveMean<double>(mean, run.Read(), *ema_decay_);
+      else
+        MoveMean<float>(mean, run.Read(), *ema_decay_);
+    });
   }
   parameters_.PublishWeights();
 }
@@ -230,7 +239,8 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::Pieces(bool saving) 
   };
   size_t trainable = 0;
   for (const auto& unit : parameters_.units()) {
-    add("weights", *unit, unit->owned_begin(), unit->owned_weights());
+    add("weights", *unit, unit->owned_begin(),
+        saving ? unit->owned_weights() : unit->owned_weights_to_write());
     if (!unit->trainable()) continue;
     const OwnedStates& owned = owned_[trainable++];
     for (size_t i = 0; i < owned.states.size(); ++i) {
@@ -253,16 +263,25 @@ std::vector<ShardedOptimizer::NamedPiece> ShardedOptimizer::PiecesToLoad() const
 void ShardedOptimizer::StartEma() {
   at::NoGradGuard no_grad;
   if (!ema_decay_) return;
-  for (OwnedStates& owned : owned_) owned.ema.copy_(owned.slice.weights);
+  for (OwnedStates& owned : owned_) {
+    owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
+      owned.ema.narrow(0, first, run.numel()).copy_(run.Read());
+    });
+  }
 }
 
 void ShardedOptimizer::SwapEma() {
   at::NoGradGuard no_grad;
   SHOAL_CHECK(has_ema());
   for (OwnedStates& owned : owned_) {
-    const Tensor weights = owned.slice.weights.clone();
-    owned.slice.weights.copy_(owned.ema);
-    owned.ema.copy_(weights);
+    owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
+      Tensor mean = owned.ema.narrow(0, first, run.numel());
+      Tensor weights = run.Read();
+      const Tensor before = weights.clone();
+      weights.copy_(mean);
+      run.RoundAndKeep(weights);
+      mean.copy_(before);
+    });
   }
   parameters_.SyncFromMaster();
 }

@@ -67,7 +67,8 @@ class ShardedOptimizer {
   struct Segment {
     int64_t begin;  // Of the unit
     double learning_rate_multiplier;
-    UpdateOperands operands;  // Views
+    MasterRun master;
+    UpdateOperands operands;  // Views; without weights and compute_copy, which `master` has
   };
   struct OwnedStates {
     const ShardedUnit* unit;
@@ -78,8 +79,11 @@ class ShardedOptimizer {
     std::vector<Segment> segments;
     int whole = -1;  // Of wholes_; -1: all of its weights are in segments
     Tensor ema;      // As long as the slice, or undefined
+
+    MasterRun master() const { return slice.Master(0, slice.numel()); }
   };
 
+  void UpdateSegment(Segment& segment, const UpdateOptions& options) const;
   void AddWhole(OwnedStates& owned, bool decay_all);
   void AddSegments(OwnedStates& owned, bool decay_all);
   std::vector<NamedPiece> Pieces(bool saving) const;

@@ -53,8 +53,4 @@ Tensor ReduceOverUnit(const WholeUnit& unit, ReduceOp op,
   return total;
 }
 
-void RoundToCopy(WholePart& part) {
-  if (part.compute_copy.defined()) part.compute_copy.copy_(part.weights);
-}
-
 }  // namespace shoal

@@ -14,6 +14,7 @@
 #include "parallel/comm/communicator.h"
 #include "parallel/comm/signature.h"
 #include "parallel/flat_layout.h"
+#include "parallel/split_master.h"
 
 namespace shoal {
 
@@ -28,9 +29,8 @@ struct WholePart {
   };
   int shard = 0;
   int64_t offset = 0;          // Of the unit, this rank's tensor-parallel part of it
-  Tensor weights;              // (n) master dtype
+  MasterRun master;            // (n)
   Tensor gradients;            // (n) gradient dtype
-  Tensor compute_copy;         // (n), or undefined
   std::vector<Tensor> states;  // (n), one of WholeRule::element_states each
   std::vector<Run> runs;
 };
@@ -114,8 +114,5 @@ void ForRectangles(const Tensor& run, int64_t first, int64_t width,
 // bits that the other stages' collective gives. Collective.
 Tensor ReduceOverUnit(const WholeUnit& unit, ReduceOp op,
                       const std::function<Tensor(int shard)>& of_shard);
-
-// Writes the rounded weights where there is a copy to compute with.
-void RoundToCopy(WholePart& part);
 
 }  // namespace shoal

@@ -24,7 +24,8 @@ ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
       trainable_(trainable),
       options_(options),
       comm_(groups.shard),
-      groups_(groups) {
+      groups_(groups),
+      packed_(arenas.packed) {
   const int64_t padded = layout_.padded_numel();
   const int64_t shard = layout_.shard_numel();
   if (options_.stage == 3) {
@@ -38,7 +39,10 @@ ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
   owned_begin_ = owns_all ? 0 : shard_begin();
   owned_weights_ = owns_all ? weights_full_ : weights_shard_;
   if (trainable_) {
-    if (options_.has_master_copy()) {
+    if (options_.has_master_copy() && options_.split_master) {
+      split_ = std::make_unique<SplitMaster>(owned_weights_.numel());
+      owned_weights_ = Tensor();
+    } else if (options_.has_master_copy()) {
       owned_weights_ = at::zeros({owned_weights_.numel()}, options_.master_dtype());
     }
     gradients_full_ = options_.stage >= 2
@@ -62,7 +66,17 @@ Tensor ShardedUnit::Shard(const Tensor& full) const {
 }
 
 void ShardedUnit::Gather() {
-  if (options_.stage == 3) comm_.AllGather(weights_full_, weights_shard_);
+  if (options_.stage != 3) return;
+  if (!options_.quantized_weights || comm_.size() == 1)
+    return comm_.AllGather(weights_full_, weights_shard_);
+  const int64_t shard = layout_.shard_numel(), bytes = QuantizedBytes(shard);
+  const Tensor mine = packed_.narrow(0, 0, bytes);
+  Tensor all = packed_.narrow(0, bytes, comm_.size() * bytes);
+  Quantize(weights_shard_, mine);
+  comm_.AllGather(all, mine);
+  for (int rank = 0; rank < comm_.size(); ++rank)
+    SumQuantized(all.narrow(0, rank * bytes, bytes), 1,
+                 weights_full_.narrow(0, rank * shard, shard));
 }
 
 void ShardedUnit::ZeroGradients(bool first_micro_batch) {
@@ -98,6 +112,19 @@ void ShardedUnit::SumPartialGradients(const MicroBatchPlace& place) {
   for_each_run([](const Tensor& mine, const Tensor& whole) { mine.copy_(whole); });
 }
 
+void ShardedUnit::ReduceScatterGradients(Tensor& out) {
+  if (!options_.quantized_gradients || comm_.size() == 1)
+    return comm_.ReduceScatter(out, gradients_full_);
+  const int64_t shard = layout_.shard_numel(), bytes = QuantizedBytes(shard),
+                all = comm_.size() * bytes;
+  const Tensor mine = packed_.narrow(0, 0, all);
+  Tensor theirs = packed_.narrow(0, all, all);
+  for (int rank = 0; rank < comm_.size(); ++rank)
+    Quantize(gradients_full_.narrow(0, rank * shard, shard), mine.narrow(0, rank * bytes, bytes));
+  comm_.AllToAll(theirs, mine);
+  SumQuantized(theirs, comm_.size(), out);
+}
+
 void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
   if (!trainable_) return;
   const bool replicated = groups_.replicate && groups_.replicate->size() > 1;
@@ -113,10 +140,10 @@ void ShardedUnit::ReduceGradients(const MicroBatchPlace& place) {
     return;
   }
   if (place.first_micro_batch) {
-    comm_.ReduceScatter(gradients_shard_, gradients_full_);
+    ReduceScatterGradients(gradients_shard_);
   } else {
     Tensor reduced = at::empty_like(gradients_shard_);
-    comm_.ReduceScatter(reduced, gradients_full_);
+    ReduceScatterGradients(reduced);
     gradients_shard_.add_(reduced);
   }
   if (!place.last_micro_batch) return;
@@ -143,15 +170,40 @@ OptimizerSlice ShardedUnit::optimizer_slice() const {
                        .weights = owned_weights_,
                        .gradients = owns_all ? gradients_full_ : gradients_shard_,
                        .compute_copy = {},
+                       .split = split_.get(),
                        .shard_numel = layout_.shard_numel(),
                        .shard = comm_.rank()};
   if (options_.has_master_copy()) slice.compute_copy = owns_all ? weights_full_ : weights_shard_;
   return slice;
 }
 
+MasterRun OptimizerSlice::Master(int64_t first, int64_t count) const {
+  return MasterRun{.plain = weights, .rounded = compute_copy, .split = split}.Narrow(first, count);
+}
+
+MasterRun ShardedUnit::OwnedMaster() const {
+  const bool rounds = trainable_ && options_.has_master_copy();
+  return {.plain = owned_weights_,
+          .rounded = !rounds               ? Tensor()
+                     : options_.stage == 0 ? weights_full_
+                                           : weights_shard_,
+          .split = split_.get()};
+}
+
+Tensor ShardedUnit::owned_weights() const { return OwnedMaster().Read(); }
+
+Tensor ShardedUnit::owned_weights_to_write() {
+  if (!split_) return owned_weights_;
+  if (!written_.defined()) written_ = owned_weights();
+  return written_;
+}
+
 void ShardedUnit::SyncFromMaster() {
-  if (trainable_ && options_.has_master_copy()) {
-    (options_.stage == 0 ? weights_full_ : weights_shard_).copy_(owned_weights_);
+  if (!split_) {
+    OwnedMaster().RoundAndKeep(owned_weights_);
+  } else if (written_.defined()) {
+    OwnedMaster().RoundAndKeep(written_);
+    written_ = Tensor();
   }
   if (options_.stage == 1 || options_.stage == 2) comm_.AllGather(weights_full_, weights_shard_);
 }
@@ -162,7 +214,8 @@ HeldBytes ShardedUnit::held_bytes() const {
   if (!trainable_) return held;
   if (options_.stage < 2) held.gradients += gradients_full_.nbytes();
   if (gradients_sharded()) held.gradients += gradients_shard_.nbytes();
-  if (options_.has_master_copy()) held.master_weights = owned_weights_.nbytes();
+  if (options_.has_master_copy())
+    held.master_weights = split_ ? split_->nbytes() : owned_weights_.nbytes();
   return held;
 }
 

@@ -22,12 +22,15 @@
 // (R-1)/R elements more (stage 0: 2 P (R-1)/R).
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "core/parameter.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/flat_layout.h"
+#include "parallel/quantized_blocks.h"
+#include "parallel/split_master.h"
 
 namespace shoal {
 
@@ -40,12 +43,31 @@ struct ZeroOptions {
   // Gathers run ahead of the blocks and reductions beside them, on a thread of their own. Buffers
   // that units take turns in are there twice.
   bool overlap = false;
+  // With compute_dtype bfloat16: of the master weights only what the rounded ones do not say is
+  // kept.
+  bool split_master = false;
+  // Of stage 3; of stages 2 and 3: weights are gathered, gradients reduced as quantized_blocks.h has
+  // them, by ranks that are several. The weights that compute are rounded so on every rank.
+  bool quantized_weights = false;
+  bool quantized_gradients = false;
 
   // Weights as the optimizer sees them: float32 unless the model computes in float64.
   at::ScalarType master_dtype() const {
     return compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
   }
   bool has_master_copy() const { return compute_dtype != master_dtype(); }
+  // A weight's, beside the one that computes.
+  int64_t master_copy_bytes() const {
+    if (!has_master_copy()) return 0;
+    return split_master ? 2 : static_cast<int64_t>(c10::elementSize(master_dtype()));
+  }
+  // Bytes of what lies packed while a unit of such shards is gathered or reduced.
+  int64_t packed_bytes(int64_t shard_numel, int ranks, bool trainable) const {
+    if (ranks == 1) return 0;
+    const int64_t one = QuantizedBytes(shard_numel);
+    return one * std::max(quantized_weights ? ranks + 1 : 0,
+                          quantized_gradients && trainable ? 2 * ranks : 0);
+  }
   bool reduces_each_micro_batch() const {
     return stage >= 2 || (reduce_every_micro_batch && micro_batches > 1);
   }
@@ -55,12 +77,17 @@ struct ZeroOptions {
 struct OptimizerSlice {
   const FlatLayout* layout;
   int64_t begin;        // First flat element
-  Tensor weights;       // (n) master dtype
+  Tensor weights;       // (n) master dtype; undefined if they are split
   Tensor gradients;     // (n) gradient dtype
   Tensor compute_copy;  // (n) compute dtype, or undefined if weights are the compute weights
                         // themselves
+  SplitMaster* split;   // Null: weights
   int64_t shard_numel;  // n is this, or (stage 0) layout->padded_numel()
   int shard;            // This rank's among those of the unit
+
+  int64_t numel() const { return gradients.numel(); }
+  // Elements [first, first + count) of the n.
+  MasterRun Master(int64_t first, int64_t count) const;
 };
 
 // The ranks that share weights; they outlive what is made of them.
@@ -88,6 +115,7 @@ class ShardedUnit {
   struct Arenas {
     Tensor gathered;   // Stage 3: compute dtype
     Tensor gradients;  // Stages 2 and 3, trainable units: gradient dtype
+    Tensor packed;     // Of all units: packed_bytes or more
   };
 
   // Collective over groups.shard. `trainable` is of all specs alike.
@@ -126,9 +154,12 @@ class ShardedUnit {
   // Trainable units: what the optimizer updates.
   OptimizerSlice optimizer_slice() const;
   // The weights that this rank keeps in master precision (frozen units: compute dtype): flat
-  // elements [owned_begin(), owned_begin() + size), its shard or (stage 0) all. Whoever writes them
-  // calls SyncFromMaster() afterwards, which is collective.
-  const Tensor& owned_weights() const { return owned_weights_; }
+  // elements [owned_begin(), owned_begin() + size), its shard or (stage 0) all. Split master
+  // weights are read as a copy.
+  Tensor owned_weights() const;
+  // The same for who writes all of them or some, and then calls SyncFromMaster(), which is
+  // collective.
+  Tensor owned_weights_to_write();
   int64_t owned_begin() const { return owned_begin_; }
   int64_t shard_begin() const { return layout_.shard_numel() * comm_.rank(); }
   void SyncFromMaster();
@@ -137,6 +168,9 @@ class ShardedUnit {
 
  private:
   Tensor Shard(const Tensor& full) const;
+  MasterRun OwnedMaster() const;
+  // What the reductions of the header's table are, quantized or not.
+  void ReduceScatterGradients(Tensor& out);
   bool gradients_sharded() const { return options_.reduces_each_micro_batch(); }
 
   FlatLayout layout_;
@@ -149,7 +183,10 @@ class ShardedUnit {
   Tensor weights_shard_;  // (P/N) compute dtype; below stage 3 a view of weights_full_
   Tensor owned_weights_;  // (P) at stage 0, else (P/N); master dtype. Without a master copy a view
                           // of the above
+  std::unique_ptr<SplitMaster> split_;  // Instead of owned_weights_, of split master weights
+  Tensor written_;  // Split master weights while they are written; else undefined
   int64_t owned_begin_;
+  Tensor packed_;          // The arena, if anything is quantized
   Tensor gradients_full_;  // (P) gradient dtype; stages 2 and 3: the arena
   Tensor
       gradients_shard_;  // (P/N) sum of reduced gradients; undefined or a view of gradients_full_

@@ -2,7 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/ones_like.h>
+#include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include "core/status.h"
@@ -25,7 +25,8 @@ std::string StageLabel(int stage) { return "stage " + std::to_string(stage); }
 struct BlockRunner::Step {
   std::span<const Batch> micro_batches;
   std::vector<std::optional<SharedRows>> shared;  // Of each micro-batch
-  double denominator;
+  double denominator;                             // Divided by the next
+  double loss_scale;
   std::optional<RouterTraining> routers;  // Of models with experts
   ObjectiveMetrics& metrics;
   RoutingTotals& routing;
@@ -188,7 +189,7 @@ void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int bloc
   const Tensor& root = IsHead(block) ? made.out.loss : made.out.hidden_BTC;
   if (made.out.router_loss.defined()) {
     torch::autograd::backward({root, made.out.router_loss},
-                              {gradient, at::ones_like(made.out.router_loss)});
+                              {gradient, at::full_like(made.out.router_loss, step.loss_scale)});
   } else if (root.requires_grad()) {
     torch::autograd::backward(
         {root}, IsHead(block) ? std::vector<Tensor>{} : std::vector<Tensor>{gradient});
@@ -225,7 +226,8 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const 
   SHOAL_CHECK(static_cast<int>(micro_batches.size()) == options_.schedule.micro_batches);
   Step step{.micro_batches = micro_batches,
             .shared = {},
-            .denominator = counts.denominator,
+            .denominator = counts.denominator / counts.loss_scale,
+            .loss_scale = counts.loss_scale,
             .routers = std::nullopt,
             .metrics = metrics,
             .routing = routing,
@@ -265,7 +267,7 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const 
   for (int block = num_blocks - 1; splits_backward_ && block >= 0; --block)
     parameters_.EndBackward(block, last);
   parameters_.FinishGradients();
-  return step.loss;
+  return step.loss / counts.loss_scale;
 }
 
 Activations BlockRunner::RunStages(const ForwardContext& base) {

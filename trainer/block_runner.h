@@ -64,6 +64,8 @@ class BlockRunner {
                          ObjectiveMetrics& metrics, RoutingTotals& routing);
 
   // Loss as above, without gradients. Collective.
+    // Gradients come out multiplied by this, losses do not.
+    double loss_scale = 1;
   double Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics);
 
   struct HeadOptions {

@@ -22,6 +22,20 @@ std::string StageSizes(const std::vector<BlockRange>& stages) {
   });
 }
 
+// What int8 does to the numbers, said before it does.
+std::vector<std::string> DescribeQuantized(const ZeroOptions& zero, int ranks) {
+  std::string what;
+  if (zero.quantized_weights) what = "gathered weights";
+  if (zero.quantized_gradients) absl::StrAppend(&what, what.empty() ? "" : " and ", "gradients");
+  if (what.empty()) return {};
+  if (ranks == 1)
+    return {absl::StrCat("int8      one rank holds all shards: nothing is sent, nothing rounded")};
+  return {
+      absl::StrFormat("int8      %s are sent as int8, each off by up to 1/254 of the largest of "
+                      "its block of %d",
+                      what, kQuantizedBlock)};
+}
+
 }  // namespace
 
 void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks) {
@@ -187,7 +201,7 @@ std::vector<std::string> Engine::Describe() const {
                             NameOf(runner_options_.schedule.kind),
                             StageSizes(runner_options_.stages),
                             100 * Simulate(runner_options_.schedule, {})->bubble);
-  return {
+  std::vector<std::string> lines = {
       absl::StrFormat("model     %s, %.2fM parameters, %.2fM trained, computed in %s",
                       model_.config.json.value("model_type", "?"), total * 1e-6, trained * 1e-6,
                       Dtype_Name(recipe_.proto.model().dtype())),
@@ -199,6 +213,9 @@ std::vector<std::string> Engine::Describe() const {
           "held/rank weights %s, gradients %s, master weights %s, optimizer %s, gathered units %s",
           HumanBytes(held.weights), HumanBytes(held.gradients), HumanBytes(held.master_weights),
           HumanBytes(optimizer_->state_bytes()), HumanBytes(held.gathered))};
+  for (std::string& line : DescribeQuantized(parameters_->options(), mesh_.shard().size()))
+    lines.push_back(std::move(line));
+  return lines;
 }
 
 }  // namespace shoal

@@ -54,13 +54,14 @@ absl::StatusOr<std::map<std::string, std::string>> WhatIsTrained(const Recipe& r
   return values;
 }
 
-// The reduced gradients of this rank's shard, as they are after a step: not clipped.
-std::vector<StatePiece> GradientPieces(const ShardedParameters& parameters) {
+// The reduced gradients of this rank's shard after a step: not clipped, but without its loss scale.
+std::vector<StatePiece> GradientPieces(const ShardedParameters& parameters, double loss_scale) {
   std::vector<StatePiece> pieces;
   for (const auto& unit : parameters.units()) {
     if (!unit->trainable()) continue;
     const OptimizerSlice slice = unit->optimizer_slice();
     const int64_t begin = unit->shard_begin();
+    const Tensor gradients = loss_scale == 1 ? slice.gradients : slice.gradients / loss_scale;
     for (const auto& [spec, whole, offset] :
          slice.layout->RunsOf(begin, begin + slice.shard_numel)) {
       if (!whole.owned) continue;
@@ -68,7 +69,7 @@ std::vector<StatePiece> GradientPieces(const ShardedParameters& parameters) {
           {.name = absl::StrCat(kGradientKind, "/", spec.name),
            .shape = spec.memory_shape(),
            .begin = whole.first,
-           .data = slice.gradients.narrow(0, begin - slice.begin + offset, whole.count)});
+           .data = gradients.narrow(0, begin - slice.begin + offset, whole.count)});
     }
   }
   return pieces;
@@ -162,7 +163,8 @@ absl::Status RecordHook::AfterStep(const Trainer& trainer, const StepMetrics& me
   record.loss = metrics.loss;
   record.grad_norm = metrics.grad_norm;
   std::vector<StatePiece> pieces = ToStatePieces(parts_.optimizer.PiecesToSave());
-  for (StatePiece& piece : GradientPieces(parts_.parameters)) pieces.push_back(std::move(piece));
+  for (StatePiece& piece : GradientPieces(parts_.parameters, metrics.loss_scale))
+    pieces.push_back(std::move(piece));
   return Save(ToTrainerState(record), pieces);
 }
 

@@ -32,11 +32,15 @@ MeshShape ShapeOf(const MeshPlan& plan) {
 }
 
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group) {
-  ZeroOptions options{.stage = recipe.zero().stage(),
-                      .compute_dtype = ComputeDtype(recipe),
-                      .gradient_dtype = at::kFloat,
-                      .micro_batches = static_cast<int>(batch.accumulation),
-                      .reduce_every_micro_batch = recipe.run().deterministic()};
+  ZeroOptions options{
+      .stage = recipe.zero().stage(),
+      .compute_dtype = ComputeDtype(recipe),
+      .gradient_dtype = at::kFloat,
+      .micro_batches = static_cast<int>(batch.accumulation),
+      .reduce_every_micro_batch = recipe.run().deterministic(),
+      .split_master = recipe.optimizer().master_weights() == OptimizerSection::split,
+      .quantized_weights = recipe.zero().quantized_weights(),
+      .quantized_gradients = recipe.zero().quantized_gradients()};
   const ParallelismSection& parallelism = recipe.parallelism();
   const bool halves = parallelism.pipeline_schedule() == ParallelismSection::zb_h1 ||
                       parallelism.pipeline_schedule() == ParallelismSection::zbv;
@@ -50,7 +54,10 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Sh
   const bool adds_up = batch.accumulation > 1;
   switch (recipe.zero().gradient_dtype()) {
     case ZeroSection::auto_dtype:
-      options.gradient_dtype = adds_up ? options.master_dtype() : options.compute_dtype;
+      // Scaled gradients keep their range in float32 alone.
+      options.gradient_dtype = adds_up || options.compute_dtype == at::kHalf
+                                   ? options.master_dtype()
+                                   : options.compute_dtype;
       break;
     case ZeroSection::gradient_float32:
       options.gradient_dtype = options.master_dtype();

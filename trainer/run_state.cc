@@ -8,11 +8,19 @@
 namespace shoal {
 
 Trainer::Options TrainerOptionsOf(const Recipe& recipe, int64_t num_steps) {
+  std::optional<LossScaling> loss_scaling;
+  if (recipe.model().dtype() == float16) {
+    const LossScalingSection& given = recipe.training().loss_scaling();
+    loss_scaling = {.initial_scale = given.initial_scale(),
+                    .growth_interval = given.growth_interval(),
+                    .min_scale = given.min_scale()};
+  }
   return {.num_steps = num_steps,
           .max_grad_norm = recipe.training().max_grad_norm(),
           .learning_rate = LrScheduleOf(recipe, num_steps),
           .stop_on_non_finite = recipe.training().nan_policy() == TrainingSection::stop,
-          .max_skipped_steps = recipe.training().max_skipped_steps()};
+          .max_skipped_steps = recipe.training().max_skipped_steps(),
+          .loss_scaling = loss_scaling};
 }
 
 absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook(const LoadedRecipe& recipe,
@@ -76,8 +84,12 @@ TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& 
 TrainProgress ProgressOf(const TrainerState& state) {
   return {.step = state.step(),
           .updates = state.step() - state.skipped_steps(),
+  std::optional<LossScale> loss_scale;
+  if (state.has_loss_scale())
+    loss_scale = {.scale = state.loss_scale(), .finite_steps = state.finite_steps()};
           .tokens = state.tokens(),
-          .skipped_in_a_row = state.skipped_in_a_row()};
+          .skipped_in_a_row = state.skipped_in_a_row(),
+          .loss_scale = loss_scale};
 }
 
 }  // namespace shoal

@@ -18,6 +18,14 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
+void Trainer::Resume(const TrainProgress& progress) {
+  progress_ = progress;
+  if (!options_.loss_scaling)
+    progress_.loss_scale.reset();
+  else if (!progress_.loss_scale)
+    progress_.loss_scale = LossScale{.scale = options_.loss_scaling->initial_scale};
+}
+
 absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   const auto start = std::chrono::steady_clock::now();
   TraceSpan span(TraceKind::kOther, "step");
@@ -31,7 +39,8 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
     return parts_.batches.MicroBatches(progress_.step);
   }());
   StepMetrics metrics{.step = progress_.step + 1,
-                      .learning_rate = options_.learning_rate.At(progress_.step)};
+                      .learning_rate = options_.learning_rate.At(progress_.step),
+                      .loss_scale = progress_.loss_scale ? progress_.loss_scale->scale : 1.0};
   double count = 0;
   for (const Batch& batch : micro_batches) {
     count += parts_.runner.Count(batch);
@@ -42,24 +51,32 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
 
   ObjectiveMetrics objective = parts_.runner.MakeMetrics();
   RoutingTotals routing = parts_.runner.MakeRoutingTotals();
-  const double local_loss = parts_.runner.ForwardBackward(
-      micro_batches,
-      {.denominator = count > 0 ? count : 1.0, .tokens = static_cast<double>(metrics.tokens)},
-      objective, routing);
+  const double local_loss =
+      parts_.runner.ForwardBackward(micro_batches,
+                                    {.denominator = count > 0 ? count : 1.0,
+                                     .tokens = static_cast<double>(metrics.tokens),
+                                     .loss_scale = metrics.loss_scale},
+                                    objective, routing);
   metrics.loss = SumOverRanks(mesh.control(), mesh.reports_loss() ? local_loss : 0.0);
   {
     const TraceSpan norm(TraceKind::kOther, "gradient norm");
     metrics.grad_norm = GlobalGradNorm(parts_.parameters.optimizer_slices(), mesh.shard_control(),
-                                       mesh.model_control(), mesh.expert() != nullptr);
+                                       mesh.model_control(), mesh.expert() != nullptr) /
+                        metrics.loss_scale;
   }
   metrics.objective = objective.Reduce(mesh);
   for (auto& figure : routing.Reduce(mesh)) metrics.objective.push_back(std::move(figure));
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
     const TraceSpan update(TraceKind::kOptimizer, "optimizer");
-    parts_.optimizer.Step({.learning_rate = metrics.learning_rate,
-                           .grad_scale = ClipScale(metrics.grad_norm, options_.max_grad_norm),
-                           .step = ++progress_.updates});
+    parts_.optimizer.Step(
+        {.learning_rate = metrics.learning_rate,
+         .grad_scale = ClipScale(metrics.grad_norm, options_.max_grad_norm) / metrics.loss_scale,
+         .step = ++progress_.updates});
+  }
+  if (options_.loss_scaling) {
+    progress_.loss_scale =
+        NextLossScale(*options_.loss_scaling, *progress_.loss_scale, metrics.skipped);
   }
   ++progress_.step;
   progress_.tokens += metrics.tokens;
@@ -70,6 +87,16 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
 }
 
 absl::Status Trainer::CountSkipped(const StepMetrics& metrics) {
+  if (options_.loss_scaling) {
+    if (progress_.loss_scale->scale >= options_.loss_scaling->min_scale) return absl::OkStatus();
+    return absl::AbortedError(absl::StrCat(
+        "step ", metrics.step, ": loss ", metrics.loss, ", gradient norm ", metrics.grad_norm,
+        " at loss scale ", metrics.loss_scale,
+        ", half of which is below "
+        "training.loss_scaling.min_scale ",
+        options_.loss_scaling->min_scale,
+        ". Weights are as they were before. Lower optimizer.learning_rate, or train in bfloat16."));
+  }
   progress_.skipped_in_a_row = metrics.skipped ? progress_.skipped_in_a_row + 1 : 0;
   const int64_t limit = options_.stop_on_non_finite ? 1 : options_.max_skipped_steps;
   if (progress_.skipped_in_a_row < limit) return absl::OkStatus();

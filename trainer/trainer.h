@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "trainer/batch_source.h"
 #include "trainer/block_runner.h"
 
+#include "trainer/loss_scale.h"
 namespace shoal {
 
 // What a step did. Equal on every rank, but for `seconds`.
@@ -26,7 +28,8 @@ struct StepMetrics {
   int64_t bytes_sent = 0;         // By this rank, along all axes of the mesh
   int64_t peak_tensor_bytes = 0;  // Of this rank in this step; 0 where nothing counts them
   double seconds = 0;
-  bool skipped = false;  // Loss or gradients were not finite: weights and states are as before
+  double loss_scale = 1;  // Of this step's gradients, where the optimizer finds them
+  bool skipped = false;   // Loss or gradients were not finite: weights and states are as before
   // The objective's means (see ObjectiveMetrics), and what routers did (see RoutingTotals).
   std::vector<std::pair<std::string, double>> objective;
 };
@@ -36,7 +39,8 @@ struct TrainProgress {
   int64_t step = 0;     // Steps taken, skipped ones included
   int64_t updates = 0;  // Steps whose update was applied: the optimizer's own count
   int64_t tokens = 0;
-  int64_t skipped_in_a_row = 0;
+  int64_t skipped_in_a_row = 0;                        // Not for overflow under loss scaling
+  std::optional<LossScale> loss_scale = std::nullopt;  // Of the next step; empty: as it begins
 };
 
 class Trainer;
@@ -66,12 +70,17 @@ class Trainer {
     ShardedParameters& parameters;
     ShardedOptimizer& optimizer;
     BatchSource& batches;
+    // Set: non-finite gradients are those of too large a scale, and end the run only at the
+    // smallest.
+    std::optional<LossScaling> loss_scaling = std::nullopt;
   };
 
-  Trainer(const Options& options, const Parts& parts) : options_(options), parts_(parts) {}
+  Trainer(const Options& options, const Parts& parts) : options_(options), parts_(parts) {
+    Resume({});
+  }
 
   void AddHook(std::unique_ptr<Hook> hook) { hooks_.push_back(std::move(hook)); }
-  void Resume(const TrainProgress& progress) { progress_ = progress; }
+  void Resume(const TrainProgress& progress);
 
   // One optimizer step. Collective over the mesh. A failed collective throws CommError.
   absl::StatusOr<StepMetrics> TrainStep();

@@ -3,6 +3,7 @@
 #include "absl/strings/str_format.h"
 #include "checkpoint/agreement.h"
 #include "core/status.h"
+#include "trainer/hooks/loss_scale_hook.h"
 #include "trainer/hooks/save_hook.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_state.h"
@@ -133,6 +134,8 @@ absl::Status TrainingRun::Train() {
           .saved_step = resumed_ ? progress_.step : -1},
       environment_.files, engine_->mesh(), engine_->optimizer(), *eval, environment_.log);
   trainer.AddHook(std::move(log));
+  if (trainer.options().loss_scaling)
+    trainer.AddHook(std::make_unique<LossScaleHook>(environment_.log));
   trainer.AddHook(std::move(eval));
   trainer.AddHook(std::move(save));
   AddProfileHook(recipe, environment_, rows, trainer);

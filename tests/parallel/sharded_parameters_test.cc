@@ -193,5 +193,86 @@ TEST(ShardedParameters, GathersWhatWasWrittenToTheMasterWeights) {
   }
 }
 
+std::vector<BlockParameters> LargeBlocks() {
+  return {{.specs = {Spec("embed", {70, 9}), Spec("frozen", {401}, false)},
+           .ties = {std::nullopt, std::nullopt}},
+          {.specs = {Spec("w", {1001})}, .ties = {std::nullopt}}};
+}
+
+// An owned weight, by its place in the unit.
+double WeightAt(int64_t i) { return std::sin(0.1 * static_cast<double>(i)) * std::exp(i % 7); }
+
+TEST(ShardedParameters, QuantizedWeightsAreTheSameOnEveryRankAndNearTheExactOnes) {
+  for (at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16}) {
+    for (int ranks : {1, 3}) {
+      for (bool overlap : {false, true}) {
+        const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
+          ShardedParameters parameters(
+              LargeBlocks(),
+              {.stage = 3, .compute_dtype = dtype, .overlap = overlap, .quantized_weights = true},
+              {comm});
+          for (const auto& unit : parameters.units()) {
+            Tensor owned = unit->owned_weights_to_write();
+            for (int64_t i = 0; i < owned.numel(); ++i)
+              owned[i] = WeightAt(unit->owned_begin() + i);
+          }
+          parameters.SyncFromMaster();
+          double most = 0;
+          for (int b : {0, 1}) {
+            for (const Parameter& weight : parameters.BeginForward(b)) {
+              const Tensor mine = weight.value.detach().contiguous().view({-1});
+              Tensor all = at::zeros({ranks * mine.numel()}, mine.scalar_type());
+              comm.AllGather(all, mine);
+              for (int r = 0; r < ranks; ++r)
+                EXPECT_TRUE(at::equal(all.narrow(0, r * mine.numel(), mine.numel()), mine));
+              for (int64_t i = 0; i < mine.numel(); ++i)
+                most = std::max(most, std::abs(mine[i].item<double>() - WeightAt(i)));
+            }
+          }
+          // A block's largest number is e^6 at most.
+          const double rounding = dtype == at::kBFloat16 ? std::exp(6) / 256 : 1e-4;
+          EXPECT_LE(most, (ranks > 1 ? std::exp(6) / 254 : 0) + rounding);
+          if (ranks > 1) {
+            EXPECT_GT(most, std::exp(6) / 600);
+          }
+          return absl::OkStatus();
+        });
+        ASSERT_TRUE(status.ok()) << status;
+      }
+    }
+  }
+}
+
+// Each rank's part of a sum is off by what the header of quantized_blocks.h allows.
+TEST(ShardedParameters, QuantizedGradientsAreNearTheExactOnesAndTheSameAgain) {
+  for (int stage : {2, 3}) {
+    for (int ranks : {1, 4}) {
+      for (int micro_batches : {1, 3}) {
+        std::vector<std::vector<double>> runs;
+        for (bool quantized : {false, true, true}) {
+          const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
+            ShardedParameters parameters(
+                Blocks(),
+                {.stage = stage, .micro_batches = micro_batches, .quantized_gradients = quantized},
+                {comm});
+            RunStep(parameters, comm.rank());
+            const auto all = GatheredGradients(parameters, comm);
+            if (comm.rank() == 0) runs.push_back(all);
+            return absl::OkStatus();
+          });
+          ASSERT_TRUE(status.ok()) << status;
+        }
+        EXPECT_EQ(runs[1], runs[2]);
+        double most = 0;
+        for (size_t i = 0; i < runs[0].size(); ++i)
+          most = std::max(most, std::abs(runs[1][i] - runs[0][i]));
+        // Made-up gradients are at most 1 from each of two blocks.
+        EXPECT_LE(most, ranks == 1 ? 0 : ranks * micro_batches * 2.001 / 254);
+        EXPECT_EQ(most > 0, ranks > 1);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace shoal

@@ -137,6 +137,14 @@ void ExpectAsPlanned(const TrainingJob& job) {
 TEST(Plan, ZeroStages) {
   for (int stage = 0; stage <= 3; ++stage) {
     for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+int64_t MasterBytes(const TrainingJob& job) {
+  const MeasuredJob measured = Measure(job);
+  for (const auto& [what, bytes] : measured.ranks[0]) {
+    if (what == "master weights") return bytes;
+  }
+  return -1;
+}
+
       for (int micro_batches : {1, 3}) {
         for (bool deterministic : {true, false}) {
           for (int replicate : {1, 2}) {
@@ -158,6 +166,63 @@ TEST(Plan, ZeroStages) {
 TEST(Plan, OverlapTakesASecondSetOfBuffers) {
   for (int stage = 0; stage <= 3; ++stage) {
     for (const char* model : {"llama", "llama-tied"}) {
+TEST(Plan, SplitMasterWeightsTakeTwoBytes) {
+  for (int stage = 0; stage <= 3; ++stage) {
+    for (const char* rule : {"adamw", "muon"}) {
+      for (const bool freezes : {false, true}) {
+        TrainingJob job{.dtype = at::kBFloat16,
+                        .ranks = 4,
+                        .tensor = 2,
+                        .stage = stage,
+                        .rule = rule,
+                        .ema_decay = 0.5};
+        if (freezes) job.freeze = {"mlp"};
+        ExpectAsPlanned(job);
+        const int64_t whole = MasterBytes(job);
+        job.split_master = true;
+        ExpectAsPlanned(job);
+        EXPECT_EQ(2 * MasterBytes(job), whole) << Describe(job);
+      }
+    }
+  }
+}
+
+TEST(Plan, QuantizedWeightsAndGradients) {
+  for (int stage : {2, 3}) {
+    for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      for (int which = 1; which <= 3; ++which) {
+        if (stage == 2 && which != 2) continue;
+        for (int replicate : {1, 2}) {
+          ExpectAsPlanned({.model = replicate == 1 ? "llama" : "llama-tied",
+                           .dtype = dtype,
+                           .ranks = 6 * replicate,
+                           .replicate = replicate,
+                           .tensor = 2,
+                           .stage = stage,
+                           .micro_batches = 3,
+                           .overlap = replicate == 2,
+                           .quantized_weights = which != 2,
+                           .quantized_gradients = which != 1,
+                           .freeze = {"mlp.up"}});
+        }
+      }
+    }
+  }
+  ExpectAsPlanned({.model = "mixtral-all",
+                   .dtype = at::kFloat,
+                   .ranks = 4,
+                   .expert = 2,
+                   .stage = 3,
+                   .quantized_weights = true,
+                   .quantized_gradients = true});
+  ExpectAsPlanned({.dtype = at::kFloat, .ranks = 1, .stage = 3, .quantized_weights = true});
+}
+
+TEST(Plan, Float16) {
+  for (int stage = 0; stage <= 3; ++stage)
+    ExpectAsPlanned({.dtype = at::kHalf, .ranks = 4, .tensor = 2, .stage = stage});
+}
+
       ExpectAsPlanned({.model = model,
                        .dtype = at::kBFloat16,
                        .ranks = 4,

@@ -31,6 +31,10 @@ struct TrainingJob {
   double max_grad_norm = 0.5;
   bool deterministic = true;
   bool overlap = false;
+  bool split_master = false;
+  bool quantized_weights = false;
+  bool quantized_gradients = false;
+  std::optional<LossScaling> loss_scaling = std::nullopt;
   bool sgd = false;       // Else AdamW. SGD sees the gradients' scale
   std::string rule = {};  // As a recipe's optimizer.name: instead of both
   bool groups = false;    // Some weights with a learning rate and a weight decay of their own

@@ -50,6 +50,7 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
     const Figures figures = more_();
     row.extra.insert(row.extra.end(), figures.begin(), figures.end());
   }
+  if (trainer.options().loss_scaling) row.extra.emplace_back("loss_scale", metrics.loss_scale);
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
   steps_ = tokens_ = peak_tensor_bytes_ = 0;
   seconds_ = 0;

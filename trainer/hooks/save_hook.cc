@@ -15,6 +15,10 @@ absl::Status SaveHook::Save(const TrainProgress& progress) {
   state.set_tokens(progress.tokens);
   state.set_skipped_steps(progress.step - progress.updates);
   state.set_skipped_in_a_row(progress.skipped_in_a_row);
+  if (progress.loss_scale) {
+    state.set_loss_scale(progress.loss_scale->scale);
+    state.set_finite_steps(progress.loss_scale->finite_steps);
+  }
   state.mutable_data()->set_sequences(progress.step * options_.global_batch_size);
   state.set_trained_seconds(state.trained_seconds() + trained_seconds_);
   state.set_wall_time(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));

@@ -64,7 +64,8 @@ double MemoryBytes() {
 
 double Hardware::MatrixFlopsOf(at::ScalarType dtype) const {
   if (dtype == at::kDouble) return matrix_flops.float64;
-  return dtype == at::kBFloat16 ? matrix_flops.bfloat16 : matrix_flops.float32;
+  // These accelerators multiply both 16-bit types alike; this program widens float16 on processors.
+  return c10::isReducedFloatingType(dtype) ? matrix_flops.bfloat16 : matrix_flops.float32;
 }
 
 const Hardware::Link& Hardware::LinkOver(int64_t extent) const {
@@ -111,7 +112,7 @@ Hardware MeasureThisMachine(const MeasureOptions& options) {
                     .matrix_efficiency = 0.8};
   Hardware::MatrixFlops& peaks = hardware.matrix_flops;
   (options.dtype == at::kDouble     ? peaks.float64
-   : options.dtype == at::kBFloat16 ? peaks.bfloat16
+   : c10::isReducedFloatingType(options.dtype) ? peaks.bfloat16
                                     : peaks.float32) = flops;
   // Ranks read one another's memory. A call is a few turns of waiting for all (parallel/comm/).
   hardware.inside_host = {.bytes_per_second = memory.copy_bytes_per_second * share,

@@ -99,10 +99,15 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
     if (!unit.trainable) continue;
     if (zero.stage < 2) held.gradients += unit.count * gradient * padded;
     if (zero.reduces_each_micro_batch()) held.gradients += unit.count * gradient * shard;
-    if (zero.has_master_copy())
-      held.master_weights +=
-          unit.count * Size(zero.master_dtype()) * (zero.stage == 0 ? padded : shard);
+    held.master_weights +=
+        unit.count * zero.master_copy_bytes() * (zero.stage == 0 ? padded : shard);
   }
+  int64_t packed = 0;
+  for (const UnitSize& unit : units) {
+    packed = std::max(packed, zero.packed_bytes(unit.shard_numel(mesh), unit.shards(mesh),
+                                                unit.trainable));
+  }
+  held.gathered += packed;
   for (const auto& of_kind : largest) {
     held.gathered +=
         (zero.overlap ? 2 : 1) * (buffers(of_kind[false], false) + buffers(of_kind[true], true));

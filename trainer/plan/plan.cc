@@ -38,10 +38,13 @@ RankWork WorkOf(const PlanJob& job, const ModelOutline& model, const RankOutline
   for (const UnitSize& unit : rank.units)
     numel += static_cast<double>(unit.count) * static_cast<double>(unit.numel);
   work.memory_bytes += m * numel * weight_bytes;
-  // The update reads gradients; it reads and writes weights and states; it writes the rounded copy.
+  // The update reads gradients; it reads and writes weights and states; it writes the rounded copy,
+  // which is a part of weights that are split.
   const double master = ElementBytes(job.zero.master_dtype());
-  const double update = ElementBytes(job.zero.gradient_dtype) + 2 * master +
-                        (job.zero.has_master_copy() ? ElementBytes(job.zero.compute_dtype) : 0);
+  const double update =
+      ElementBytes(job.zero.gradient_dtype) + 2 * master +
+      (job.zero.has_master_copy() && !job.zero.split_master ? ElementBytes(job.zero.compute_dtype)
+                                                            : 0);
   work.optimizer_bytes = update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh)) +
                          2 * static_cast<double>(OptimizerBytesOf(rank.units, job));
   return work;

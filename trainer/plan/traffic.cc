@@ -5,6 +5,7 @@
 
 #include "kernels/cross_entropy.h"
 #include "parallel/comm/signature.h"
+#include "parallel/quantized_blocks.h"
 
 namespace shoal {
 namespace {
@@ -51,7 +52,12 @@ void AddUnit(const UnitSize& unit, const PlanJob& job, int tied_ranks, Traffic& 
   const int64_t shard = unit.shard_numel(job.mesh);
   const int64_t padded = unit.padded_numel(job.mesh);
   const Group weights(unit.shards(job.mesh), zero.compute_dtype);
-  if (zero.stage == 3) weights.Call(traffic.shard_passes, kAllGather, shard, 2 * m * count);
+  const Group packed(unit.shards(job.mesh), at::kByte);
+  const int64_t packed_bytes = QuantizedBytes(shard);
+  if (zero.stage == 3 && zero.quantized_weights)
+    packed.Call(traffic.shard_passes, kAllGather, packed_bytes, 2 * m * count);
+  else if (zero.stage == 3)
+    weights.Call(traffic.shard_passes, kAllGather, shard, 2 * m * count);
   if (!unit.trainable) return;
 
   const Group gradients(unit.shards(job.mesh), zero.gradient_dtype);
@@ -63,7 +69,11 @@ void AddUnit(const UnitSize& unit, const PlanJob& job, int tied_ranks, Traffic& 
         .Call(traffic.tensor, kAllReduce, unit.partial_numel, reductions * count);
   }
   if (each) {
-    gradients.Call(traffic.shard_passes, kReduceScatter, shard, reductions * count);
+    if (zero.quantized_gradients)
+      packed.Call(traffic.shard_passes, kAllToAll, unit.shards(job.mesh) * packed_bytes,
+                  reductions * count);
+    else
+      gradients.Call(traffic.shard_passes, kReduceScatter, shard, reductions * count);
     replicas.Call(traffic.replicate, kAllReduce, shard, count);
     if (zero.stage == 0) gradients.Call(traffic.shard_end, kAllGather, shard, count);
   } else if (zero.stage == 0) {
