@@ -43,6 +43,9 @@ struct ParameterSpec {
   Initializer init;
   bool decay = true;      // Weight decay applies (norms, biases and embeddings may opt out)
   bool trainable = true;  // Frozen weights get no gradient and no optimizer state
+  // Not trained by gradients: a rule of its own writes it, if it is trainable, the same on all ranks
+  // (trainer/router_bias.h). Each rank holds it whole, in master precision.
+  bool buffer = false;
   TensorCut cut;
   // Of ranks that hold the same elements beside data parallelism (tensor-parallel ranks, tied
   // weights of two pipeline stages) one owns them: it saves them and counts them in norms.
@@ -60,6 +63,7 @@ struct ParameterSpec {
   double learning_rate_multiplier = 1;
   std::optional<double> weight_decay;  // Instead of the optimizer's, whatever `decay` says
 
+  bool has_gradient() const { return trainable && !buffer; }
   int64_t numel() const {
     int64_t n = 1;
     for (int64_t size : shape) n *= size;

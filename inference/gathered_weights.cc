@@ -38,11 +38,11 @@ uint64_t HashBits(uint64_t stream, int64_t begin, const void* data, int64_t coun
   return sum;
 }
 
-// The specs of a block's own weights (borrowed ones are another block's).
+// The specs of a block's own weights (borrowed ones are another block's), without its buffers.
 std::vector<ParameterSpec> OwnSpecs(const Block& block) {
   std::vector<ParameterSpec> specs;
   for (size_t i = 0; i < block.parameters().size(); ++i) {
-    if (!block.ties()[i]) specs.push_back(block.parameters()[i]);
+    if (!block.ties()[i] && !block.parameters()[i].buffer) specs.push_back(block.parameters()[i]);
   }
   return specs;
 }
@@ -222,11 +222,26 @@ void GatheredWeights::BindCopies(const std::vector<Tensor>& flats) {
     for (size_t i = 0; i < block.parameters().size(); ++i) {
       if (const std::optional<TiedTo>& tie = block.ties()[i]) {
         parameters.push_back(weights_[tie->block][tie->parameter]);
+      } else if (block.parameters()[i].buffer) {
+        parameters.push_back(
+            {.value = CopyBuffer(block.parameters()[i], stage_of_block_[b]), .grad = {}});
       } else {
         parameters.push_back({.value = layout.View(flat, own++), .grad = {}});
       }
     }
   }
+}
+
+// Every rank of the stage holds it whole.
+Tensor GatheredWeights::CopyBuffer(const ParameterSpec& spec, int stage) {
+  Communicator& pipeline = source_.mesh.pipeline();
+  Tensor value = at::empty(spec.shape, source_.parameters.options().master_dtype());
+  if (pipeline.rank() == stage) {
+    const Place& place = places_.at(spec.name);
+    value.copy_(source_.parameters.units()[place.unit]->parameters()[place.index].value);
+  }
+  if (pipeline.size() > 1) pipeline.Broadcast(value, stage);
+  return value;
 }
 
 Tensor GatheredWeights::WholeBlock(int b, const Tensor& mine) {
@@ -265,8 +280,11 @@ const Model& GatheredWeights::LocalModel() const {
 int64_t GatheredWeights::held_bytes() const {
   if (UsesInPlace() || weights_.empty()) return 0;
   int64_t bytes = 0;
-  for (const ParameterSpec& spec : model_.unique_parameters())
-    bytes += spec.numel() * static_cast<int64_t>(weights_[0][0].value.element_size());
+  for (size_t b = 0; b < model_.blocks.size(); ++b) {
+    for (size_t i = 0; i < model_.blocks[b]->parameters().size(); ++i)
+      bytes +=
+          model_.blocks[b]->ties()[i] ? 0 : static_cast<int64_t>(weights_[b][i].value.nbytes());
+  }
   return bytes;
 }
 

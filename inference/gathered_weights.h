@@ -82,6 +82,7 @@ class GatheredWeights {
   void CopyLocalBlocks(std::vector<Tensor>& flats);
   void ShareOverStages(std::vector<Tensor>& flats);
   void BindCopies(const std::vector<Tensor>& flats);
+  Tensor CopyBuffer(const ParameterSpec& spec, int stage);
   Tensor WholeBlock(int block, const Tensor& mine);
   uint64_t HashOfGathered() const;
 

@@ -26,11 +26,30 @@ const std::vector<std::string>& SlotNames() {
                                       "embedding.observations.weight",
                                       "embedding.observations.bias",
                                       "head.weight",
-                                      "head.bias"};
-    for (const char* module : {"layer.attention_norm", "layer.q", "layer.k", "layer.v", "layer.qkv",
-                               "layer.o", "layer.mlp_norm", "layer.gate", "layer.up", "layer.down",
-                               "layer.router", "layer.experts.gate", "layer.experts.up",
-                               "layer.experts.down", "head.norm", "layer.convolution", "dense"}) {
+                                      "head.bias",
+                                      "layer.router.selection_bias"};
+    for (const char* module : {"layer.attention_norm",
+                               "layer.q",
+                               "layer.k",
+                               "layer.v",
+                               "layer.qkv",
+                               "layer.o",
+                               "layer.mlp_norm",
+                               "layer.gate",
+                               "layer.up",
+                               "layer.down",
+                               "layer.router",
+                               "layer.experts.gate",
+                               "layer.experts.up",
+                               "layer.experts.down",
+                               "layer.shared.gate",
+                               "layer.shared.up",
+                               "layer.shared.down",
+                               "layer.q_norm",
+                               "layer.k_norm",
+                               "head.norm",
+                               "layer.convolution",
+                               "dense"}) {
       slots.push_back(absl::StrCat(module, ".weight"));
       slots.push_back(absl::StrCat(module, ".bias"));
     }
@@ -148,7 +167,8 @@ class FamilyParser {
 
   void ParseStack() {
     CheckKeys(Section("stack"), "stack",
-              {"kind", "positions", "norm", "attention", "mlp", "linear", "residual_init"});
+              {"kind", "positions", "norm", "attention", "qk_norm", "mlp", "router", "linear",
+               "residual_init"});
     StackOptions& stack = family_.stack;
     if (Section("stack").Find("kind"))
       stack.kind = static_cast<StackOptions::Kind>(Choice("kind", {"decoder", "image_classifier"}));
@@ -162,7 +182,15 @@ class FamilyParser {
     stack.attention = static_cast<StackOptions::Attention>(Choice("attention", {"split", "fused"}));
     stack.mlp = static_cast<StackOptions::Mlp>(Choice("mlp", {"gated", "plain", "experts"}));
     stack.linear = static_cast<StackOptions::Linear>(Choice("linear", {"out_in", "in_out"}));
-    if (stack.mlp == StackOptions::Mlp::kExperts && stack.linear != StackOptions::Linear::kOutIn)
+    const bool experts = stack.mlp == StackOptions::Mlp::kExperts;
+    if (Section("stack").Find("qk_norm"))
+      stack.qk_norm = static_cast<StackOptions::QkNorm>(Choice("qk_norm", {"none", "head"}));
+    if (const YamlNode::Entry* router = Section("stack").Find("router")) {
+      stack.router =
+          static_cast<StackOptions::Router>(Choice("router", {"softmax", "biased_sigmoid"}));
+      if (!experts) Error(router->origin, "stack.router", "is of stack.mlp: experts");
+    }
+    if (experts && stack.linear != StackOptions::Linear::kOutIn)
       Error(Section("stack").origin, "stack.linear", "must be out_in with mlp: experts");
     stack.residual_init =
         static_cast<StackOptions::ResidualInit>(Choice("residual_init", {"plain", "depth_scaled"}));
@@ -195,9 +223,10 @@ class FamilyParser {
                                 ? IsRequiredModelValue(name)
                                 : IsImageClassifierValue(name);
       const bool has_experts = family_.stack.mlp == StackOptions::Mlp::kExperts;
-      if ((required || (has_experts && IsExpertValue(name))) && !seen.contains(name)) {
+      if ((required || (has_experts && IsExpertValue(name, /*required=*/true))) &&
+          !seen.contains(name)) {
         Error(config.origin, absl::StrCat("config.", name), "is missing");
-      } else if (!has_experts && IsExpertValue(name) && seen.contains(name)) {
+      } else if (!has_experts && IsExpertValue(name, /*required=*/false) && seen.contains(name)) {
         Error(config.origin, absl::StrCat("config.", name), "is of stack.mlp: experts");
       }
     }
@@ -255,14 +284,16 @@ class FamilyParser {
 
   void ParseOnly() {
     for (const YamlNode::Entry& entry : Section("only").entries) {
-      const std::string text = entry.value.IsNull() ? "null" : entry.value.text;
-      if (!entry.value.IsNull() && !entry.value.IsScalar()) {
+      const bool list = entry.value.IsList() && entry.value.items.size() == 1;
+      const YamlNode& value = list ? entry.value.items[0] : entry.value;
+      const std::string text = value.IsNull() ? "null" : value.text;
+      if (!value.IsNull() && !value.IsScalar())
         Error(entry.origin, absl::StrCat("only.", entry.key), "must be one value");
-      }
       const bool is_word = text != "null" && text != "true" && text != "false";
       double number;
-      family_.only[entry.key] =
+      const std::string json =
           is_word && !absl::SimpleAtod(text, &number) ? absl::StrCat("\"", text, "\"") : text;
+      family_.only[entry.key] = list ? absl::StrCat("[", json, "]") : json;
     }
   }
 
@@ -360,10 +391,6 @@ bool IsImageClassifierValue(const std::string& name) {
       *new std::set<std::string>{"vocab_size",    "hidden_size", "intermediate_size", "num_layers",
                                  "max_positions", "image_size",  "image_channels",    "max_pixel"};
   return names.contains(name);
-}
-
-bool IsExpertValue(const std::string& name) {
-  return name == "num_experts" || name == "experts_per_token" || name == "router_balance_loss";
 }
 
 std::string ModelFamily::WeightName(const std::string& slot, int64_t layer, int64_t expert) const {

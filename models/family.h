@@ -23,6 +23,11 @@ struct StackOptions {
   enum class Attention { kSplit, kFused };      // q, k and v: three matrices, or one
   enum class Mlp { kGated, kPlain, kExperts };  // kExperts: a router, and gated ones
 
+  // Of kExperts. An expert's score is its share of a softmax; or a sigmoid, to which a bias is
+  // added where experts are chosen (Wang et al. 2024; DeepSeek-AI 2024).
+  enum class Router { kSoftmax, kBiasedSigmoid };
+  enum class QkNorm { kNone, kHead };  // kHead: q and k are normed, each head by itself
+
   enum class Linear { kOutIn, kInOut };  // A matrix on disk: (out, in), or (in, out)
   // kDepthScaled: matrices that write to the residual stream start smaller, by 1 / sqrt(2 layers).
   enum class ResidualInit { kPlain, kDepthScaled };
@@ -32,6 +37,8 @@ struct StackOptions {
   Norm norm;
   Attention attention;
   Mlp mlp;
+  Router router = Router::kSoftmax;
+  QkNorm qk_norm = QkNorm::kNone;
   Linear linear;
   ResidualInit residual_init;
 };
@@ -66,8 +73,9 @@ struct ModelFamily {
     double fallback = 0;  // Where config.json does not give it
   };
   std::map<std::string, DropoutKey> dropout;  // By place: embedding, attention or residual
-  std::map<std::string, std::string>
-      only;                          // Key, the one value of it that the blocks support, as JSON
+  // Key, the one value of it that the blocks support, as JSON; a list of one: the one value of its
+  // items.
+  std::map<std::string, std::string> only;
   std::vector<std::string> ignored;  // Keys that change nothing here
 
   StackOptions stack;
@@ -95,8 +103,8 @@ std::vector<std::string> KnownFamilies();
 
 // The values that a family's `config` section may set, and those it must.
 const std::vector<std::string>& ModelValueNames();
-bool IsRequiredModelValue(const std::string& name);  // Of a decoder
-bool IsExpertValue(const std::string& name);         // Of stack.mlp: experts, and required there
+bool IsRequiredModelValue(const std::string& name);          // Of a decoder
+bool IsExpertValue(const std::string& name, bool required);  // Of stack.mlp: experts alone
 bool IsImageClassifierValue(const std::string& name);
 
 }  // namespace shoal

@@ -55,6 +55,13 @@ Json ValueOf(const ModelConfig& c, const std::string& name) {
       {"num_experts", c.num_experts},
       {"experts_per_token", c.experts_per_token},
       {"router_balance_loss", c.router_balance_loss},
+      {"expert_intermediate_size", c.expert_intermediate_size},
+      {"num_shared_experts", c.num_shared_experts},
+      {"num_dense_layers", c.num_dense_layers},
+      {"num_expert_groups", c.num_expert_groups},
+      {"expert_groups_per_token", c.expert_groups_per_token},
+      {"normalize_expert_weights", c.normalize_expert_weights},
+      {"expert_weight_scale", c.expert_weight_scale},
       {"attention_bias", c.attention_bias},
       {"mlp_bias", c.mlp_bias},
       {"tie_word_embeddings", c.tie_word_embeddings},
@@ -127,9 +134,12 @@ std::string HuggingFaceConfig(const ModelConfig& config, at::ScalarType dtype) {
   }
   for (const auto& [place, rate] : family.dropout) SetIfAbsent(json, rate.key, rate.fallback);
   if (family.rope) WriteRope(*family.rope, config, json);
-  // Left out, transformers would fill in the ids of the family's first model.
+  // Left out, transformers would fill in what the family's first model has.
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
     SetIfAbsent(json, key, nullptr);
+  for (const auto& [key, text] : family.only) {
+    if (text == "null") SetIfAbsent(json, key, nullptr);
+  }
   return Pretty(json);
 }
 

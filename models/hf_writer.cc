@@ -13,17 +13,18 @@ namespace {
 std::vector<std::vector<SafetensorsEntry>> DealShards(const Model& model,
                                                       const ExportOptions& options) {
   std::vector<std::vector<SafetensorsEntry>> shards(1);
-  const int64_t element = static_cast<int64_t>(c10::elementSize(options.dtype));
   int64_t bytes = 0;
   for (const ParameterSpec& spec : model.unique_parameters()) {
-    const int64_t more = spec.numel() * element;
+    // Buffers are too fine for fewer bits.
+    const at::ScalarType dtype = spec.buffer ? at::kFloat : options.dtype;
+    const int64_t more = spec.numel() * static_cast<int64_t>(c10::elementSize(dtype));
     if (!shards.back().empty() && bytes + more > options.max_shard_bytes) {
       shards.emplace_back();
       bytes = 0;
     }
     bytes += more;
     shards.back().push_back(
-        {.name = spec.name, .dtype = SafetensorsDtype(options.dtype), .shape = spec.shape});
+        {.name = spec.name, .dtype = SafetensorsDtype(dtype), .shape = spec.shape});
   }
   return shards;
 }

@@ -18,7 +18,7 @@ namespace shoal {
 int64_t Model::num_parameters() const {
   int64_t total = 0;
   for (const ParameterSpec& spec : unique_parameters())
-    total += spec.full_numel() * spec.expert_ranks;
+    total += spec.buffer ? 0 : spec.full_numel() * spec.expert_ranks;
   return total;
 }
 

@@ -18,7 +18,7 @@ struct Model {
   ModelConfig config;
   std::vector<std::unique_ptr<Block>> blocks;  // Embedding, layers, head
 
-  // Elements of all weights, tied ones once; of all ranks.
+  // Elements of all weights, tied ones once, buffers aside; of all ranks.
   int64_t num_parameters() const;
   // Every weight once, in block order: what a file of this model holds.
   std::vector<ParameterSpec> unique_parameters() const;

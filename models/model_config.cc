@@ -5,7 +5,6 @@
 #include <limits>
 #include <map>
 #include <set>
-#include <variant>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -16,48 +15,10 @@
 #include "models/adapters/adapter_folder.h"
 #include "models/config_rope.h"
 #include "models/family.h"
+#include "models/model_values.h"
 
 namespace shoal {
 namespace {
-
-// A value of ModelConfig that a family's `config` section may set.
-struct ModelValue {
-  std::string name;
-  std::variant<int64_t ModelConfig::*, double ModelConfig::*, bool ModelConfig::*,
-               Activation ModelConfig::*>
-      member;
-  double min = 0, max = 0;  // Of numbers
-  bool required = true;
-};
-
-const std::vector<ModelValue>& ModelValues() {
-  static const auto& values = *new std::vector<ModelValue>{
-      {"vocab_size", &ModelConfig::vocab_size, 1, 1 << 30},
-      {"hidden_size", &ModelConfig::hidden_size, 1, 1 << 20},
-      {"intermediate_size", &ModelConfig::intermediate_size, 1, 1 << 24},
-      {"num_layers", &ModelConfig::num_layers, 0, 10000},
-      {"num_heads", &ModelConfig::num_heads, 1, 1 << 16},
-      {"num_key_value_heads", &ModelConfig::num_key_value_heads, 1, 1 << 16},
-      {"head_dim", &ModelConfig::head_dim, 1, 1 << 14},
-      {"max_positions", &ModelConfig::max_positions, 1, 1 << 30},
-      {"activation", &ModelConfig::activation},
-      {"norm_epsilon", &ModelConfig::norm_epsilon, 0, 1},
-      {"initializer_range", &ModelConfig::initializer_range, 0, 10, false},
-      {"observation_size", &ModelConfig::observation_size, 1, 1 << 20, false},
-      {"image_size", &ModelConfig::image_size, 1, 4096, false},
-      {"image_channels", &ModelConfig::image_channels, 1, 1024, false},
-      {"max_pixel", &ModelConfig::max_pixel, 1, 255, false},
-      {"num_experts", &ModelConfig::num_experts, 1, 1 << 16, false},
-      {"experts_per_token", &ModelConfig::experts_per_token, 1, 1 << 16, false},
-      {"router_balance_loss", &ModelConfig::router_balance_loss, 0, 1e6, false},
-      {"attention_bias", &ModelConfig::attention_bias, 0, 0, false},
-      {"mlp_bias", &ModelConfig::mlp_bias, 0, 0, false},
-      {"tie_word_embeddings", &ModelConfig::tie_word_embeddings, 0, 0, false},
-      {"scale_attention", &ModelConfig::scale_attention, 0, 0, false},
-      {"scale_attention_by_layer", &ModelConfig::scale_attention_by_layer, 0, 0, false},
-  };
-  return values;
-}
 
 const std::map<std::string, Activation>& Activations() {
   static const auto& names = *new std::map<std::string, Activation>{
@@ -268,10 +229,27 @@ class ConfigResolver {
   }
 
   void CheckExperts() {
-    if (config_.experts_per_token > config_.num_experts) {
-      Issue(KeyOf("experts_per_token"),
-            absl::StrCat("got ", config_.experts_per_token, ", expected at most ",
-                         KeyOf("num_experts"), " = ", config_.num_experts));
+    if (config_.num_experts == 0) return;
+    if (config_.expert_intermediate_size == 0)
+      config_.expert_intermediate_size = config_.intermediate_size;
+    const auto at_most = [&](const char* name, int64_t got, const char* limit_name, int64_t limit) {
+      if (got <= limit) return;
+      Issue(KeyOf(name),
+            absl::StrCat("got ", got, ", expected at most ", KeyOf(limit_name), " = ", limit));
+    };
+    at_most("experts_per_token", config_.experts_per_token, "num_experts", config_.num_experts);
+    at_most("num_dense_layers", config_.num_dense_layers, "num_layers", config_.num_layers);
+    const int64_t groups = config_.num_expert_groups, chosen = config_.expert_groups_per_token;
+    at_most("expert_groups_per_token", chosen, "num_expert_groups", groups);
+    if (groups == 1) return;
+    // A group is as good as its two best experts.
+    if (config_.num_experts % groups != 0 || config_.num_experts / groups < 2) {
+      Issue(KeyOf("num_expert_groups"),
+            absl::StrCat("got ", groups, ", expected a divisor of ", KeyOf("num_experts"), " = ",
+                         config_.num_experts, " that leaves groups of two or more"));
+    } else {
+      at_most("experts_per_token", config_.experts_per_token, "expert_groups_per_token",
+              config_.num_experts / groups * std::min(chosen, groups));
     }
   }
 
@@ -313,8 +291,19 @@ class ConfigResolver {
   void CheckOnly() {
     for (const auto& [key, text] : family_.only) {
       const Json* given = FindGiven(config_.json, key);
-      if (given && *given != Json::parse(text, nullptr, false)) {
-        Issue(key, absl::StrCat("got ", ShowJson(*given), ", only ", text, " is supported"));
+      if (!given) continue;
+      const Json supported = Json::parse(text, nullptr, false);
+      const bool fits = supported.is_array()
+                            ? given->is_array() && std::all_of(given->begin(), given->end(),
+                                                               [&](const Json& item) {
+                                                                 return item == supported[0];
+                                                               })
+                            : *given == supported;
+      if (!fits) {
+        Issue(key,
+              absl::StrCat("got ", ShowJson(*given), ", only ",
+                           supported.is_array() ? "a list of nothing but " : "",
+                           supported.is_array() ? supported[0].dump() : text, " is supported"));
       }
     }
     if (FindGiven(config_.json, "quantization_config")) {
@@ -394,20 +383,6 @@ absl::StatusOr<ModelConfig> Resolve(Json config, const Json& handwritten,
 }
 
 }  // namespace
-
-const std::vector<std::string>& ModelValueNames() {
-  static const auto& names = *new std::vector<std::string>([] {
-    std::vector<std::string> list;
-    for (const ModelValue& value : ModelValues()) list.push_back(value.name);
-    return list;
-  }());
-  return names;
-}
-
-bool IsRequiredModelValue(const std::string& name) {
-  return std::any_of(ModelValues().begin(), ModelValues().end(),
-                     [&](const ModelValue& value) { return value.name == name && value.required; });
-}
 
 absl::StatusOr<ModelConfig> ModelConfigFromJson(const Json& config, const ConfigOptions& options) {
   if (!config.is_object())

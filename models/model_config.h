@@ -50,10 +50,18 @@ struct ModelConfig {
   // Models of this kind that one pass computes, each on its share of the rows: every weight is
   // (copies, ...), and loss is the sum of the copies' means. Not of config.json.
   int64_t copies = 1;
-  // Of families with experts; 0: none. intermediate_size is an expert's.
+  // Of families with experts; 0: none.
   int64_t num_experts = 0;
   int64_t experts_per_token = 0;
-  double router_balance_loss = 0;  // Weight of the load-balancing loss in training
+  double router_balance_loss = 0;        // Weight of the load-balancing loss in training
+  int64_t expert_intermediate_size = 0;  // Of one expert; intermediate_size if not given
+  int64_t num_shared_experts = 0;        // That every token goes through
+  int64_t num_dense_layers = 0;          // The first layers, which have one MLP instead
+  // Experts stand in groups of equal size; a token chooses from its best ones.
+  int64_t num_expert_groups = 1;
+  int64_t expert_groups_per_token = 1;
+  bool normalize_expert_weights = true;  // To a sum of one a token,
+  double expert_weight_scale = 1;        // times this
   bool attention_bias = false;
   bool mlp_bias = false;
   bool tie_word_embeddings = false;
@@ -73,6 +81,10 @@ struct ModelConfig {
     bool any() const { return embedding > 0 || attention > 0 || residual > 0; }
   };
   Dropout dropout;
+
+  bool has_experts(int64_t layer) const { return num_experts > 0 && layer >= num_dense_layers; }
+  int64_t num_expert_layers() const { return num_experts > 0 ? num_layers - num_dense_layers : 0; }
+  int64_t shared_expert_size() const { return num_shared_experts * expert_intermediate_size; }
 
   // Of generation_config.json if it has them, else of config.json.
   std::optional<int64_t> bos_token_id, pad_token_id;

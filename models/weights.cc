@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
 
+#include "core/dtype.h"
 #include "core/large_pages.h"
 #include "core/random.h"
 #include "models/adapters/adapter_folder.h"
@@ -223,7 +224,8 @@ absl::StatusOr<ModelWeights> MakeWeights(
     // One buffer a block, so that neighbours are one matrix (see projection.h).
     int64_t total = 0;
     for (size_t i = 0; i < block->parameters().size(); ++i) {
-      if (!block->ties()[i]) total += block->parameters()[i].numel();
+      if (!block->ties()[i] && !block->parameters()[i].buffer)
+        total += block->parameters()[i].numel();
     }
     const Tensor flat = EmptyInLargePages(total, dtype, device);
     int64_t offset = 0;
@@ -231,6 +233,12 @@ absl::StatusOr<ModelWeights> MakeWeights(
       const ParameterSpec& spec = block->parameters()[i];
       if (const std::optional<TiedTo>& tie = block->ties()[i]) {
         parameters.push_back(weights[tie->block][tie->parameter]);
+        continue;
+      }
+      if (spec.buffer) {
+        Tensor value = at::zeros(spec.shape, at::TensorOptions(SumDtype(dtype)).device(device));
+        SHOAL_RETURN_IF_ERROR(fill(spec, value));
+        parameters.push_back({.value = value, .grad = Tensor()});
         continue;
       }
       // A tensor-parallel rank's part lies as it does in training (TensorCut).

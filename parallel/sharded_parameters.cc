@@ -20,6 +20,15 @@ ShareGroups GroupsOfUnit(const UnitPlan& plan, const ShareGroups& groups) {
           .tied_stages = groups.tied_stages};
 }
 
+// What a unit is held under.
+ZeroOptions OptionsOfUnit(const UnitPlan& plan, ZeroOptions options) {
+  if (plan.of_buffers()) {
+    options.stage = 0;
+    options.compute_dtype = options.master_dtype();
+  }
+  return options;
+}
+
 }  // namespace
 
 ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
@@ -47,23 +56,15 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
             MakeArenas(largest[true][trainable], trainable, *groups.expert_shard);
     }
   }
-  int64_t packed_bytes = 0;
-  for (const UnitPlan& plan : plans) {
-    const int ranks = GroupsOfUnit(plan, groups).shard.size();
-    packed_bytes = std::max(
-        packed_bytes, options_.packed_bytes(padded(plan) / ranks, ranks, plan.trainable));
-  }
-  const Tensor packed = at::empty({packed_bytes}, at::kByte);
-  arena_bytes_ += packed_bytes;
   for (const UnitPlan& plan : plans) {
     const ShareGroups of_unit = GroupsOfUnit(plan, groups);
-    ShardedUnit::Arenas arenas =
+    const ShardedUnit::Arenas arenas =
         plan.takes_turns()
             ? shared[plan.first_block % shared.size()][plan.of_experts()][plan.trainable]
-            : MakeArenas(padded(plan), plan.trainable, of_unit.shard);
-    arenas.packed = packed;
-    units_.push_back(
-        std::make_unique<ShardedUnit>(plan.specs, plan.trainable, options_, of_unit, arenas));
+        : plan.of_buffers() ? ShardedUnit::Arenas()
+                            : MakeArenas(padded(plan), plan.trainable, of_unit.shard);
+    units_.push_back(std::make_unique<ShardedUnit>(
+        plan.specs, plan.trainable, OptionsOfUnit(plan, options_), of_unit, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
     names_.push_back(blocks[plan.first_block].name);
   }

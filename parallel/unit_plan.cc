@@ -12,6 +12,7 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
   places.resize(blocks.size());
   for (int b = 0; b < static_cast<int>(blocks.size()); ++b) {
     int unit_of[2][2] = {{-1, -1}, {-1, -1}};  // [of experts][trainable]
+    int of_buffers = -1;
     for (size_t i = 0; i < blocks[b].specs.size(); ++i) {
       const ParameterSpec& spec = blocks[b].specs[i];
       if (blocks[b].ties[i]) {
@@ -20,11 +21,13 @@ std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
       }
       // The stages that hold a tied weight cut it alike: it is a unit of its own.
       int alone = -1;
-      int& unit = spec.tied_across_stages ? alone : unit_of[spec.expert_ranks > 1][spec.trainable];
+      int& unit = spec.tied_across_stages ? alone
+                  : spec.buffer           ? of_buffers
+                                          : unit_of[spec.expert_ranks > 1][spec.trainable];
       if (unit < 0) {
         unit = static_cast<int>(plans.size());
         plans.push_back(
-            {.specs = {}, .trainable = spec.trainable, .first_block = b, .last_block = b});
+            {.specs = {}, .trainable = spec.has_gradient(), .first_block = b, .last_block = b});
       }
       places[b].push_back({unit, static_cast<int>(plans[unit].specs.size())});
       plans[unit].specs.push_back(spec);

@@ -22,7 +22,7 @@ struct BlockParameters {
 };
 
 // One unit: a block's trainable weights, or its frozen ones; apart from them, those of experts that
-// ranks share.
+// ranks share, and buffers.
 struct UnitPlan {
   std::vector<ParameterSpec> specs;
   bool trainable;
@@ -31,9 +31,13 @@ struct UnitPlan {
 
   // Its ranks are those that hold the same experts.
   bool of_experts() const { return specs[0].expert_ranks > 1; }
+  // Every rank holds it whole, under any ZeRO stage, in master precision.
+  bool of_buffers() const { return specs[0].buffer; }
   // With the units of other blocks, in one buffer. A block's trainable and frozen units are
   // gathered together, so each kind has its own buffer, as has a unit beside them.
-  bool takes_turns() const { return first_block == last_block && !specs[0].tied_across_stages; }
+  bool takes_turns() const {
+    return first_block == last_block && !specs[0].tied_across_stages && !of_buffers();
+  }
 };
 
 // Where a weight of a block lives: which unit, and its place there.
@@ -42,9 +46,8 @@ struct UnitPlace {
   int index;
 };
 
-// Cuts the blocks' own weights into units (trainable, frozen and shared experts apart) and resolves
-// ties.
-// places[b][i] is of spec i of block b.
+// Cuts the blocks' own weights into units (trainable, frozen, shared experts and buffers apart) and
+// resolves ties. places[b][i] is of spec i of block b.
 std::vector<UnitPlan> PlanUnits(const std::vector<BlockParameters>& blocks,
                                 std::vector<std::vector<UnitPlace>>& places);
 

@@ -35,7 +35,7 @@ std::string NoWeight(const std::string& pattern, const std::vector<BlockParamete
   std::vector<std::string> names;
   for (const BlockParameters& block : blocks) {
     for (const ParameterSpec& spec : block.specs) {
-      if (spec.trainable) names.push_back(spec.name);
+      if (spec.has_gradient()) names.push_back(spec.name);
     }
   }
   const std::string text = absl::StrCat("\"", pattern, "\" matches no weight that is trained");
@@ -104,7 +104,7 @@ void MarkWholeUpdates(const OptimizerSection& optimizer, std::vector<BlockParame
   for (size_t block = 0; block < blocks.size(); ++block) {
     const bool in_layer = block > 0 && block + 1 < blocks.size();
     for (ParameterSpec& spec : blocks[block].specs)
-      spec.whole_update = spec.trainable && IsTakenWhole(optimizer, spec, in_layer);
+      spec.whole_update = spec.has_gradient() && IsTakenWhole(optimizer, spec, in_layer);
   }
 }
 
@@ -125,7 +125,7 @@ absl::Status ApplyGroups(const LoadedRecipe& recipe, std::vector<BlockParameters
     for (BlockParameters& block : blocks) {
       for (size_t i = 0; i < block.specs.size(); ++i) {
         ParameterSpec& spec = block.specs[i];
-        if (block.ties[i] || !spec.trainable || !std::regex_search(spec.name, regex)) continue;
+        if (block.ties[i] || !spec.has_gradient() || !std::regex_search(spec.name, regex)) continue;
         matches = true;
         if (!taken.insert(&spec).second) continue;
         applies = true;

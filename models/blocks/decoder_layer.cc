@@ -5,7 +5,6 @@
 #include <ATen/ATen.h>
 
 #include "kernels/attention.h"
-#include "models/blocks/activate.h"
 #include "models/family.h"
 #include "models/key_value_cache.h"
 #include "models/shared_rows.h"
@@ -20,11 +19,6 @@ double AttentionScale(const ModelConfig& config, int64_t layer) {
   return scale;
 }
 
-LinearLayout LayoutOf(const ModelConfig& config) {
-  return config.family->stack.linear == StackOptions::Linear::kOutIn ? LinearLayout::kOutIn
-                                                                     : LinearLayout::kInOut;
-}
-
 Projection::Options QkvOptions(const ModelConfig& config, const HeadShare& heads) {
   const bool fused = config.family->stack.attention == StackOptions::Attention::kFused;
   const int64_t q = config.num_heads * config.head_dim,
@@ -34,48 +28,20 @@ Projection::Options QkvOptions(const ModelConfig& config, const HeadShare& heads
                          : std::vector<std::string>{"layer.q", "layer.k", "layer.v"},
           .outs = {q, kv, kv},
           .bias = config.attention_bias,
-          .layout = LayoutOf(config),
+          .layout = LinearLayoutOf(config),
           .stddev = config.initializer_range,
           .cut = Projection::Options::Cut::kOutputs,
           .ranges = heads.MatrixRanges()};
 }
 
-bool IsGated(const ModelConfig& config) {
-  return config.family->stack.mlp == StackOptions::Mlp::kGated;
-}
-
-// This rank's share of the MLP's inner width, once an output that has that width; none on one rank.
-std::vector<std::vector<TensorCut::Range>> WidthRanges(const ModelConfig& config, size_t outputs,
-                                                       const TensorPlace& place) {
-  if (place.size == 1) return {};
-  return {outputs, {EvenRange(config.intermediate_size, place)}};
-}
-
-Projection::Options UpOptions(const ModelConfig& config, const TensorPlace& place) {
-  const int64_t width = config.intermediate_size;
-  return {
-      .in = config.hidden_size,
-      .slots = IsGated(config) ? std::vector<std::string>{"layer.gate", "layer.up"}
-                               : std::vector<std::string>{"layer.up"},
-      .outs = IsGated(config) ? std::vector<int64_t>{width, width} : std::vector<int64_t>{width},
-      .bias = config.mlp_bias,
-      .layout = LayoutOf(config),
-      .stddev = config.initializer_range,
-      .cut = Projection::Options::Cut::kOutputs,
-      .ranges = WidthRanges(config, IsGated(config) ? 2 : 1, place)};
-}
-
-// Of a matrix that writes to the residual stream.
-Projection::Options ResidualOptions(const ModelConfig& config, const char* slot, int64_t in,
-                                    bool bias, std::vector<std::vector<TensorCut::Range>> ranges) {
-  const bool scaled =
-      config.family->stack.residual_init == StackOptions::ResidualInit::kDepthScaled;
-  return {.in = in,
-          .slots = {slot},
+Projection::Options OutputOptions(const ModelConfig& config,
+                                  std::vector<std::vector<TensorCut::Range>> ranges) {
+  return {.in = config.num_heads * config.head_dim,
+          .slots = {"layer.o"},
           .outs = {config.hidden_size},
-          .bias = bias,
-          .layout = LayoutOf(config),
-          .stddev = config.initializer_range / (scaled ? std::sqrt(2.0 * config.num_layers) : 1.0),
+          .bias = config.attention_bias,
+          .layout = LinearLayoutOf(config),
+          .stddev = ResidualStddev(config),
           .cut = Projection::Options::Cut::kInputs,
           .ranges = std::move(ranges)};
 }
@@ -95,24 +61,21 @@ DecoderLayer::DecoderLayer(ParameterList& parameters, const ModelConfig& config,
       heads_(config, parameters.place()),
       attention_flops_(static_cast<double>(config.num_heads * config.head_dim)),
       scale_(AttentionScale(config, layer)),
-      gated_(IsGated(config)),
-      activation_(config.activation),
       rotary_(std::move(rotary)),
       attention_norm_(parameters, config, "layer.attention_norm"),
       qkv_(parameters, QkvOptions(config, heads_)),
-      o_(parameters, ResidualOptions(config, "layer.o", config.num_heads * config.head_dim,
-                                     config.attention_bias, QueryRows(heads_))),
+      o_(parameters, OutputOptions(config, QueryRows(heads_))),
       attention_dropout_(absl::StrCat("layer.", layer, ".attention"), config.dropout.attention),
       residual_dropout_(absl::StrCat("layer.", layer, ".o"), config.dropout.residual),
       mlp_dropout_(absl::StrCat("layer.", layer, ".down"), config.dropout.residual),
       mlp_norm_(parameters, config, "layer.mlp_norm") {
-  if (config.num_experts > 0) {
+  if (config.has_experts(layer))
     experts_.emplace(parameters, config);
-  } else {
-    up_.emplace(parameters, UpOptions(config, parameters.place()));
-    down_.emplace(parameters,
-                  ResidualOptions(config, "layer.down", config.intermediate_size, config.mlp_bias,
-                                  WidthRanges(config, 1, parameters.place())));
+  else
+    mlp_.emplace(parameters, config, "layer.", config.intermediate_size);
+  if (config.family->stack.qk_norm == StackOptions::QkNorm::kHead) {
+    q_norm_.emplace(parameters, config, "layer.q_norm");
+    k_norm_.emplace(parameters, config, "layer.k_norm");
   }
   parameters_ = parameters.Take();
   ties_.resize(parameters_.size());
@@ -128,7 +91,8 @@ Activations DecoderLayer::Forward(const ForwardContext& ctx, const Activations& 
     out.router_loss = std::move(mlp.router_loss);
     out.routing = std::move(mlp.routing);
   } else {
-    out.hidden_BTC = sum_BTC + Mlp(ctx, normed_BTC);
+    const Tensor part_BTC = mlp_->Part(ctx, ctx.Enter(normed_BTC));
+    out.hidden_BTC = sum_BTC + mlp_dropout_.Apply(ctx, mlp_->AddBiasTo(ctx, ctx.Leave(part_BTC)));
   }
   return out;
 }
@@ -140,6 +104,10 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
   Tensor q_BTNH = qkv[0].view({B, T, heads_.queries(), head_dim_});
   Tensor k_BTKH = qkv[1].view({B, T, heads_.key_values(), head_dim_});
   Tensor v_BTKH = qkv[2].view({B, T, heads_.key_values(), head_dim_});
+  if (q_norm_) {
+    q_BTNH = q_norm_->Forward(ctx.weights, q_BTNH);
+    k_BTKH = k_norm_->Forward(ctx.weights, k_BTKH);
+  }
   if (rotary_) {
     const RotaryTable table = rotary_->For(x_BTC, positions_BT);
     q_BTNH = ApplyRotary(q_BTNH, positions_BT, table);
@@ -168,17 +136,8 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
   return residual_dropout_.Apply(ctx, o_.AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));
 }
 
-Tensor DecoderLayer::Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const {
-  const std::vector<Tensor> inner_BTF = up_->Forward(ctx.weights, ctx.Enter(x_BTC), ctx.adapters);
-  const Tensor activated_BTF = gated_ ? ActivateGated(activation_, inner_BTF[0], inner_BTF[1])
-                                      : Activate(activation_, inner_BTF[0]);
-  const Tensor part_BTC = down_->Forward(ctx.weights, activated_BTF, ctx.adapters)[0];
-  return mlp_dropout_.Apply(ctx, down_->AddBiasTo(ctx.weights, ctx.Leave(part_BTC)));
-}
-
 double DecoderLayer::ForwardFlopsPerToken(int64_t sequence_length) const {
-  const double mlp =
-      experts_ ? experts_->multiply_adds() : up_->multiply_adds() + down_->multiply_adds();
+  const double mlp = experts_ ? experts_->multiply_adds() : mlp_->multiply_adds();
   const double products = qkv_.multiply_adds() + o_.multiply_adds() + mlp;
   // q k^T and the weighted sum of v, each N H multiply-adds a visible place, half of the places on
   // average.

@@ -1,7 +1,6 @@
 // One layer of a decoder, pre-norm: x + attention(norm(x)), then the same with the MLP.
 //
-// Legend: B sequences, T tokens, C channels, N query heads, K key-value heads, H head size, F MLP
-// width.
+// Legend: B sequences, T tokens, C channels, N query heads, K key-value heads, H head size.
 #pragma once
 
 #include <memory>
@@ -12,6 +11,7 @@
 #include "models/blocks/dropout_site.h"
 #include "models/blocks/expert_mlp.h"
 #include "models/blocks/head_share.h"
+#include "models/blocks/mlp.h"
 #include "models/blocks/norm_layer.h"
 #include "models/blocks/projection.h"
 #include "models/blocks/rotary_cache.h"
@@ -29,23 +29,21 @@ class DecoderLayer : public Block {
 
  private:
   Tensor Attention(const ForwardContext& ctx, const Tensor& x_BTC) const;
-  Tensor Mlp(const ForwardContext& ctx, const Tensor& x_BTC) const;
 
   const int64_t layer_;
   const int64_t head_dim_;
   const HeadShare heads_;         // This rank's
   const double attention_flops_;  // Of all ranks, a token and a place of its sequence
   const double scale_;            // Of q k^T
-  const bool gated_;
-  const Activation activation_;
   const std::shared_ptr<RotaryCache> rotary_;
   // In the order of the parameters.
   const NormLayer attention_norm_;
   const Projection qkv_, o_;
   const DropoutSite attention_dropout_, residual_dropout_, mlp_dropout_;
   const NormLayer mlp_norm_;
-  std::optional<Projection> up_, down_;  // up_: gate and up, if gated. Of a layer without experts
-  std::optional<ExpertMlp> experts_;     // Of one with
+  std::optional<Mlp> mlp_;            // Of a layer without experts
+  std::optional<ExpertMlp> experts_;  // Of one with
+  std::optional<HeadNorm> q_norm_, k_norm_;
 };
 
 }  // namespace shoal

@@ -1,15 +1,13 @@
 #include "models/blocks/expert_mlp.h"
 
-#include <cmath>
-
 #include <ATen/ATen.h>
 
+#include "core/dtype.h"
 #include "kernels/activation.h"
 #include "kernels/experts.h"
 #include "kernels/linear.h"
 #include "models/blocks/activate.h"
 #include "models/blocks/projection.h"
-#include "models/blocks/router.h"
 #include "models/family.h"
 #include "parallel/expert_parallel.h"
 
@@ -22,14 +20,20 @@ constexpr int kMatricesOfExpert = 3;
 
 ExpertMlp::ExpertMlp(ParameterList& parameters, const ModelConfig& config)
     : experts_(config.num_experts),
-      choices_(config.experts_per_token),
-      layers_(static_cast<double>(config.num_layers)),
+      sigmoid_(config.family->stack.router == StackOptions::Router::kBiasedSigmoid),
+      routing_({.choices = config.experts_per_token,
+                .groups = config.num_expert_groups,
+                .groups_per_token = config.expert_groups_per_token,
+                .normalize = config.normalize_expert_weights,
+                .scale = config.expert_weight_scale}),
+      layers_(static_cast<double>(config.num_expert_layers())),
+      balance_scale_(sigmoid_ ? 1.0 / static_cast<double>(routing_.choices) : 1.0),
       activation_(config.activation),
-      multiply_adds_(
-          static_cast<double>(config.hidden_size) *
-          static_cast<double>(experts_ + kMatricesOfExpert * choices_ * config.intermediate_size)) {
+      multiply_adds_(static_cast<double>(config.hidden_size) *
+                     static_cast<double>(experts_ + kMatricesOfExpert * routing_.choices *
+                                                        config.expert_intermediate_size)) {
   const TensorPlace& place = parameters.place();
-  const int64_t channels = config.hidden_size, width = config.intermediate_size;
+  const int64_t channels = config.hidden_size, width = config.expert_intermediate_size;
   const TensorCut::Range range = EvenRange(width, place);
   const auto cut = [&](int dim) {
     TensorCut cut{.dim = dim};
@@ -39,11 +43,9 @@ ExpertMlp::ExpertMlp(ParameterList& parameters, const ModelConfig& config)
     }
     return cut;
   };
-  const bool scaled =
-      config.family->stack.residual_init == StackOptions::ResidualInit::kDepthScaled;
-  const double stddev = config.initializer_range,
-               down_stddev = scaled ? stddev / std::sqrt(2.0 * layers_) : stddev;
+  const double stddev = config.initializer_range, down_stddev = ResidualStddev(config);
   router_ = parameters.SharedMatrix("layer.router.weight", {experts_, channels}, stddev);
+  if (sigmoid_) selection_bias_ = parameters.Buffer("layer.router.selection_bias", experts_);
   held_experts_ = experts_ / place.expert_size;
   const int64_t inner = range.end - range.begin, first = held_experts_ * place.expert_rank;
   for (int64_t e = first; e < first + held_experts_; ++e) {
@@ -55,16 +57,38 @@ ExpertMlp::ExpertMlp(ParameterList& parameters, const ModelConfig& config)
     add("layer.experts.down.weight", {channels, inner}, down_stddev, 1);
     if (e == first) first_matrix_ = gate;
   }
+  if (config.num_shared_experts > 0)
+    shared_.emplace(parameters, config, "layer.shared.", config.shared_expert_size());
+}
+
+double ExpertMlp::multiply_adds() const {
+  return multiply_adds_ + (shared_ ? shared_->multiply_adds() : 0);
+}
+
+ExpertMlp::Scores ExpertMlp::Score(const ForwardContext& ctx, const Tensor& x_BTC) const {
+  const at::ScalarType sums = SumDtype(x_BTC.scalar_type());
+  if (!sigmoid_) {
+    const Tensor logits_BTE = Linear(x_BTC, ctx.weights[router_]).to(sums);
+    const Tensor probabilities_BTE = at::softmax(logits_BTE, -1);
+    return {logits_BTE, probabilities_BTE, probabilities_BTE};
+  }
+  // As transformers computes them: the product too in float32.
+  const Parameter& router = ctx.weights[router_];
+  Parameter wide{.value = router.value.detach().to(sums), .grad = router.grad};
+  wide.value.set_requires_grad(router.value.requires_grad());
+  const Tensor logits_BTE = Linear(x_BTC.to(sums), wide);
+  const Tensor scores_BTE = logits_BTE.sigmoid();
+  return {logits_BTE, scores_BTE, scores_BTE / scores_BTE.sum(-1, /*keepdim=*/true)};
 }
 
 ExpertMlp::Output ExpertMlp::Forward(const ForwardContext& ctx, const Tensor& x_BTC) const {
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
-  const at::ScalarType sums = x_BTC.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor logits_BTE = Linear(x_BTC, ctx.weights[router_]).to(sums);
-  const Tensor probabilities_BTE = at::softmax(logits_BTE, -1);
-  const double factor = ctx.routers ? ctx.routers->capacity_factor : 0;
-  const Routing routing = RouteTokens(
-      probabilities_BTE, choices_, factor > 0 ? ExpertCapacity(factor, choices_, T, experts_) : 0);
+  const Scores router = Score(ctx, x_BTC);
+  RouterOptions options = routing_;
+  if (ctx.routers && ctx.routers->capacity_factor > 0)
+    options.capacity = ExpertCapacity(ctx.routers->capacity_factor, options.choices, T, experts_);
+  const Routing routing =
+      RouteTokens(router.scores, sigmoid_ ? ctx.weights[selection_bias_].value : Tensor(), options);
 
   Tensor rows_SC = TokensToRows(x_BTC.reshape({B * T, C}), routing.rows);
   if (ctx.experts) {
@@ -77,9 +101,10 @@ ExpertMlp::Output ExpertMlp::Forward(const ForwardContext& ctx, const Tensor& x_
   Output out{.part_BTC = RowsToTokens(rows_SC, routing.weights_RK, routing.rows).view({B, T, C}),
              .router_loss = {},
              .routing = {}};
+  if (shared_) out.part_BTC = out.part_BTC + shared_->Part(ctx, x_BTC);
   if (!ctx.routers) return out;
-  const Tensor balance = BalanceLossSum(probabilities_BTE, routing.chosen_BE),
-               z = ZLossSum(logits_BTE);
+  const Tensor balance = BalanceLossSum(router.shares, routing.chosen_BE),
+               z = ZLossSum(router.logits);
   out.routing = RouterSums{.chosen_E = routing.chosen_BE.sum(0),
                            .dropped = static_cast<double>(routing.dropped),
                            .balance = balance.item<double>(),
@@ -87,7 +112,7 @@ ExpertMlp::Output ExpertMlp::Forward(const ForwardContext& ctx, const Tensor& x_
   const double mean = 1.0 / (layers_ * ctx.routers->num_tokens);
   const bool weighted = ctx.routers->balance_coefficient > 0 || ctx.routers->z_coefficient > 0;
   if (weighted && (!ctx.tensor || ctx.tensor->place().rank == 0)) {
-    out.router_loss = balance * (ctx.routers->balance_coefficient * mean) +
+    out.router_loss = balance * (ctx.routers->balance_coefficient * balance_scale_ * mean) +
                       z * (ctx.routers->z_coefficient * mean);
   }
   return out;

@@ -7,6 +7,10 @@
 
 namespace shoal {
 
+Tensor HeadNorm::Forward(std::span<const Parameter> weights, const Tensor& x_BTNH) const {
+  return RmsNorm(x_BTNH, weights[weight_], epsilon_);
+}
+
 NormLayer::NormLayer(ParameterList& parameters, const ModelConfig& config, const std::string& slot)
     : rms_(config.family->stack.norm == StackOptions::Norm::kRms), epsilon_(config.norm_epsilon) {
   weight_ = parameters.Scale(slot + ".weight", config.hidden_size);

@@ -19,6 +19,19 @@ int ParameterList::SharedMatrix(const std::string& slot, std::vector<int64_t> sh
   return place;
 }
 
+int ParameterList::SharedScale(const std::string& slot, int64_t size) {
+  const int place = Scale(slot, size);
+  specs_[place].partial_gradient = place_.size > 1;
+  return place;
+}
+
+int ParameterList::Buffer(const std::string& slot, int64_t size) {
+  const int place = Bias(slot, size);
+  specs_[place].buffer = true;
+  specs_[place].partial_gradient = false;
+  return place;
+}
+
 int ParameterList::ExpertMatrix(const std::string& slot, int64_t expert, std::vector<int64_t> shape,
                                 double stddev, const TensorCut& cut) {
   const int place = Add(slot, std::move(shape),

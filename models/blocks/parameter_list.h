@@ -27,6 +27,10 @@ class ParameterList {
   // A matrix that every tensor-parallel rank holds whole and multiplies all rows by, but whose
   // gradient each computes a part of.
   int SharedMatrix(const std::string& slot, std::vector<int64_t> shape, double stddev);
+  // As Scale, of a norm that each tensor-parallel rank applies to heads of its own.
+  int SharedScale(const std::string& slot, int64_t size);
+  // Zeros that a rule of its own writes: see ParameterSpec::buffer.
+  int Buffer(const std::string& slot, int64_t size);
   // Of expert number `expert`.
   int ExpertMatrix(const std::string& slot, int64_t expert, std::vector<int64_t> shape,
                    double stddev, const TensorCut& cut);

@@ -1,20 +1,41 @@
 #include "models/blocks/router.h"
 
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 
 namespace shoal {
 
-Routing RouteTokens(const Tensor& probabilities_BTE, int64_t choices, int64_t capacity) {
-  const int64_t B = probabilities_BTE.size(0), T = probabilities_BTE.size(1),
-                E = probabilities_BTE.size(2), R = B * T, k = choices;
-  const Tensor probabilities_RE = probabilities_BTE.view({R, E});
+namespace {
+
+// What experts are chosen by: the scores, with the bias, and minus infinity outside of the token's
+// groups.
+Tensor SelectionScores(const Tensor& scores_RE, const Tensor& bias_E,
+                       const RouterOptions& options) {
+  Tensor selection_RE = scores_RE.detach();
+  if (bias_E.defined()) selection_RE = selection_RE + bias_E;
+  if (options.groups == 1) return selection_RE;
+  const Tensor grouped_RGe = selection_RE.view({selection_RE.size(0), options.groups, -1});
+  const Tensor group_RG = std::get<0>(grouped_RGe.topk(2)).sum(-1);
+  const Tensor best_Rg = std::get<1>(group_RG.topk(options.groups_per_token));
+  const Tensor outside_RG = at::ones_like(group_RG, at::kBool).scatter(1, best_Rg, false);
+  return grouped_RGe.masked_fill(outside_RG.unsqueeze(-1), -std::numeric_limits<double>::infinity())
+      .view(selection_RE.sizes());
+}
+
+}  // namespace
+
+Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const RouterOptions& options) {
+  const int64_t B = scores_BTE.size(0), T = scores_BTE.size(1), E = scores_BTE.size(2), R = B * T,
+                k = options.choices, capacity = options.capacity;
+  const Tensor scores_RE = scores_BTE.view({R, E});
   Routing routing{.rows = {},
                   .rows_of_expert = std::vector<int64_t>(E, 0),
                   .weights_RK = {},
                   .chosen_BE = at::zeros({B, E}, at::kDouble)};
-  const Tensor expert_RK = std::get<1>(at::topk(probabilities_RE.detach(), k)).contiguous();
+  const Tensor expert_RK =
+      std::get<1>(at::topk(SelectionScores(scores_RE, bias_E, options), k)).contiguous();
   const int64_t* expert = expert_RK.const_data_ptr<int64_t>();
   double* chosen = routing.chosen_BE.mutable_data_ptr<double>();
   std::vector<bool> taken(R * k);
@@ -40,13 +61,17 @@ Routing RouteTokens(const Tensor& probabilities_BTE, int64_t choices, int64_t ca
     choice_of[row] = choice;
     row_of[choice] = row;
   }
-  const Tensor likeliest_RK = probabilities_RE.gather(1, expert_RK);
-  routing.weights_RK = likeliest_RK / likeliest_RK.sum(1, /*keepdim=*/true);
+  routing.weights_RK = scores_RE.gather(1, expert_RK);
+  // Sigmoids may all be next to nothing; of a softmax's the sum is never so small.
+  constexpr double kTiny = 1e-20;
+  if (options.normalize)
+    routing.weights_RK = routing.weights_RK / (routing.weights_RK.sum(1, /*keepdim=*/true) + kTiny);
+  if (options.scale != 1) routing.weights_RK = routing.weights_RK * options.scale;
   if (routing.dropped > 0) {
     Tensor mask_RK = at::empty({R, k}, at::kDouble);
     for (int64_t choice = 0; choice < R * k; ++choice)
       mask_RK.mutable_data_ptr<double>()[choice] = taken[choice] ? 1.0 : 0.0;
-    rows.taken_RK = mask_RK.to(probabilities_BTE.scalar_type());
+    rows.taken_RK = mask_RK.to(scores_BTE.scalar_type());
     routing.weights_RK = routing.weights_RK * rows.taken_RK;
   }
   return routing;

@@ -14,18 +14,30 @@ namespace shoal {
 struct Routing {
   ExpertRows rows;
   std::vector<int64_t> rows_of_expert;  // How many of the rows, sorted by expert, each takes
-  // (R, k) with gradient: each choice's probability over the sum of its token's (Jiang et al. 2024,
-  // section 2.1); zero of one that is not taken.
+  // (R, k) with gradient: each choice's score, by default over the sum of its token's (Jiang et al.
+  // 2024, section 2.1); zero of one that is not taken.
   Tensor weights_RK;
   Tensor chosen_BE;     // float64: choices of each expert in each sequence, taken or not
   int64_t dropped = 0;  // Choices that are not taken
 };
 
-// probabilities_BTE: float32 or float64, with gradient. Each token chooses the `choices` likeliest
-// experts. capacity > 0: an expert takes the first `capacity` tokens of a sequence that choose it,
-// and no more (Lepikhin et al. 2020, with sequences as groups). Rows of an expert lie in the order
-// of the tokens.
-Routing RouteTokens(const Tensor& probabilities_BTE, int64_t choices, int64_t capacity);
+struct RouterOptions {
+  int64_t choices = 1;  // A token
+  // Above 1: experts stand in so many groups of equal size, and a token chooses from the
+  // `groups_per_token` whose two best experts add up to most (DeepSeek-AI 2024, DeepSeek-V3,
+  // section 2.1.2).
+  int64_t groups = 1, groups_per_token = 1;
+  bool normalize = true;  // A token's weights: its scores over their sum,
+  double scale = 1;       // times this
+  int64_t capacity = 0;   // See RouteTokens
+};
+
+// scores_BTE: float32 or float64, with gradient. Each token chooses the experts of the highest
+// scores; bias_E, unless undefined, is added to them for that and for nothing else (Wang et al.
+// 2024, "Auxiliary-Loss-Free Load Balancing", equation 4). capacity > 0: an expert takes the first
+// `capacity` tokens of a sequence that choose it, and no more (Lepikhin et al. 2020, with sequences
+// as groups). Rows of an expert lie in the order of the tokens.
+Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const RouterOptions& options);
 
 // What an expert takes of a sequence: factor * choices * tokens / experts, rounded up.
 int64_t ExpertCapacity(double factor, int64_t choices, int64_t tokens, int64_t experts);

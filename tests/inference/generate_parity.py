@@ -3,7 +3,7 @@
 
     generate_parity.py SHOAL FOLDER [--export DIR ...]
 
-Writes fresh random checkpoints (Llama, Mixtral and GPT-2) with a byte-level BPE tokenizer and generation_config.json into
+Writes fresh random checkpoints (Llama, Mixtral, dots1, Qwen3 and GPT-2) with a byte-level BPE tokenizer and generation_config.json into
 FOLDER, and compares the texts that both programs write greedily: several prompts, several end-of-sequence ids, a
 repetition penalty, an empty prompt, the default of max_new_tokens; and by beam search, and on two tensor-parallel ranks. Each --export is a folder that Shoal wrote,
 compared in the same way. Exits 1 on the first difference, with got and want.
@@ -18,8 +18,9 @@ import sys
 
 import tokenizers
 import torch
-from transformers import (AutoModelForCausalLM, GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig,
-                          LlamaForCausalLM, MixtralConfig, MixtralForCausalLM)
+from transformers import (AutoModelForCausalLM, Dots1Config, Dots1ForCausalLM, GenerationConfig, GPT2Config,
+                          GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM)
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "In the beginning was the Word, and the Word was with God",
         "naïve café — 你好 — 🙂 done\n\tand so on", "0123456789 1+1=2"]
@@ -45,12 +46,22 @@ def make_checkpoints(folder):
     mixtral = MixtralConfig(vocab_size=300, hidden_size=64, intermediate_size=48, num_hidden_layers=3,
                             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
                             num_local_experts=5, bos_token_id=0, eos_token_id=1)
+    dots1 = Dots1Config(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+                        num_key_value_heads=2, max_position_embeddings=256, moe_intermediate_size=24, n_routed_experts=8,
+                        n_shared_experts=1, num_experts_per_tok=3, first_k_dense_replace=1, n_group=4, topk_group=2,
+                        norm_topk_prob=True, sliding_window=None, bos_token_id=0, eos_token_id=1)
+    qwen3 = Qwen3Config(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+                        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, bos_token_id=0, eos_token_id=1)
     torch.manual_seed(11)
     for name, model in (("llama", LlamaForCausalLM(llama)), ("gpt2", GPT2LMHeadModel(gpt2)),
-                        ("mixtral", MixtralForCausalLM(mixtral))):
+                        ("mixtral", MixtralForCausalLM(mixtral)), ("dots1", Dots1ForCausalLM(dots1)),
+                        ("qwen3", Qwen3ForCausalLM(qwen3))):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1))
+            for key, buffer in model.named_buffers():
+                if key.endswith("e_score_correction_bias"):
+                    buffer.copy_(torch.randn_like(buffer) * 0.2)
         path = folder / name
         model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=[1, 2], pad_token_id=0, max_new_tokens=40,
                                                    repetition_penalty=1.2 if name == "gpt2" else 1.0)
@@ -103,7 +114,7 @@ def compare_beams(shoal, path, model, tokenizer):
 
 def compare(shoal, path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    if model.config.model_type == "mixtral":
+    if model.config.model_type in ("mixtral", "dots1"):
         model.set_experts_implementation("eager")  # The others take no float64
     tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
     compared = 0

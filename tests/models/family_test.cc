@@ -28,8 +28,9 @@ TEST(FamilyTest, EveryFamilyParsesAndIsShort) {
     EXPECT_FALSE(family->lora_targets.empty());
     EXPECT_FALSE(family->tensor_parallel.empty());
   }
-  EXPECT_EQ(KnownFamilies(), (std::vector<std::string>{"decision_llama", "gpt2", "image_classifier",
-                                                       "llama", "mixtral"}));
+  EXPECT_EQ(KnownFamilies(),
+            (std::vector<std::string>{"decision_llama", "dots1", "gpt2", "image_classifier",
+                                      "llama", "mixtral", "qwen3"}));
 }
 
 TEST(FamilyTest, NamesWeightsByLayer) {
@@ -109,8 +110,9 @@ TEST(FamilyTest, ExpertsHaveNamesAndValuesOfTheirOwn) {
 TEST(FamilyTest, UnknownFamiliesListTheKnown) {
   const absl::Status status = FindFamily("lama").status();
   EXPECT_NE(std::string(status.message()).find("did you mean llama?"), std::string::npos) << status;
-  EXPECT_NE(std::string(status.message()).find("known: decision_llama, gpt2, image_classifier"),
-            std::string::npos)
+  EXPECT_NE(
+      std::string(status.message()).find("known: decision_llama, dots1, gpt2, image_classifier"),
+      std::string::npos)
       << status;
 }
 

@@ -61,7 +61,7 @@ inline ModelWeights LoadFixtureWeights(const Fixture& fixture, at::ScalarType dt
   return ValueOrDie(LoadAllWeights(files, fixture.model, fixture.directory, dtype));
 }
 
-// Gives every weight a zeroed gradient, those of a block end to end, tied ones shared.
+// Gives every weight but buffers a zeroed gradient, those of a block end to end, tied ones shared.
 inline void AddGradients(const Model& model, ModelWeights& weights) {
   for (size_t b = 0; b < weights.size(); ++b) {
     int64_t total = 0, offset = 0;
@@ -73,6 +73,7 @@ inline void AddGradients(const Model& model, ModelWeights& weights) {
         p = weights[tie->block][tie->parameter];
         continue;
       }
+      if (model.blocks[b]->parameters()[i].buffer) continue;
       p.value.set_requires_grad(true);
       p.grad = flat.narrow(0, offset, p.value.numel()).view(p.value.sizes());
       offset += p.value.numel();

@@ -71,9 +71,9 @@ TEST(ModelConfigTest, NumbersOfARecipeMayBeDoubles) {
 }
 
 TEST(ModelConfigTest, ErrorsNameTheKey) {
-  ExpectError("{}", "model_type: is missing; known: decision_llama, gpt2");
+  ExpectError("{}", "model_type: is missing; known: decision_llama, dots1, gpt2");
   ExpectError(R"({"model_type": "bert"})",
-              "\"bert\" is no known family; known: decision_llama, gpt2");
+              "\"bert\" is no known family; known: decision_llama, dots1, gpt2");
   ExpectError(R"({"model_type": 3})", "model_type: is missing");
   ExpectError(R"({"model_type": "llama", "hiden_size": 3})",
               "hiden_size: unknown key of family llama; did you mean hidden_size?");

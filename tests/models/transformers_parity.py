@@ -4,7 +4,7 @@
     transformers_parity.py SHOAL FOLDER [--export DIR ...]
 
 Writes fresh random checkpoints with transformers into FOLDER (Llama and GPT-2, tied and not, every rope type that
-Shoal reads, Mixtral, one file and shards, float32 and bfloat16), asks `SHOAL score` for log-probabilities and compares. Each
+Shoal reads, Mixtral, dots1, Qwen3, one file and shards, float32 and bfloat16), asks `SHOAL score` for log-probabilities and compares. Each
 --export is a folder that Shoal wrote: transformers must open it with no weight missing or left over, and agree with
 `SHOAL score` about it. Exits 1 on the first difference, with got, want and where.
 
@@ -19,8 +19,8 @@ import subprocess
 import sys
 
 import torch
-from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
-                          MixtralConfig, MixtralForCausalLM)
+from transformers import (AutoModelForCausalLM, Dots1Config, Dots1ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig,
+                          LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 ROPES = [
@@ -52,6 +52,21 @@ def mixtral(index, **changes):
     return f"mixtral-{index}", MixtralForCausalLM(config)
 
 
+def dots1(index, **changes):
+    config = Dots1Config(**{"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+                            "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256,
+                            "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 1,
+                            "num_experts_per_tok": 3, "first_k_dense_replace": 1, "sliding_window": None} | changes)
+    return f"dots1-{index}", Dots1ForCausalLM(config)
+
+
+def qwen3(index, **changes):
+    config = Qwen3Config(**{"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+                            "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256,
+                            "head_dim": 16} | changes)
+    return f"qwen3-{index}", Qwen3ForCausalLM(config)
+
+
 def checkpoints():
     count = itertools.count()
     for rope in ROPES:
@@ -64,6 +79,11 @@ def checkpoints():
     yield mixtral(next(count))
     yield mixtral(next(count), num_experts_per_tok=1, num_local_experts=3, tie_word_embeddings=True)
     yield mixtral(next(count), num_experts_per_tok=4, hidden_act="gelu_pytorch_tanh", head_dim=16)
+    yield dots1(next(count))
+    yield dots1(next(count), n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5, n_shared_experts=2)
+    yield dots1(next(count), first_k_dense_replace=0, attention_bias=True, head_dim=12, hidden_act="gelu_pytorch_tanh")
+    yield qwen3(next(count))
+    yield qwen3(next(count), tie_word_embeddings=True, attention_bias=True, num_key_value_heads=8)
     yield gpt2(next(count), n_inner=100, activation_function="gelu", scale_attn_weights=False)
 
 
@@ -72,6 +92,9 @@ def randomize(model):
         for name, weight in model.named_parameters():
             norm = "norm" in name or "ln_" in name
             weight.copy_(torch.randn_like(weight) * 0.08 + (1 if norm and name.endswith("weight") else 0))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.2)
 
 
 def score(shoal, folder, tokens):
