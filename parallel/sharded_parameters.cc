@@ -25,6 +25,7 @@ ZeroOptions OptionsOfUnit(const UnitPlan& plan, ZeroOptions options) {
   if (plan.of_buffers()) {
     options.stage = 0;
     options.compute_dtype = options.master_dtype();
+    options.quantized_weights = options.quantized_gradients = false;
   }
   return options;
 }
@@ -56,15 +57,25 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
             MakeArenas(largest[true][trainable], trainable, *groups.expert_shard);
     }
   }
+  int64_t packed_bytes = 0;
+  for (const UnitPlan& plan : plans) {
+    const int ranks = GroupsOfUnit(plan, groups).shard.size();
+    packed_bytes = std::max(
+        packed_bytes,
+        OptionsOfUnit(plan, options_).packed_bytes(padded(plan) / ranks, ranks, plan.trainable));
+  }
+  const Tensor packed = at::empty({packed_bytes}, at::kByte);
+  arena_bytes_ += packed_bytes;
   for (const UnitPlan& plan : plans) {
     const ShareGroups of_unit = GroupsOfUnit(plan, groups);
-    const ShardedUnit::Arenas arenas =
+    ShardedUnit::Arenas arenas =
         plan.takes_turns()
             ? shared[plan.first_block % shared.size()][plan.of_experts()][plan.trainable]
         : plan.of_buffers() ? ShardedUnit::Arenas()
                             : MakeArenas(padded(plan), plan.trainable, of_unit.shard);
-    units_.push_back(std::make_unique<ShardedUnit>(
-        plan.specs, plan.trainable, OptionsOfUnit(plan, options_), of_unit, arenas));
+    arenas.packed = packed;
+    units_.push_back(std::make_unique<ShardedUnit>(plan.specs, plan.trainable,
+                                                   OptionsOfUnit(plan, options_), of_unit, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
     names_.push_back(blocks[plan.first_block].name);
   }
