@@ -113,6 +113,17 @@ void ShardedParameters::Gather(int unit) {
   });
 }
 
+void ShardedParameters::GatherAhead(int next, int UnitUse::*place) {
+  if (next < 0) return;
+  for (int unit : blocks_[next].units) {
+    if (uses_[unit].*place != next) continue;
+    if (queue_)
+      Gather(unit);
+    else if (options_.stage == 3)
+      units_[unit]->PrefetchShard();
+  }
+}
+
 ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable,
                                                   Communicator& comm) {
   ShardedUnit::Arenas arenas;
@@ -132,11 +143,7 @@ std::span<const Parameter> ShardedParameters::BeginForward(int block, int next) 
     if (uses_[unit].first_block == block) Gather(unit);
   }
   for (int unit : blocks_[block].units) Await(gathers_[unit]);
-  if (queue_ && next >= 0) {
-    for (int unit : blocks_[next].units) {
-      if (uses_[unit].first_block == next) Gather(unit);
-    }
-  }
+  GatherAhead(next, &UnitUse::first_block);
   return blocks_[block].parameters;
 }
 
@@ -153,11 +160,7 @@ std::span<const Parameter> ShardedParameters::BeginBackward(int block, int next)
     if (uses_[unit].last_block == block) Gather(unit);
   }
   for (int unit : blocks_[block].units) Await(gathers_[unit]);
-  if (queue_ && next >= 0) {
-    for (int unit : blocks_[next].units) {
-      if (uses_[unit].last_block == next) Gather(unit);
-    }
-  }
+  GatherAhead(next, &UnitUse::last_block);
   return blocks_[block].parameters;
 }
 
@@ -226,6 +229,8 @@ HeldBytes ShardedParameters::held_bytes() const {
     total.weights += held.weights;
     total.gradients += held.gradients;
     total.master_weights += held.master_weights;
+    total.weights_on_disk += held.weights_on_disk;
+    total.master_weights_on_disk += held.master_weights_on_disk;
   }
   return total;
 }
