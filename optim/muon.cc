@@ -18,7 +18,7 @@ Tensor Product(const Tensor& a, const Tensor& b) {
   return c;
 }
 
-// First element of `slice` of the unit that this rank owns.
+// First element of the unit that this rank owns.
 int64_t OwnedBegin(const WholeUnit& unit) {
   return unit.holds_all ? 0 : unit.layout->shard_numel() * unit.shard->rank();
 }
@@ -128,7 +128,7 @@ void Muon::Update(std::span<WholeUnit> units, const UpdateOptions& options) cons
     const WholeUnit& first = units[begin];
     const size_t ranks = static_cast<size_t>(first.shard->size()) * first.tensor_size();
     size_t end = begin, matrices = 0;
-    while (end < units.size() && matrices < ranks && units[end].shard == first.shard)
+    while (end < units.size() && !FillsRound(matrices, ranks) && units[end].shard == first.shard)
       matrices += units[end++].weights.size();
     UpdateRound(units.subspan(begin, end - begin), options);
     begin = end;

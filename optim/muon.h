@@ -40,6 +40,8 @@ class Muon final : public WholeRule {
   std::vector<State> shared_states(const std::vector<int64_t>& shape,
                                    at::ScalarType master) const override;
   std::vector<Call> Calls(const WholeUnitShape& unit) const override;
+  // A matrix for each rank.
+  bool FillsRound(size_t weights, size_t ranks) const override { return weights >= ranks; }
   void Update(std::span<WholeUnit> units, const UpdateOptions& options) const override;
 
  private:

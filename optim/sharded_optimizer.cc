@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros.h>
 
 #include "absl/strings/str_cat.h"
 #include "core/status.h"
@@ -73,8 +72,24 @@ ShardedOptimizer::ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedPara
                                    [](const ParameterSpec& spec) { return spec.whole_update; });
     if (has_whole) AddWhole(owned, options.decay_all);
     AddSegments(owned, options.decay_all);
-    if (ema_decay_)
-      owned.ema = at::zeros({owned.slice.numel()}, parameters_.options().master_dtype());
+    if (ema_decay_) owned.ema = Zeros(owned.slice.numel(), parameters_.options().master_dtype());
+    owned.used = {{owned.slice.weights, OffloadAccess::kUpdate},
+                  {owned.slice.compute_copy, OffloadAccess::kReplace}};
+    ForStates(owned,
+              [&](const Tensor& state) { owned.used.emplace_back(state, OffloadAccess::kUpdate); });
+  }
+}
+
+template <class Visit>
+void ShardedOptimizer::ForStates(const OwnedStates& owned, Visit&& visit) const {
+  for (const Tensor& state : owned.states) visit(state);
+  if (owned.ema.defined()) visit(owned.ema);
+  if (owned.whole < 0) return;
+  for (const WholeWeight& weight : wholes_[owned.whole].weights) {
+    for (const Tensor& state : weight.shared) visit(state);
+    for (const WholePart& part : weight.parts) {
+      for (const Tensor& state : part.states) visit(state);
+    }
   }
 }
 
@@ -86,7 +101,7 @@ void ShardedOptimizer::AddSegments(OwnedStates& owned, bool decay_all) {
   for (const Range& range : ranges) numel += range.count;
   if (!has_whole) numel = slice.numel();
   for (size_t i = 0; i < rule_->state_names().size(); ++i)
-    owned.states.push_back(at::zeros({numel}, parameters_.options().master_dtype()));
+    owned.states.push_back(Zeros(numel, parameters_.options().master_dtype()));
   int64_t at = 0;
   for (const Range& range : ranges) {
     const int64_t begin = range.begin - slice.begin;
@@ -126,22 +141,22 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
                                                                  .parts = {},
                                                                  .shared = {}});
     for (const WholeRule::State& state : whole_rule_->shared_states(weight.shape, whole.master))
-      weight.shared.push_back(at::zeros({state.numel}, state.dtype));
+      weight.shared.push_back(Zeros(state.numel, state.dtype));
     const int64_t end = slice.begin + slice.numel(), shard_numel = layout.shard_numel();
     for (int64_t shard = slice.begin / shard_numel; shard * shard_numel < end; ++shard) {
       for (const auto& part : layout.Slices(shard * shard_numel, (shard + 1) * shard_numel)) {
         if (part.parameter != i) continue;
         const int64_t begin = part.offset - slice.begin;
-        WholePart& made = weight.parts.emplace_back(WholePart{
-            .shard = static_cast<int>(shard),
-            .offset = part.offset,
-            .master = slice.Master(begin, part.count),
-            .gradients = slice.gradients.narrow(0, begin, part.count),
-            .states = {},
-            .runs = CountedRuns(spec, part.first, part.count, whole.tensor_rank())});
+        WholePart& made = weight.parts.emplace_back(
+            WholePart{.shard = static_cast<int>(shard),
+                      .offset = part.offset,
+                      .master = slice.Master(begin, part.count),
+                      .gradients = slice.gradients.narrow(0, begin, part.count),
+                      .states = {},
+                      .runs = CountedRuns(spec, part.first, part.count, whole.tensor_rank())});
         for (const WholeRule::State& state :
              whole_rule_->element_states(weight.shape, whole.master))
-          made.states.push_back(at::zeros({part.count}, state.dtype));
+          made.states.push_back(Zeros(part.count, state.dtype));
       }
     }
   }
@@ -164,23 +179,58 @@ void ShardedOptimizer::UpdateSegment(Segment& segment, const UpdateOptions& opti
   });
 }
 
+void ShardedOptimizer::MoveEma(OwnedStates& owned) const {
+  owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
+    const Tensor mean = owned.ema.narrow(0, first, run.numel());
+    if (mean.scalar_type() == at::kDouble)
+      MoveMean<double>(mean, run.Read(), *ema_decay_);
+    else
+      MoveMean<float>(mean, run.Read(), *ema_decay_);
+  });
+}
+
+size_t ShardedOptimizer::RoundEnd(size_t begin) const {
+  size_t end = begin + 1;
+  if (owned_[begin].whole < 0) return end;
+  const WholeUnit& first = wholes_[owned_[begin].whole];
+  const size_t ranks = static_cast<size_t>(first.shard->size()) * first.tensor_size();
+  for (size_t weights = first.weights.size();
+       end < owned_.size() && !whole_rule_->FillsRound(weights, ranks); ++end) {
+    if (owned_[end].whole < 0) break;
+    const WholeUnit& next = wholes_[owned_[end].whole];
+    if (next.shard != first.shard) break;
+    weights += next.weights.size();
+  }
+  return end;
+}
+
+void ShardedOptimizer::UpdateRound(size_t begin, size_t end, const UpdateOptions& options) {
+  for (size_t unit = begin; unit < end; ++unit) {
+    for (Segment& segment : owned_[unit].segments) UpdateSegment(segment, options);
+  }
+  if (const int first = owned_[begin].whole; first >= 0) {
+    const int last = owned_[end - 1].whole;
+    whole_rule_->Update(std::span(wholes_).subspan(first, last + 1 - first), options);
+  }
+  for (size_t unit = begin; unit < end && ema_decay_; ++unit) MoveEma(owned_[unit]);
+}
+
 void ShardedOptimizer::Step(const UpdateOptions& options) {
   at::NoGradGuard no_grad;
-  for (OwnedStates& owned : owned_) {
-    for (Segment& segment : owned.segments) UpdateSegment(segment, options);
-  }
-  if (whole_rule_) whole_rule_->Update(wholes_, options);
-  for (OwnedStates& owned : owned_) {
-    if (!ema_decay_) break;
-    owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
-      const Tensor mean = owned.ema.narrow(0, first, run.numel());
-      if (mean.scalar_type() == at::kDouble)
-        MoveMean<double>(mean, run.Read(), *ema_decay_);
-      else
-        MoveMean<float>(mean, run.Read(), *ema_decay_);
-    });
+  for (size_t begin = 0, end = 0; begin < owned_.size(); begin = end) {
+    end = RoundEnd(begin);
+    OffloadHold hold;
+    for (size_t unit = begin; unit < end; ++unit) {
+      for (const auto& [tensor, access] : owned_[unit].used) hold.Add(tensor, access);
+    }
+    const size_t next_end = end < owned_.size() ? RoundEnd(end) : end;
+    for (size_t unit = end; unit < next_end; ++unit) {
+      for (const auto& [tensor, access] : owned_[unit].used) PrefetchOffloaded(tensor, access);
+    }
+    UpdateRound(begin, end, options);
   }
   parameters_.PublishWeights();
+  if (OffloadSpace* offload = parameters_.options().offload) offload->Drain();
 }
 
 void ShardedOptimizer::AddWholePieces(const OwnedStates& owned, bool saving,
@@ -264,6 +314,8 @@ void ShardedOptimizer::StartEma() {
   at::NoGradGuard no_grad;
   if (!ema_decay_) return;
   for (OwnedStates& owned : owned_) {
+    OffloadHold hold(owned.slice.weights, OffloadAccess::kRead);
+    hold.Add(owned.ema, OffloadAccess::kReplace);
     owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
       owned.ema.narrow(0, first, run.numel()).copy_(run.Read());
     });
@@ -274,6 +326,9 @@ void ShardedOptimizer::SwapEma() {
   at::NoGradGuard no_grad;
   SHOAL_CHECK(has_ema());
   for (OwnedStates& owned : owned_) {
+    OffloadHold hold(owned.slice.weights, OffloadAccess::kUpdate);
+    hold.Add(owned.slice.compute_copy, OffloadAccess::kReplace);
+    hold.Add(owned.ema, OffloadAccess::kUpdate);
     owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
       Tensor mean = owned.ema.narrow(0, first, run.numel());
       Tensor weights = run.Read();
@@ -289,15 +344,10 @@ void ShardedOptimizer::SwapEma() {
 void ShardedOptimizer::ResetStates() {
   at::NoGradGuard no_grad;
   for (OwnedStates& owned : owned_) {
-    for (Tensor& state : owned.states) state.zero_();
-  }
-  for (WholeUnit& whole : wholes_) {
-    for (WholeWeight& weight : whole.weights) {
-      for (Tensor& state : weight.shared) state.zero_();
-      for (WholePart& part : weight.parts) {
-        for (Tensor& state : part.states) state.zero_();
-      }
-    }
+    ForStates(owned, [&](const Tensor& state) {
+      const OffloadHold hold(state, OffloadAccess::kReplace);
+      state.zero_();
+    });
   }
   StartEma();
 }
@@ -314,18 +364,17 @@ std::vector<Tensor> ShardedOptimizer::State(const std::string& name) const {
 
 int64_t ShardedOptimizer::state_bytes() const {
   int64_t total = 0;
-  for (const OwnedStates& owned : owned_) {
-    for (const Tensor& state : owned.states) total += state.nbytes();
-    if (owned.ema.defined()) total += owned.ema.nbytes();
-  }
-  for (const WholeUnit& whole : wholes_) {
-    for (const WholeWeight& weight : whole.weights) {
-      for (const Tensor& state : weight.shared) total += state.nbytes();
-      for (const WholePart& part : weight.parts) {
-        for (const Tensor& state : part.states) total += state.nbytes();
-      }
-    }
-  }
+  if (parameters_.options().offload_optimizer) return total;
+  for (const OwnedStates& owned : owned_)
+    ForStates(owned, [&](const Tensor& state) { total += state.nbytes(); });
+  return total;
+}
+
+int64_t ShardedOptimizer::state_bytes_on_disk() const {
+  int64_t total = 0;
+  if (!parameters_.options().offload_optimizer) return total;
+  for (const OwnedStates& owned : owned_)
+    ForStates(owned, [&](const Tensor& state) { total += OffloadSpace::Rounded(state.nbytes()); });
   return total;
 }
 

@@ -1,12 +1,18 @@
 // The one optimizer that every loop steps through: update rules applied to the elements that this
 // rank owns under the ZeRO stage (all of them at stage 0, a shard above).
+//
+// Offloaded states stream (Rajbhandari et al. 2021, "ZeRO-Infinity", section 5.2): while a unit is
+// updated the next one's are read and the last one's written, and two units' are in memory at most
+// (of rules that update several units together, two such rounds').
 #pragma once
 
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/offload.h"
 #include "optim/update_rule.h"
 #include "optim/whole_rule.h"
 #include "parallel/sharded_parameters.h"
@@ -60,7 +66,8 @@ class ShardedOptimizer {
   // a whole_rule.
   std::vector<Tensor> State(const std::string& name) const;
 
-  int64_t state_bytes() const;  // Held here by the rules' states and the mean
+  int64_t state_bytes() const;          // Held here by the rules' states and the mean
+  int64_t state_bytes_on_disk() const;  // The same where they are offloaded, in whole pages
 
  private:
   // Elements that `rule` updates alike, padding left out.
@@ -79,11 +86,23 @@ class ShardedOptimizer {
     std::vector<Segment> segments;
     int whole = -1;  // Of wholes_; -1: all of its weights are in segments
     Tensor ema;      // As long as the slice, or undefined
+    // All that an update reads or writes, but for the gradients.
+    std::vector<std::pair<Tensor, OffloadAccess>> used;
 
     MasterRun master() const { return slice.Master(0, slice.numel()); }
   };
 
+  Tensor Zeros(int64_t numel, at::ScalarType dtype) const {
+    return OptimizerZeros(parameters_.options(), numel, dtype);
+  }
+  // Calls visit(tensor) for the states and the mean of a unit.
+  template <class Visit>
+  void ForStates(const OwnedStates& owned, Visit&& visit) const;
+  // One after the last of the units that are updated together with owned_[begin].
+  size_t RoundEnd(size_t begin) const;
+  void UpdateRound(size_t begin, size_t end, const UpdateOptions& options);
   void UpdateSegment(Segment& segment, const UpdateOptions& options) const;
+  void MoveEma(OwnedStates& owned) const;
   void AddWhole(OwnedStates& owned, bool decay_all);
   void AddSegments(OwnedStates& owned, bool decay_all);
   std::vector<NamedPiece> Pieces(bool saving) const;

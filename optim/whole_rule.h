@@ -96,6 +96,9 @@ class WholeRule {
                                            at::ScalarType master) const = 0;
   // What Update calls for a unit; along axes of one rank nothing is called.
   virtual std::vector<Call> Calls(const WholeUnitShape& unit) const = 0;
+  // Whether units that have so many such weights between them, and lie over so many ranks, are
+  // updated apart from the units after them. As a rule each is.
+  virtual bool FillsRound(size_t weights, size_t ranks) const { return true; }
   // In place. Collective over the units' ranks.
   virtual void Update(std::span<WholeUnit> units, const UpdateOptions& options) const = 0;
 };

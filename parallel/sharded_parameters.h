@@ -35,7 +35,7 @@ class ShardedParameters {
   // The block's weights, in the order of its specs, until another block's pass begins. Collective,
   // as are the calls below. Under stage 3 each unit is gathered once a forward and once a backward
   // pass. `next`: the block whose pass of the same kind follows, which is gathered meanwhile under
-  // options().overlap; -1: not known.
+  // options().overlap; -1: not known. Of offloaded weights its shard is read meanwhile.
   std::span<const Parameter> BeginForward(int block, int next = -1);
   // Before gradients of the block are added, blocks in descending order: not collective.
   void ZeroGradients(int block, int micro_batch);
@@ -74,6 +74,9 @@ class ShardedParameters {
   CommQueue::Ticket Do(std::function<void()> work);
   void Await(CommQueue::Ticket& ticket);
   void Gather(int unit);
+  // Those units of `next` that its pass gathers, ahead of it: `place` is the end of theirs that
+  // comes first in that pass.
+  void GatherAhead(int next, int UnitUse::*place);
 
   ShardedUnit::Arenas MakeArenas(int64_t numel, bool trainable, Communicator& comm);
 

@@ -17,6 +17,11 @@ Tensor ZeroedRegistered(Communicator& comm, int64_t numel, at::ScalarType dtype)
 
 }  // namespace
 
+Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, at::ScalarType dtype) {
+  return options.offload_optimizer ? options.offload->Zeros(numel, dtype)
+                                   : at::zeros({numel}, dtype);
+}
+
 ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
                          const ZeroOptions& options, const ShareGroups& groups,
                          const Arenas& arenas)
@@ -30,7 +35,9 @@ ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
   const int64_t shard = layout_.shard_numel();
   if (options_.stage == 3) {
     weights_full_ = arenas.gathered.narrow(0, 0, padded);
-    weights_shard_ = ZeroedRegistered(comm_, shard, options_.compute_dtype);
+    weights_shard_ = options_.offload_parameters
+                         ? options_.offload->Zeros(shard, options_.compute_dtype)
+                         : ZeroedRegistered(comm_, shard, options_.compute_dtype);
   } else {
     weights_full_ = ZeroedRegistered(comm_, padded, options_.compute_dtype);
     weights_shard_ = Shard(weights_full_);
@@ -43,7 +50,7 @@ ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
       split_ = std::make_unique<SplitMaster>(owned_weights_.numel());
       owned_weights_ = Tensor();
     } else if (options_.has_master_copy()) {
-      owned_weights_ = at::zeros({owned_weights_.numel()}, options_.master_dtype());
+      owned_weights_ = OptimizerZeros(options_, owned_weights_.numel(), options_.master_dtype());
     }
     gradients_full_ = options_.stage >= 2
                           ? arenas.gradients.narrow(0, 0, padded)
@@ -67,6 +74,7 @@ Tensor ShardedUnit::Shard(const Tensor& full) const {
 
 void ShardedUnit::Gather() {
   if (options_.stage != 3) return;
+  const OffloadHold hold(weights_shard_, OffloadAccess::kRead);
   if (!options_.quantized_weights || comm_.size() == 1)
     return comm_.AllGather(weights_full_, weights_shard_);
   const int64_t shard = layout_.shard_numel(), bytes = QuantizedBytes(shard);
@@ -78,6 +86,8 @@ void ShardedUnit::Gather() {
     SumQuantized(all.narrow(0, rank * bytes, bytes), 1,
                  weights_full_.narrow(0, rank * shard, shard));
 }
+
+void ShardedUnit::PrefetchShard() const { PrefetchOffloaded(weights_shard_, OffloadAccess::kRead); }
 
 void ShardedUnit::ZeroGradients(bool first_micro_batch) {
   if (trainable_ && (first_micro_batch || gradients_sharded())) gradients_full_.zero_();
@@ -199,6 +209,11 @@ Tensor ShardedUnit::owned_weights_to_write() {
 }
 
 void ShardedUnit::SyncFromMaster() {
+  OffloadHold hold;
+  if (trainable_ && options_.has_master_copy()) {
+    hold.Add(owned_weights_, OffloadAccess::kRead);
+    hold.Add(weights_shard_, OffloadAccess::kReplace);
+  }
   if (!split_) {
     OwnedMaster().RoundAndKeep(owned_weights_);
   } else if (written_.defined()) {
@@ -210,11 +225,17 @@ void ShardedUnit::SyncFromMaster() {
 
 HeldBytes ShardedUnit::held_bytes() const {
   HeldBytes held;
-  held.weights = options_.stage == 3 ? weights_shard_.nbytes() : weights_full_.nbytes();
+  if (options_.stage == 3 && options_.offload_parameters)
+    held.weights_on_disk = OffloadSpace::Rounded(weights_shard_.nbytes());
+  else
+    held.weights = options_.stage == 3 ? weights_shard_.nbytes() : weights_full_.nbytes();
   if (!trainable_) return held;
   if (options_.stage < 2) held.gradients += gradients_full_.nbytes();
   if (gradients_sharded()) held.gradients += gradients_shard_.nbytes();
-  if (options_.has_master_copy())
+  if (!options_.has_master_copy()) return held;
+  if (options_.offload_optimizer)
+    held.master_weights_on_disk = OffloadSpace::Rounded(owned_weights_.nbytes());
+  else
     held.master_weights = split_ ? split_->nbytes() : owned_weights_.nbytes();
   return held;
 }

@@ -26,6 +26,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/offload.h"
 #include "core/parameter.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/flat_layout.h"
@@ -46,10 +47,15 @@ struct ZeroOptions {
   // With compute_dtype bfloat16: of the master weights only what the rounded ones do not say is
   // kept.
   bool split_master = false;
-  // Of stage 3; of stages 2 and 3: weights are gathered, gradients reduced as quantized_blocks.h has
-  // them, by ranks that are several. The weights that compute are rounded so on every rank.
+  // Of stage 3; of stages 2 and 3: weights are gathered, gradients reduced as quantized_blocks.h
+  // has them, by ranks that are several. The weights that compute are rounded so on every rank.
   bool quantized_weights = false;
   bool quantized_gradients = false;
+  // Master weights and the optimizer's states are in a file between steps; of stage 3: so are the
+  // weights that compute, while their unit is not gathered or updated (core/offload.h).
+  bool offload_optimizer = false;
+  bool offload_parameters = false;
+  OffloadSpace* offload = nullptr;  // Of either; outlives what is made by these options
 
   // Weights as the optimizer sees them: float32 unless the model computes in float64.
   at::ScalarType master_dtype() const {
@@ -107,7 +113,12 @@ struct HeldBytes {
   int64_t gradients = 0;
   int64_t master_weights = 0;
   int64_t gathered = 0;  // Buffers of gathered weights and of a block's gradients before reduction
+  int64_t weights_on_disk = 0;  // Offloaded, in whole pages; not of the others
+  int64_t master_weights_on_disk = 0;
 };
+
+// (numel) zeros of which the optimizer is the only user between steps.
+Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, at::ScalarType dtype);
 
 class ShardedUnit {
  public:
@@ -132,6 +143,8 @@ class ShardedUnit {
 
   // Stage 3: fills the gathered weights from all shards. Collective.
   void Gather();
+  // Offloaded weights: begins to read what Gather needs.
+  void PrefetchShard() const;
   // Before the first block of a micro-batch's backward pass that touches the unit.
   void ZeroGradients(bool first_micro_batch);
   struct MicroBatchPlace {
@@ -155,7 +168,7 @@ class ShardedUnit {
   OptimizerSlice optimizer_slice() const;
   // The weights that this rank keeps in master precision (frozen units: compute dtype): flat
   // elements [owned_begin(), owned_begin() + size), its shard or (stage 0) all. Split master
-  // weights are read as a copy.
+  // weights are read as a copy. Offloaded ones are there for who holds them (OffloadHold).
   Tensor owned_weights() const;
   // The same for who writes all of them or some, and then calls SyncFromMaster(), which is
   // collective.
