@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/federated_validation.h"
+#include "core/moe_validation.h"
 #include "core/offload_validation.h"
 #include "core/optimizer_validation.h"
 #include "core/precision_validation.h"
@@ -55,6 +56,7 @@ class Validator {
     Checkpoint();
     Profiling();
     Sample();
+    ValidateMoe(recipe_, report);
     ValidateExamples(recipe_, report);
     ValidateRlhf(recipe_, report);
     ValidateFederated(recipe_, report);

@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "core/trace.h"
 #include "parallel/tensor_parallel.h"
+#include "trainer/router_bias.h"
 
 namespace shoal {
 
@@ -293,6 +294,10 @@ Activations BlockRunner::RunStages(const ForwardContext& base) {
     Give(handed_over, options_.activations, stage + 1, 0, out.hidden_BTC);
   }
   return {};
+}
+
+void BlockRunner::MoveRouterBiases(const RoutingTotals& routing, double rate) {
+  shoal::MoveRouterBiases(routing, model_.config, rate, parameters_);
 }
 
 std::span<const Parameter> BlockRunner::HeadWeights() {

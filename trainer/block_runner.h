@@ -82,6 +82,8 @@ class BlockRunner {
   double Count(const Batch& batch) const;
   ObjectiveMetrics MakeMetrics() const;
   RoutingTotals MakeRoutingTotals() const { return RoutingTotals(model_.config); }
+  // After a step; `routing`: reduced (see router_bias.h).
+  void MoveRouterBiases(const RoutingTotals& routing, double rate);
 
  private:
   struct BlockPass {

@@ -141,6 +141,17 @@ absl::Status CheckFits(const LoadedRecipe& recipe, const ModelConfig& config,
 
 absl::Status CheckMoe(const LoadedRecipe& recipe, const ModelConfig& config) {
   const MoeSection& moe = recipe.proto.moe();
+  if (moe.bias_update_rate() > 0) {
+    const auto refuse = [&](const std::string& why) {
+      return recipe.ErrorAt("moe.bias_update_rate",
+                            absl::StrCat("got ", moe.bias_update_rate(), ", but ", why));
+    };
+    if (config.family->stack.router != StackOptions::Router::kBiasedSigmoid)
+      return refuse(absl::StrCat("the routers of family ", config.family->model_type,
+                                 " have no bias, expected 0"));
+    if (config.lora)
+      return refuse("adapters train alone and leave the routers' biases, expected 0");
+  }
   if (config.num_experts > 0) return absl::OkStatus();
   const auto refuse = [&](const char* key) {
     return recipe.ErrorAt(key, absl::StrCat("is of models with experts, but family ",

@@ -17,13 +17,17 @@ void RoutingTotals::Add(int64_t layer, const RouterSums& sums) {
   row[experts_ + 2] += sums.z;
 }
 
-std::vector<std::pair<std::string, double>> RoutingTotals::Reduce(const DeviceMesh& mesh) const {
-  if (experts_ == 0) return {};
+void RoutingTotals::Reduce(const DeviceMesh& mesh) {
+  if (experts_ == 0) return;
   // Tensor-parallel ranks all route the same tokens.
-  Tensor sums = mesh.tensor().rank() == 0 ? sums_.clone() : at::zeros_like(sums_);
-  mesh.control().AllReduce(sums);
-  const Tensor chosen_LE = sums.narrow(1, 0, experts_);
-  const auto total = [&](int64_t column) { return sums.select(1, column).sum().item<double>(); };
+  if (mesh.tensor().rank() != 0) sums_.zero_();
+  mesh.control().AllReduce(sums_);
+}
+
+std::vector<std::pair<std::string, double>> RoutingTotals::Figures() const {
+  if (experts_ == 0) return {};
+  const Tensor chosen_LE = sums_.narrow(1, 0, experts_);
+  const auto total = [&](int64_t column) { return sums_.select(1, column).sum().item<double>(); };
   const double choices = std::max(1.0, chosen_LE.sum().item<double>()),
                tokens = choices / static_cast<double>(choices_);
   const Tensor load_L = std::get<0>(chosen_LE.max(1)) / chosen_LE.mean(1).clamp_min(1e-300);

@@ -18,12 +18,20 @@ class RoutingTotals {
 
   void Add(int64_t layer, const RouterSums& sums);
 
-  // What the log shows; empty for a model without experts. Collective over the mesh.
-  //   expert_load_max      choices of the expert that was chosen most, over the mean of its layer's
+  // Sums over the ranks: once, before what is below. Collective over the mesh.
+  void Reduce(const DeviceMesh& mesh);
+
+  // (experts) float64, of the layer: how often each was chosen, whether or not it had room.
+  Tensor Chosen(int64_t layer) const { return sums_[layer].narrow(0, 0, experts_); }
+
+  // What the log shows; empty for a model without experts.
+  //   expert_load_max      choices of the expert that was chosen most, over the mean of its
+  //   layer's;
+  //                        of the layer where that is most
   //   router_balance_loss  the load-balancing loss (models/blocks/router.h): means over tokens
   //   router_z_loss        and layers, without their weights
   //   dropped_share        of the choices, those of experts that had no room
-  std::vector<std::pair<std::string, double>> Reduce(const DeviceMesh& mesh) const;
+  std::vector<std::pair<std::string, double>> Figures() const;
 
  private:
   int64_t experts_, choices_;  // Of a layer; of a token

@@ -17,6 +17,7 @@ Trainer::Options TrainerOptionsOf(const Recipe& recipe, int64_t num_steps) {
   }
   return {.num_steps = num_steps,
           .max_grad_norm = recipe.training().max_grad_norm(),
+          .router_bias_rate = recipe.moe().bias_update_rate(),
           .learning_rate = LrScheduleOf(recipe, num_steps),
           .stop_on_non_finite = recipe.training().nan_policy() == TrainingSection::stop,
           .max_skipped_steps = recipe.training().max_skipped_steps(),

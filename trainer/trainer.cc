@@ -65,7 +65,8 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
                         metrics.loss_scale;
   }
   metrics.objective = objective.Reduce(mesh);
-  for (auto& figure : routing.Reduce(mesh)) metrics.objective.push_back(std::move(figure));
+  routing.Reduce(mesh);
+  for (auto& figure : routing.Figures()) metrics.objective.push_back(std::move(figure));
   metrics.skipped = !std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm);
   if (!metrics.skipped) {
     const TraceSpan update(TraceKind::kOptimizer, "optimizer");
@@ -73,6 +74,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
         {.learning_rate = metrics.learning_rate,
          .grad_scale = ClipScale(metrics.grad_norm, options_.max_grad_norm) / metrics.loss_scale,
          .step = ++progress_.updates});
+    parts_.runner.MoveRouterBiases(routing, options_.router_bias_rate);
   }
   if (options_.loss_scaling) {
     progress_.loss_scale =

@@ -58,7 +58,8 @@ class Trainer {
  public:
   struct Options {
     int64_t num_steps = 0;
-    double max_grad_norm = 0;  // 0: no clipping
+    double max_grad_norm = 0;     // 0: no clipping
+    double router_bias_rate = 0;  // See MoveRouterBiases; 0: biases stay as they are
     LrSchedule learning_rate;
     bool stop_on_non_finite = false;
     int64_t max_skipped_steps = 10;  // So many in a row end the run

@@ -36,6 +36,22 @@ MIXTRAL = dict(
     num_experts_per_tok=2,
     router_aux_loss_coef=0.02,
 )
+DOTS1 = dict(
+    LLAMA,
+    model_type="dots1",
+    tie_word_embeddings=False,
+    first_k_dense_replace=1,
+    num_hidden_layers=3,
+    moe_intermediate_size=16,
+    n_routed_experts=8,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    n_group=4,
+    topk_group=2,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.5,
+)
+QWEN3 = dict(LLAMA, model_type="qwen3", head_dim=12)
 GPT2 = dict(
     model_type="gpt2",
     vocab_size=320,

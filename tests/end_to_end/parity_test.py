@@ -12,7 +12,7 @@ import tokenizers
 import torch
 import transformers
 
-from harness import GPT2, LLAMA, MIXTRAL, ROOT, SHOAL, TEXT, EndToEndTest
+from harness import DOTS1, GPT2, LLAMA, MIXTRAL, QWEN3, ROOT, SHOAL, TEXT, EndToEndTest
 
 torch.set_num_threads(1)
 
@@ -44,6 +44,18 @@ def mixtral(**changes):
     keys = {**MIXTRAL, "vocab_size": 300, **changes}
     keys.pop("model_type")
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(**keys))
+
+
+def dots1(**changes):
+    keys = {**DOTS1, "vocab_size": 300, "sliding_window": None, **changes}
+    keys.pop("model_type")
+    return transformers.Dots1ForCausalLM(transformers.Dots1Config(**keys))
+
+
+def qwen3(**changes):
+    keys = {**QWEN3, "vocab_size": 300, **changes}
+    keys.pop("model_type")
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**keys))
 
 
 def gpt2(**changes):
@@ -89,6 +101,9 @@ class ParityTest(EndToEndTest):
             "wide_heads": llama(head_dim=16),
             "mixtral": mixtral(),
             "mixtral_one": mixtral(num_experts_per_tok=1, num_local_experts=3),
+            "dots1": dots1(),
+            "dots1_plain": dots1(n_group=1, topk_group=1, norm_topk_prob=False, attention_bias=True),
+            "qwen3": qwen3(),
             "gpt2": gpt2(),
             "gpt2_relu": gpt2(activation_function="relu", n_inner=80),
         }
@@ -97,6 +112,9 @@ class ParityTest(EndToEndTest):
                 torch.manual_seed(3)
                 for weight in model.parameters():  # Norms and biases away from ones and zeros
                     weight.data.add_(torch.randn_like(weight) * 0.05)
+                for key, buffer in model.named_buffers():
+                    if key.endswith("e_score_correction_bias"):
+                        buffer.add_(torch.randn_like(buffer) * 0.2)
                 model.eval().save_pretrained(self.folder / name)
                 self.assert_scores_equal(self.folder / name, model, self.rows())
 
@@ -111,6 +129,8 @@ class ParityTest(EndToEndTest):
             ("llama", LLAMA, 3, 1),
             ("gpt2", GPT2, 1, 1),
             ("mixtral", MIXTRAL, 2, 2),
+            ("dots1", DOTS1, 3, 2),
+            ("qwen3", QWEN3, 1, 1),
         ):
             with self.subTest(model=name):
                 self.train(

@@ -4,7 +4,7 @@ import json
 import re
 import unittest
 
-from harness import LLAMA, MIXTRAL, EndToEndTest
+from harness import DOTS1, LLAMA, MIXTRAL, EndToEndTest
 
 
 class PlanTest(EndToEndTest):
@@ -46,19 +46,26 @@ class PlanTest(EndToEndTest):
 
     def test_planned_bytes_of_experts(self):
         # Every token chooses all experts, so what their ranks send one another is known.
-        config = dict(
-            MIXTRAL,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=3,
+        size = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=3, vocab_size=8192)
+        mixtral = dict(MIXTRAL, **size, num_experts_per_tok=4)
+        dots1 = dict(
+            DOTS1,
+            **size,
+            moe_intermediate_size=64,
+            n_routed_experts=4,
+            n_shared_experts=2,
             num_experts_per_tok=4,
-            vocab_size=8192,
+            n_group=1,
+            topk_group=1,
         )
         batch = dict(max_steps=2, global_batch_size=32, gradient_accumulation_steps=1)
-        for name, ranks, overrides in (
-            ("alone", 1, []),
-            ("experts", 2, ["parallelism.expert_parallel=2", "zero.stage=2"]),
-            ("tensor", 2, ["parallelism.tensor_parallel=2", "model.dtype=bfloat16"]),
+        for name, config, ranks, overrides in (
+            ("alone", mixtral, 1, []),
+            ("experts", mixtral, 2, ["parallelism.expert_parallel=2", "zero.stage=2"]),
+            ("tensor", mixtral, 2, ["parallelism.tensor_parallel=2", "model.dtype=bfloat16"]),
+            ("dots1", dots1, 1, ["moe.bias_update_rate=0.01"]),
+            ("dots1-experts", dots1, 2, ["parallelism.expert_parallel=2", "zero.stage=3"]),
+            ("dots1-tensor", dots1, 2, ["parallelism.tensor_parallel=2", "model.dtype=bfloat16"]),
         ):
             model = dict(dtype="float32", config=config)
             path = self.write_recipe(name, model=model, training=batch)

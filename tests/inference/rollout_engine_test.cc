@@ -98,7 +98,7 @@ void ExpectSameRollout(const Rollout& got, const Rollout& want, const std::strin
 }
 
 TEST(RolloutEngine, EveryMeshGeneratesWhatOneRankDoes) {
-  for (const char* model : {"llama", "llama-tied", "llama-uneven", "gpt2"}) {
+  for (const char* model : {"llama", "llama-tied", "llama-uneven", "gpt2", "dots1"}) {
     const Rollout want = RunRollout({.model = model}, Layout::kWhole);
     ASSERT_EQ(want.results.size(), 9u);
     EXPECT_NE(want.hash, want.stale_hash);

@@ -3,12 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include "parallel/comm/local_communicator.h"
 #include "tests/trainer/training_job.h"
+#include "trainer/router_bias.h"
 
 namespace shoal {
 namespace {
 
 constexpr double kExpertTolerance = 1e-11;
+constexpr char kBias[] = "e_score_correction_bias";
 
 TrainingJob OneRankOf(const TrainingJob& job) {
   return {.model = job.model,
@@ -18,18 +21,25 @@ TrainingJob OneRankOf(const TrainingJob& job) {
           .rule = job.rule,
           .freeze = job.freeze,
           .router_z_loss = job.router_z_loss,
-          .capacity_factor = job.capacity_factor};
+          .capacity_factor = job.capacity_factor,
+          .router_bias_rate = job.router_bias_rate};
 }
 
 void ExpectExpertsEqualToOneRank(TrainingJob job) {
   job.steps = 3;
   const TrainingJob alone = OneRankOf(job);
   static std::map<std::string, TrainingResult> results;
-  const std::string key = absl::StrCat(Describe(alone), alone.layers, alone.sgd,
-                                       alone.router_z_loss, alone.freeze.size(), alone.rule);
+  const std::string key =
+      absl::StrCat(Describe(alone), alone.layers, alone.sgd, alone.router_z_loss,
+                   alone.freeze.size(), alone.rule, alone.router_bias_rate);
   if (!results.contains(key)) results[key] = RunTrainingJob(alone);
   const TrainingResult &want = results[key], got = RunTrainingJob(job);
   ExpectClose(got, want, kExpertTolerance, Describe(job));
+  // Counts are exact: biases keep their bits.
+  for (const auto& [name, values] : want.state) {
+    if (!name.ends_with(kBias)) continue;
+    EXPECT_EQ(got.state.at(name), values) << Describe(job) << ", " << name;
+  }
   for (size_t step = 0; step < want.steps.size(); ++step) {
     ASSERT_EQ(got.steps[step].objective.size(), want.steps[step].objective.size());
     for (size_t i = 0; i < want.steps[step].objective.size(); ++i) {
@@ -238,6 +248,166 @@ TEST(Experts, StagesAndRecomputedLayersGiveTheSameBits) {
       ExpectSameBits(RunTrainingJob(job), first, Describe(job));
     }
   }
+}
+
+// Routers of sigmoids with biases that move, experts that tokens share, a dense first layer.
+TEST(Experts, BiasesMoveAlikeOnAnyMesh) {
+  for (int stage = 0; stage <= 3; ++stage) {
+    for (int expert : {1, 2, 4}) {
+      ExpectExpertsEqualToOneRank({.model = "dots1",
+                                   .ranks = 4,
+                                   .expert = expert,
+                                   .recompute = stage == 1 ? Recompute::kFull : Recompute::kNone,
+                                   .layers = 3,
+                                   .stage = stage,
+                                   .micro_batches = 3,
+                                   .overlap = stage == 3,
+                                   .sgd = stage == 2,
+                                   .router_z_loss = 0.01,
+                                   .capacity_factor = expert == 2 ? 1.0 : 0.0,
+                                   .router_bias_rate = 0.01});
+    }
+    for (int expert : {1, 2}) {
+      ExpectExpertsEqualToOneRank({.model = "dots1",
+                                   .ranks = 4,
+                                   .replicate = 2,
+                                   .expert = expert,
+                                   .layers = 3,
+                                   .stage = stage,
+                                   .micro_batches = 3,
+                                   .deterministic = false,
+                                   .router_bias_rate = 0.01});
+      for (bool sequence_parallel : {true, false}) {
+        ExpectExpertsEqualToOneRank({.model = "dots1",
+                                     .ranks = 4,
+                                     .tensor = 2,
+                                     .sequence_parallel = sequence_parallel,
+                                     .expert = expert,
+                                     .recompute = Recompute::kSelective,
+                                     .layers = 3,
+                                     .stage = stage,
+                                     .micro_batches = 3,
+                                     .router_bias_rate = 0.01});
+      }
+    }
+  }
+  for (const PipelineCase& c : kPipelines) {
+    for (int tensor : {1, 2}) {
+      ExpectExpertsEqualToOneRank({.model = "dots1",
+                                   .ranks = 4 * tensor,
+                                   .tensor = tensor,
+                                   .pipeline = 2,
+                                   .expert = 2,
+                                   .schedule = c.schedule,
+                                   .chunks = c.chunks,
+                                   .recompute = Recompute::kSelective,
+                                   .layers = 4,
+                                   .stage = c.highest_stage,
+                                   .micro_batches = 3,
+                                   .router_bias_rate = 0.01});
+    }
+  }
+}
+
+TEST(Experts, StagesGiveTheSameBitsWithBiases) {
+  TrainingJob job{
+      .model = "dots1", .ranks = 4, .layers = 3, .micro_batches = 3, .router_bias_rate = 0.01};
+  const TrainingResult first = RunTrainingJob(job);
+  for (int stage = 1; stage <= 3; ++stage) {
+    job.stage = stage;
+    ExpectSameBits(RunTrainingJob(job), first, Describe(job));
+  }
+}
+
+std::map<std::string, std::vector<double>> BiasesAfter(const TrainingJob& job) {
+  std::map<std::string, std::vector<double>> biases;
+  for (const auto& [name, values] : RunTrainingJob(job).state) {
+    if (name.ends_with(kBias)) biases[name] = values;
+  }
+  return biases;
+}
+
+bool AllZero(const std::map<std::string, std::vector<double>>& biases) {
+  return std::all_of(biases.begin(), biases.end(), [](const auto& bias) {
+    return std::all_of(bias.second.begin(), bias.second.end(), [](double b) { return b == 0; });
+  });
+}
+
+TEST(Experts, BiasesOfFrozenModelsAndSkippedStepsStay) {
+  const TrainingJob job{
+      .model = "dots1", .ranks = 2, .layers = 3, .steps = 2, .router_bias_rate = 0.01};
+  const auto moved = BiasesAfter(job);
+  EXPECT_EQ(moved.size(), 2u);  // The first layer is dense
+  EXPECT_FALSE(AllZero(moved));
+  TrainingJob still = job;
+  still.router_bias_rate = 0;
+  EXPECT_TRUE(AllZero(BiasesAfter(still)));
+  still = job;
+  still.freeze = {kBias};
+  EXPECT_TRUE(AllZero(BiasesAfter(still)));
+  still = job;
+  still.lora = true;
+  EXPECT_TRUE(AllZero(BiasesAfter(still)));
+  still = job;
+  still.steps = 3;
+  still.poison_step = 2;
+  EXPECT_EQ(BiasesAfter(still), moved);
+}
+
+// Whatever the model computes in, a bias moves by the rate exactly.
+TEST(Experts, BiasesAreKeptInFloat32) {
+  constexpr double kRate = 0.001;
+  for (int stage : {0, 3}) {
+    double largest = 0;
+    for (const auto& [name, values] : BiasesAfter({.model = "dots1",
+                                      .dtype = at::kBFloat16,
+                                      .ranks = 2,
+                                      .layers = 3,
+                                      .stage = stage,
+                                      .steps = 9,
+                                      .router_bias_rate = kRate})) {
+      for (double bias : values) {
+        EXPECT_NEAR(bias / kRate, std::round(bias / kRate), 1e-5) << name;
+        largest = std::max(largest, std::abs(bias));
+      }
+    }
+    EXPECT_GT(largest, 4 * kRate);
+  }
+}
+
+TEST(Experts, ABiasMovesAgainstItsExpertsLoad) {
+  const absl::Status status = RunRanks(1, [](Communicator& comm) {
+    return BuildTrainingJob({.model = "dots1"}, comm, [](const JobParts& parts) -> absl::Status {
+      const ModelConfig& config = parts.model.config;
+      RoutingTotals routing(config);
+      // Choices of eight experts; the mean is 3.
+      const Tensor chosen = at::tensor({3.0, 4.0, 2.0, 3.0, 0.0, 9.0, 3.0, 0.0}, at::kDouble);
+      routing.Add(/*layer=*/1, {.chosen_E = chosen});
+      routing.Reduce(parts.mesh);
+      MoveRouterBiases(routing, config, 0.5, parts.parameters);
+      MoveRouterBiases(routing, config, 0.25, parts.parameters);
+      std::map<std::string, std::vector<double>> state;
+      CollectState(parts.optimizer, state);
+      EXPECT_EQ(state.at(absl::StrCat("weights/model.layers.1.mlp.gate.", kBias)),
+                (std::vector<double>{0, -0.75, 0.75, 0, 0.75, -0.75, 0, 0.75}));
+      return absl::OkStatus();
+    });
+  });
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+// The biases balance, with no help of a loss.
+TEST(Experts, BiasesSpreadTheTokens) {
+  const auto load = [](double rate) {
+    TrainingJob job{.model = "dots1-free", .layers = 3, .steps = 60, .router_bias_rate = rate};
+    const TrainingResult result = RunTrainingJob(job);
+    double sum = 0;  // The last ten steps'
+    for (int step = 50; step < 60; ++step) sum += Figure(result, step, "expert_load_max");
+    return sum / 10;
+  };
+  const double without = load(0), with = load(0.01);
+  EXPECT_GT(without, 1.5);
+  EXPECT_LT(with - 1, (without - 1) / 2) << "without: " << without;
 }
 
 // The load-balancing loss balances.

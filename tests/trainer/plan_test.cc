@@ -327,28 +327,31 @@ TEST(Plan, ThreeAxes) {
 
 // Every token chooses every expert, so that what ranks send one another is known.
 TEST(Plan, Experts) {
-  for (int expert : {1, 2, 4}) {
-    for (int stage = 0; stage <= 3; ++stage) {
-      for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-        ExpectAsPlanned({.model = "mixtral-all",
-                         .dtype = dtype,
-                         .ranks = 4,
+  for (const char* model : {"mixtral-all", "dots1-all"}) {
+    for (int expert : {1, 2, 4}) {
+      for (int stage = 0; stage <= 3; ++stage) {
+        for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+          ExpectAsPlanned({.model = model,
+                           .dtype = dtype,
+                           .ranks = 4,
+                           .expert = expert,
+                           .recompute = stage == 1 ? Recompute::kFull : Recompute::kNone,
+                           .stage = stage,
+                           .micro_batches = 3,
+                           .deterministic = stage != 2});
+        }
+        ExpectAsPlanned({.model = model,
+                         .dtype = at::kFloat,
+                         .ranks = 8,
+                         .tensor = expert == 4 ? 1 : 2,
+                         .sequence_parallel = stage % 2 == 0,
+                         .pipeline = 2,
                          .expert = expert,
-                         .recompute = stage == 1 ? Recompute::kFull : Recompute::kNone,
+                         .layers = 3,
                          .stage = stage,
                          .micro_batches = 3,
-                         .deterministic = stage != 2});
+                         .overlap = stage == 3});
       }
-      ExpectAsPlanned({.model = "mixtral-all",
-                       .dtype = at::kFloat,
-                       .ranks = 8,
-                       .tensor = expert == 4 ? 1 : 2,
-                       .sequence_parallel = stage % 2 == 0,
-                       .pipeline = 2,
-                       .expert = expert,
-                       .stage = stage,
-                       .micro_batches = 3,
-                       .overlap = stage == 3});
     }
   }
 }

@@ -113,5 +113,15 @@ TEST(Reshard, ExpertsOverRanks) {
   });
 }
 
+TEST(Reshard, RouterBiases) {
+  const char* model = "dots1";
+  ExpectEachReadsAll({
+      {.model = model, .steps = 2, .router_bias_rate = 0.01},
+      {.model = model, .ranks = 4, .expert = 2, .stage = 3, .steps = 2, .router_bias_rate = 0.01},
+      {.model = model, .ranks = 4, .tensor = 2, .stage = 1, .steps = 2, .router_bias_rate = 0.01},
+      {.model = model, .ranks = 4, .pipeline = 2, .stage = 2, .steps = 2, .router_bias_rate = 0.01},
+  });
+}
+
 }  // namespace
 }  // namespace shoal

@@ -52,6 +52,30 @@ Json ConfigOf(const std::string& model, int layers) {
             {"num_experts_per_tok", choices},
             {"router_aux_loss_coef", 0.05}};
   }
+  if (model.starts_with("dots1")) {
+    // -all: experts that all tokens choose. -free: no loss balances.
+    const bool all = model == "dots1-all";
+    return {{"model_type", "dots1"},
+            {"vocab_size", kVocab},
+            {"hidden_size", 12},
+            {"intermediate_size", 17},
+            {"moe_intermediate_size", 6},
+            {"num_hidden_layers", layers},
+            {"first_k_dense_replace", 1},
+            {"num_attention_heads", 4},
+            {"num_key_value_heads", 2},
+            {"head_dim", 4},
+            {"max_position_embeddings", 64},
+            {"initializer_range", 0.2},
+            {"n_routed_experts", all ? 4 : 8},
+            {"n_shared_experts", 2},
+            {"num_experts_per_tok", all ? 4 : 3},
+            {"n_group", all ? 1 : 4},
+            {"topk_group", all ? 1 : 2},
+            {"norm_topk_prob", true},
+            {"routed_scaling_factor", 1.5},
+            {"aux_loss_alpha", model == "dots1-free" ? 0.0 : 0.05}};
+  }
   return {{"model_type", "llama"},
           {"vocab_size", kVocab},
           {"hidden_size", 12},
@@ -263,6 +287,7 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   Trainer trainer(
       {.num_steps = job.steps,
        .max_grad_norm = job.max_grad_norm,
+       .router_bias_rate = job.router_bias_rate,
        .learning_rate = {.type = LrSchedule::Type::kCosine, .peak = 0.01, .total_steps = 20},
        .loss_scaling = job.loss_scaling},
       {.mesh = mesh,

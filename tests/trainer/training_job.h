@@ -13,7 +13,7 @@
 namespace shoal {
 
 struct TrainingJob {
-  std::string model = "llama";  // "llama", "gpt2", "mixtral"; see ConfigOf
+  std::string model = "llama";  // "llama", "gpt2", "mixtral", "dots1"; see ConfigOf
   at::ScalarType dtype = at::kDouble;
   int ranks = 1;  // Of the whole mesh; the shard axis takes what the others leave
   int replicate = 1;
@@ -48,6 +48,7 @@ struct TrainingJob {
   bool lengths = false;
   double router_z_loss = 0;
   double capacity_factor = 0;
+  double router_bias_rate = 0;
   bool lora = false;     // Adapters on every matrix train instead of the weights
   int poison_step = -1;  // In this step (from 0) the last rank's loss is not finite
 

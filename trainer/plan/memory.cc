@@ -14,13 +14,13 @@ int64_t Size(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSiz
 // What the backward pass of a layer adds, at its most, to what the layer keeps: in the middle of
 // the MLP, the gradient of the layer's output and of the inner tensors; the activation's output has
 // gone.
-int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths) {
-  const StackOptions::Mlp mlp = config.family->stack.mlp;
-  const int64_t inner = mlp == StackOptions::Mlp::kPlain     ? 1
-                        : mlp == StackOptions::Mlp::kExperts ? 2 * config.experts_per_token
-                                                             : 2;
-  return Size(job.zero.compute_dtype) *
-         (job.rows() * inner * widths.inner + job.own_rows() * config.hidden_size);
+int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths,
+                     int64_t layer) {
+  const bool plain = config.family->stack.mlp == StackOptions::Mlp::kPlain;
+  const int64_t inner = config.has_experts(layer)
+                            ? 2 * std::max(config.experts_per_token * widths.expert, widths.shared)
+                            : (plain ? 1 : 2) * widths.inner;
+  return Size(job.zero.compute_dtype) * (job.rows() * inner + job.own_rows() * config.hidden_size);
 }
 
 struct HeadBytes {
@@ -90,6 +90,10 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
   int64_t largest[2][2] = {{0, 0}, {0, 0}};
   for (const UnitSize& unit : units) {
     const int64_t shard = unit.shard_numel(mesh), padded = unit.padded_numel(mesh);
+    if (unit.of_buffers) {
+      held.weights += unit.count * Size(zero.master_dtype()) * padded;
+      continue;
+    }
     held.weights += unit.count * compute * (zero.stage == 3 ? shard : padded);
     if (unit.takes_turns)
       largest[unit.of_experts][unit.trainable] =
@@ -104,8 +108,9 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
   }
   int64_t packed = 0;
   for (const UnitSize& unit : units) {
-    packed = std::max(packed, zero.packed_bytes(unit.shard_numel(mesh), unit.shards(mesh),
-                                                unit.trainable));
+    if (!unit.of_buffers)
+      packed = std::max(
+          packed, zero.packed_bytes(unit.shard_numel(mesh), unit.shards(mesh), unit.trainable));
   }
   held.gathered += packed;
   for (const auto& of_kind : largest) {
@@ -143,32 +148,36 @@ int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job)
 }
 
 // Follows models/blocks/decoder_layer.cc: what each operation saves, a tensor that two save once.
-int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths) {
+int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths,
+                   int64_t layer) {
   const StackOptions& stack = config.family->stack;
-  const int64_t rows = job.rows(), element = Size(job.zero.compute_dtype);
+  const bool experts = config.has_experts(layer);
+  const int64_t rows = job.rows(), element = Size(job.zero.compute_dtype),
+                sum = Size(job.zero.master_dtype());
   // (r, C): the layer's input; the sum with the attention's output.
   int64_t elements = 2 * job.own_rows() * config.hidden_size;
   // (R, ...): both norms' outputs, where the products read them; q, k and v; the attention's
   // output.
   int64_t width = 2 * config.hidden_size + 2 * widths.queries + 2 * widths.key_values;
-  // Turned q and k, beside the product that v is a view of.
+  // Normed q and k, and turned ones, beside the product that v is a view of.
+  if (stack.qk_norm == StackOptions::QkNorm::kHead) width += widths.queries + widths.key_values;
   if (stack.positions == StackOptions::Positions::kRotary)
     width += widths.queries + widths.key_values;
   // What the activation reads, and what it puts out; gated by other than SwiGLU: its output too.
   const int64_t gated = config.activation == Activation::kSilu ? 3 : 4;
-  if (stack.mlp == StackOptions::Mlp::kExperts)
-    width += config.experts_per_token * (2 * config.hidden_size + gated * widths.inner);
-  else if (stack.mlp == StackOptions::Mlp::kGated)
-    width += gated * widths.inner;
+  if (experts)
+    width += config.experts_per_token * (2 * config.hidden_size + gated * widths.expert) +
+             gated * widths.shared;
   else
-    width += 2 * widths.inner;
+    width += (stack.mlp == StackOptions::Mlp::kPlain ? 2 : gated) * widths.inner;
   elements += rows * width;
   int64_t bytes = element * elements + 4 * rows * widths.heads;  // And the log-sum-exp, float32
   // The router's logits and probabilities; a choice's place, row, weight and what that comes of.
-  if (stack.mlp == StackOptions::Mlp::kExperts) {
-    const int64_t sum = Size(job.zero.master_dtype());
+  if (experts)
     bytes += rows * (2 * sum * config.num_experts + (3 * 8 + 2 * sum) * config.experts_per_token);
-  }
+  // Sigmoids beside their shares, and what the router reads in full precision.
+  if (experts && stack.router == StackOptions::Router::kBiasedSigmoid)
+    bytes += rows * (sum * config.num_experts + (sum == element ? 0 : sum) * config.hidden_size);
   // Plain attention holds the scores, and their softmax.
   if (job.zero.compute_dtype == at::kDouble)
     bytes += 2 * element * widths.heads * rows * job.seq_length;
@@ -179,17 +188,22 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
                       const ScheduleShape& schedule) {
   const ModelConfig& config = model.model.config;
   const PartWidths& widths = model.parts[rank.part].widths;
-  const int64_t layer = LayerBytes(job, config, widths);
   const int64_t input = Size(job.zero.compute_dtype) * job.own_rows() * config.hidden_size;
   std::vector<int64_t> kept, head_kept;
   HeadBytes head;
-  bool recomputes = false;
+  int64_t working = 0;  // Of a layer's backward pass, above what is kept until then
   for (const BlockRange& chunk : rank.chunks) {
-    const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
-    recomputes |= layers.recomputed > 0;
     const bool has_head = chunk.end == model.num_blocks();
     if (has_head) head = HeadBytesOf(job, config, widths, rank, schedule);
-    kept.push_back(layers.kept * layer + layers.recomputed * input + (has_head ? input : 0));
+    kept.push_back(has_head ? input : 0);
+    for (int block = chunk.first; block < chunk.end; ++block) {
+      const LayerCounts layer = LayersOf({block, block + 1}, model.num_blocks(), job.recompute);
+      if (layer.total() == 0) continue;
+      const int64_t all = LayerBytes(job, config, widths, block - 1);
+      kept.back() += layer.recomputed > 0 ? input : all;
+      working = std::max(working, WorkingBytes(job, config, widths, block - 1) +
+                                      (layer.recomputed > 0 ? all - input : 0));
+    }
     head_kept.push_back(has_head ? head.kept : 0);
   }
   // Tokens, targets and positions of the step.
@@ -200,8 +214,7 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
   // it, when one micro-batch's head is done.
   const int64_t heads = schedule.PeakBytes(rank.pipeline, head_kept, /*to_input_half=*/true);
   const int64_t at_head = heads + head.working;
-  const int64_t at_layer =
-      heads - head.kept + (recomputes ? layer - input : 0) + WorkingBytes(job, config, widths);
+  const int64_t at_layer = heads - head.kept + working;
   bytes.head = at_head;
   bytes.activations += std::max<int64_t>(0, at_layer - at_head);
   return bytes;

@@ -31,7 +31,8 @@ struct PassBytes {
 PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankOutline& rank,
                       const ScheduleShape& schedule);
 
-// What a layer keeps of one micro-batch for its backward pass, its input included.
-int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths);
+// What layer number `layer` keeps of one micro-batch for its backward pass, its input included.
+int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidths& widths,
+                   int64_t layer);
 
 }  // namespace shoal

@@ -34,12 +34,14 @@ PartWidths WidthsOf(const ModelConfig& config, const TensorPlace& place) {
           .queries = heads.queries() * config.head_dim,
           .key_values = heads.key_values() * config.head_dim,
           .inner = size(config.intermediate_size),
+          .expert = size(config.expert_intermediate_size),
+          .shared = size(config.shared_expert_size()),
           .vocabulary = size(config.vocab_size)};
 }
 
 auto Key(const UnitSize& unit) {
   return std::tuple(unit.numel, unit.partial_numel, unit.trainable, unit.takes_turns,
-                    unit.tied_across_stages, unit.of_experts, unit.wholes);
+                    unit.tied_across_stages, unit.of_experts, unit.of_buffers, unit.wholes);
 }
 
 // Is the weight trained? A tied one is another block's.
@@ -81,7 +83,8 @@ std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
     UnitSize unit{.trainable = plan.trainable,
                   .takes_turns = plan.takes_turns(),
                   .tied_across_stages = plan.specs[0].tied_across_stages,
-                  .of_experts = plan.of_experts()};
+                  .of_experts = plan.of_experts(),
+                  .of_buffers = plan.of_buffers()};
     for (const ParameterSpec& spec : plan.specs) {
       if (spec.whole_update) unit.wholes.push_back({unit.numel, spec.numel(), spec.memory_shape()});
       unit.numel += spec.numel();

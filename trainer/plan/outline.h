@@ -23,7 +23,9 @@ struct PartWidths {
   int64_t heads = 0;       // Of queries
   int64_t queries = 0;     // Elements a token
   int64_t key_values = 0;  // Of the keys; the values are as many
-  int64_t inner = 0;       // Of the MLP
+  int64_t inner = 0;       // Of the MLP,
+  int64_t expert = 0;      // of an expert,
+  int64_t shared = 0;      // of the experts that tokens share
   int64_t vocabulary = 0;
 };
 
@@ -62,6 +64,7 @@ struct UnitSize {
   bool takes_turns = true;          // In a buffer with units of other blocks
   bool tied_across_stages = false;  // Another pipeline rank holds it too
   bool of_experts = false;          // Of those that ranks share
+  bool of_buffers = false;          // Held whole by every rank, in master precision
   std::vector<Whole> wholes = {};
   int count = 1;  // So many are alike
 

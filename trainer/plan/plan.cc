@@ -16,20 +16,21 @@ constexpr double kTimesTouched = 5;
 
 RankWork WorkOf(const PlanJob& job, const ModelOutline& model, const RankOutline& rank) {
   const double rows = static_cast<double>(job.rows()), m = job.micro_batches();
-  const double layer_bytes =
-      static_cast<double>(LayerBytes(job, model.model.config, model.parts[rank.part].widths));
   RankWork work;
   for (const BlockRange& chunk : rank.chunks) {
-    const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
     double flops = 0, again = 0;  // Of a forward pass, a token
     for (int block = chunk.first; block < chunk.end; ++block) {
       const double cost = model.model.blocks[block]->ForwardFlopsPerToken(job.seq_length);
       flops += cost;
-      if (LayersOf({block, block + 1}, model.num_blocks(), job.recompute).recomputed > 0)
-        again += cost;
+      const LayerCounts layer = LayersOf({block, block + 1}, model.num_blocks(), job.recompute);
+      if (layer.recomputed > 0) again += cost;
+      if (layer.total() > 0) {
+        const auto kept = static_cast<double>(LayerBytes(
+            job, model.model.config, model.parts[rank.part].widths, /*layer=*/block - 1));
+        work.memory_bytes += m * kept * (kTimesTouched + 2 * layer.recomputed);
+      }
     }
     work.product_flops += (3 * flops + again) * rows * m / job.mesh.tensor;
-    work.memory_bytes += m * layer_bytes * (kTimesTouched * layers.total() + 2 * layers.recomputed);
   }
   // Weights are read forward and backward, their gradients read and written.
   const double weight_bytes =

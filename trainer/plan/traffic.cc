@@ -47,6 +47,7 @@ void AddWholeUpdates(const UnitSize& unit, const PlanJob& job, Traffic& traffic)
 
 // A unit's calls, as ShardedUnit makes them (sharded_unit.h says why).
 void AddUnit(const UnitSize& unit, const PlanJob& job, int tied_ranks, Traffic& traffic) {
+  if (unit.of_buffers) return;
   const ZeroOptions& zero = job.zero;
   const int64_t m = job.micro_batches(), count = unit.count;
   const int64_t shard = unit.shard_numel(job.mesh);
@@ -160,7 +161,9 @@ void AddExperts(const PlanJob& job, const ModelOutline& model, const BlockRange&
   const int64_t ranks = job.mesh.expert;
   if (ranks == 1) return;
   const ModelConfig& config = model.model.config;
-  const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
+  const int first = 1 + static_cast<int>(config.num_dense_layers);
+  const LayerCounts layers =
+      LayersOf({std::max(first, chunk.first), chunk.end}, model.num_blocks(), job.recompute);
   const int64_t forwards = layers.total() + layers.recomputed,
                 exchanges = 2 * (forwards + layers.total());
   const int64_t row_bytes =

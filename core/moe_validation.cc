@@ -1,0 +1,22 @@
+#include "core/moe_validation.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace shoal {
+
+void ValidateMoe(const LoadedRecipe& recipe, const ReportError& error) {
+  const Recipe& proto = recipe.proto;
+  const double rate = proto.moe().bias_update_rate();
+  if (rate == 0) return;
+  const auto refuse = [&](const std::string& why) {
+    error("moe.bias_update_rate", absl::StrCat("got ", rate, ", but ", why, ", expected 0"));
+  };
+  if (proto.task() != pretrain && proto.task() != sft) {
+    refuse(absl::StrCat("task ", Task_Name(proto.task()),
+                        " compares passes through routers that stay as they are"));
+  }
+  if (proto.model().has_lora())
+    refuse("adapters (model.lora) train alone and leave the routers' biases");
+}
+
+}  // namespace shoal
