@@ -124,6 +124,10 @@ void BlockRunner::Give(Box& box, Communicator* comm, int to_stage, int micro_bat
     comm->Send(tensor.contiguous(), to);
 }
 
+std::shared_ptr<OffloadedTensors> BlockRunner::MakeAside() const {
+  return options_.offload ? std::make_shared<OffloadedTensors>(*options_.offload) : nullptr;
+}
+
 void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_is_next) {
   const int stage = StageOfChunk(chunk);
   const BlockRange range = options_.stages[stage];
@@ -131,9 +135,12 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
   TraceSpan span(TraceKind::kOther, "forward", {.stage = stage, .micro_batch = micro_batch});
   span.Label([&] { return StageLabel(stage); });
   Tensor hidden;
-  if (stage > 0)
+  if (stage > 0) {
+    const std::shared_ptr<OffloadedTensors> received = MakeAside();
+    const TensorMemoryScope memory(received.get());
     hidden = Take(step.activations, options_.activations, stage - 1, stage, micro_batch,
                   TrainingContext(step, micro_batch).tokens().sizes());
+  }
   for (int block = range.first; block < range.end; ++block) {
     TraceSpan block_span(TraceKind::kOther, "forward",
                          {.stage = stage, .micro_batch = micro_batch});
@@ -156,11 +163,19 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
     context.weights = parameters_.BeginForward(
         Local(chunk, block), block + 1 < range.end ? Local(chunk, block + 1) : -1);
     const at::AutoGradMode grad_mode(!made.recompute);
-    made.out = IsHead(block) ? RunHead(context, made.in, step.metrics)
-                             : model_.blocks[block]->Forward(context, made.in);
+    if (!IsHead(block)) made.aside = MakeAside();
+    {
+      const TensorMemoryScope memory(made.aside.get());
+      made.out = IsHead(block) ? RunHead(context, made.in, step.metrics)
+                               : model_.blocks[block]->Forward(context, made.in);
+    }
     if (made.out.routing) step.routing.Add(block - 1, *made.out.routing);
     hidden = made.out.hidden_BTC;
     if (made.recompute) made.out = {};
+    if (!made.aside) continue;
+    made.aside->Leave(hidden);  // Of the block that reads it
+    made.aside->Join(made.in.hidden_BTC);
+    made.aside->PutAside();
   }
   if (IsHead(range.end - 1))
     step.loss += pass.blocks.back().out.loss.item<double>();
@@ -175,6 +190,8 @@ void BlockRunner::BlockBackward(Step& step, int chunk, int micro_batch, int bloc
   span.Label([&] { return model_.BlockName(block); });
   BlockPass made = std::move(pass.blocks.back());
   pass.blocks.pop_back();
+  if (made.aside) made.aside->Bring();
+  if (!pass.blocks.empty() && pass.blocks.back().aside) pass.blocks.back().aside->Prefetch();
   const int local = Local(chunk, block);
   if (!splits_backward_ && !(IsHead(block) && pass.head_zeroed))
     parameters_.ZeroGradients(local, micro_batch);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/batch.h"
+#include "core/offload.h"
 #include "kernels/weight_gradients.h"
 #include "models/model.h"
 #include "models/shared_rows.h"
@@ -31,6 +32,9 @@ struct RunnerOptions {
   double router_z_loss = 0;                 // Weight of the routers' z-loss (see MoeSection)
   double capacity_factor = 0;               // See RouterTraining
   Recompute recompute = Recompute::kNone;
+  // Set: what a block keeps for its backward pass goes there after its forward pass and comes back
+  // a block ahead of the backward pass. Two blocks' are in memory at most, beside the head's.
+  OffloadSpace* offload = nullptr;
   double label_smoothing = 0.0;  // Of the training loss (see CrossEntropyOptions)
   std::optional<uint64_t> dropout_seed = std::nullopt;  // Set where the model drops activations
   // Outlives the runner. Null: the cross entropy of all targets, fused with the head's product.
@@ -89,7 +93,8 @@ class BlockRunner {
   struct BlockPass {
     Activations in;  // Its hidden_BTC is a leaf of the block's own graph
     Activations out;
-    bool recompute = false;  // `out` has no graph: it is made anew
+    bool recompute = false;                   // `out` has no graph: it is made anew
+    std::shared_ptr<OffloadedTensors> aside;  // What the block keeps, and `in`; null: in memory
   };
   // One micro-batch in one chunk, between its forward and its backward.
   struct ChunkPass {
@@ -116,6 +121,8 @@ class BlockRunner {
   // A forward pass through all blocks but the head: the head's input, where this rank has it.
   Activations RunStages(const ForwardContext& base);
   std::span<const Parameter> HeadWeights();
+  // Of what is made between a block and the next: see RunnerOptions::offload.
+  std::shared_ptr<OffloadedTensors> MakeAside() const;
   void Forward(Step& step, int chunk, int micro_batch, bool backward_is_next);
   void Backward(Step& step, int chunk, int micro_batch, bool split);
   void BlockBackward(Step& step, int chunk, int micro_batch, int block, ChunkPass& pass,

@@ -8,6 +8,7 @@
 #include "kernels/matmul.h"
 #include "optim/grad_norm.h"
 #include "parallel/pipeline/simulate.h"
+#include "trainer/offload_setup.h"
 #include "trainer/state_pieces.h"
 #include "trainer/update_rules.h"
 #include "trainer/weights_setup.h"
@@ -127,6 +128,17 @@ absl::Status Engine::PlanStages() {
   return absl::OkStatus();
 }
 
+absl::StatusOr<ZeroOptions> Engine::MakeZeroOptions() {
+  ZeroOptions zero =
+      ZeroOptionsOf(recipe_.proto, batch_,
+                    {.ranks = mesh_.shard().size(), .leaves_host = mesh_.shard().name() == "mpi"});
+  SHOAL_ASSIGN_OR_RETURN(offload_, OpenOffloadSpace(recipe_, mesh_.control()));
+  zero.offload = offload_.get();
+  if (recipe_.proto.training().offload_activations() == disk)
+    runner_options_.offload = offload_.get();
+  return zero;
+}
+
 absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
   std::vector<std::string> freeze(recipe_.proto.model().freeze().begin(),
                                   recipe_.proto.model().freeze().end());
@@ -142,16 +154,14 @@ absl::Status Engine::BuildStates(std::unique_ptr<UpdateRule> rule) {
     chunks.push_back(runner_options_.stages[schedule.StageOf(mesh_.pipeline().rank(), chunk)]);
   Communicator* tied_stages =
       mesh_.TieStages(RanksWithTiedWeights(*blocks, schedule, runner_options_.stages));
-  parameters_ = std::make_unique<ShardedParameters>(
-      OfChunks(*blocks, chunks),
-      ZeroOptionsOf(recipe_.proto, batch_,
-                    {.ranks = mesh_.shard().size(), .leaves_host = mesh_.shard().name() == "mpi"}),
-      GroupsOf(mesh_, tied_stages));
+  SHOAL_ASSIGN_OR_RETURN(const ZeroOptions zero, MakeZeroOptions());
+  parameters_ = std::make_unique<ShardedParameters>(OfChunks(*blocks, chunks), zero,
+                                                    GroupsOf(mesh_, tied_stages));
   if (!frozen_ && SumOverRanks(mesh_.model_control(), parameters_->num_trainable()) == 0)
     return recipe_.ErrorAt("model.freeze", "every weight is frozen");
   optimizer_ = std::make_unique<ShardedOptimizer>(rule ? std::move(rule) : UpdateRuleOf(optimizer),
                                                   *parameters_, OptimizerOptionsOf(optimizer));
-  return absl::OkStatus();
+  return offload_ ? ReserveOffload(recipe_, *offload_, mesh_.control()) : absl::OkStatus();
 }
 
 absl::Status Engine::ReadStart(FileSystem& files) {
@@ -213,6 +223,13 @@ std::vector<std::string> Engine::Describe() const {
           "held/rank weights %s, gradients %s, master weights %s, optimizer %s, gathered units %s",
           HumanBytes(held.weights), HumanBytes(held.gradients), HumanBytes(held.master_weights),
           HumanBytes(optimizer_->state_bytes()), HumanBytes(held.gathered))};
+  if (offload_) {
+    lines.push_back(absl::StrFormat(
+        "on disk   weights %s, master weights %s, optimizer %s%s, in %s",
+        HumanBytes(held.weights_on_disk), HumanBytes(held.master_weights_on_disk),
+        HumanBytes(optimizer_->state_bytes_on_disk()),
+        runner_options_.offload ? ", activations as they come" : "", OffloadFolder(recipe_.proto)));
+  }
   for (std::string& line : DescribeQuantized(parameters_->options(), mesh_.shard().size()))
     lines.push_back(std::move(line));
   return lines;

@@ -59,6 +59,7 @@ class Engine {
   const RunnerOptions& runner_options() const { return runner_options_; }
   ShardedParameters& parameters() { return *parameters_; }
   const ShardedParameters& parameters() const { return *parameters_; }
+  OffloadSpace* offload() { return offload_.get(); }  // Null: nothing is offloaded
   ShardedOptimizer& optimizer() { return *optimizer_; }
   const ShardedOptimizer& optimizer() const { return *optimizer_; }
 
@@ -72,6 +73,8 @@ class Engine {
   absl::Status BuildAll(const ModelConfig& config, std::unique_ptr<UpdateRule> rule);
   absl::Status BuildBlocks(const ModelConfig& config);
   absl::Status PlanStages();
+  // What of recipe.zero stays with the mesh and the model.
+  absl::StatusOr<ZeroOptions> MakeZeroOptions();
   absl::Status BuildStates(std::unique_ptr<UpdateRule> rule);
 
   const LoadedRecipe& recipe_;
@@ -82,6 +85,7 @@ class Engine {
   std::optional<ExpertParallel> experts_;  // Empty: one rank holds all experts, if there are any
   Model model_;
   RunnerOptions runner_options_;
+  std::unique_ptr<OffloadSpace> offload_;  // Null: nothing is offloaded
   std::unique_ptr<ShardedParameters> parameters_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
 };

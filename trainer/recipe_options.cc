@@ -40,7 +40,9 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Sh
       .reduce_every_micro_batch = recipe.run().deterministic(),
       .split_master = recipe.optimizer().master_weights() == OptimizerSection::split,
       .quantized_weights = recipe.zero().quantized_weights(),
-      .quantized_gradients = recipe.zero().quantized_gradients()};
+      .quantized_gradients = recipe.zero().quantized_gradients(),
+      .offload_optimizer = recipe.zero().offload_optimizer() == disk,
+      .offload_parameters = recipe.zero().offload_parameters() == disk};
   const ParallelismSection& parallelism = recipe.parallelism();
   const bool halves = parallelism.pipeline_schedule() == ParallelismSection::zb_h1 ||
                       parallelism.pipeline_schedule() == ParallelismSection::zbv;

@@ -25,6 +25,7 @@ struct ShardGroup {
   int ranks = 1;
   bool leaves_host = false;  // What they send crosses a network
 };
+// Without the space that is offloaded to.
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group);
 // The pipeline's schedule. InvalidArgument: sizes that the kind does not take.
 absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelism,

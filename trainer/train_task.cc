@@ -3,6 +3,7 @@
 #include "checkpoint/agreement.h"
 #include "checkpoint/export.h"
 #include "core/status.h"
+#include "trainer/offload_setup.h"
 #include "trainer/report.h"
 #include "trainer/sample.h"
 #include "trainer/training_run.h"
@@ -24,6 +25,7 @@ absl::Status FinishRun(const LoadedRecipe& recipe, Communicator& world,
   }
   absl::Status finished = absl::OkStatus();
   if (world.rank() == 0) {
+    RemoveOffloadFolder(recipe.proto);
     finished = Guarded([&]() -> absl::Status {
       SHOAL_RETURN_IF_ERROR(
           PrintSamples(recipe.proto.sample(), recipe.proto.run().seed(), environment.files, paths));

@@ -26,6 +26,11 @@ void Trainer::Resume(const TrainProgress& progress) {
     progress_.loss_scale = LossScale{.scale = options_.loss_scaling->initial_scale};
 }
 
+StepMetrics::OffloadBytes Trainer::OffloadedSoFar() const {
+  if (parts_.offload == nullptr) return {};
+  return {.read = parts_.offload->bytes_read(), .written = parts_.offload->bytes_written()};
+}
+
 absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   const auto start = std::chrono::steady_clock::now();
   TraceSpan span(TraceKind::kOther, "step");
@@ -33,6 +38,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   DeviceMesh& mesh = parts_.mesh;
   const int64_t bytes_before = mesh.bytes_sent();
   ResetPeakTensorBytes();
+  const StepMetrics::OffloadBytes offloaded_before = OffloadedSoFar();
 
   SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches, [&] {
     const TraceSpan data(TraceKind::kOther, "data");
@@ -84,6 +90,11 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   progress_.tokens += metrics.tokens;
   metrics.bytes_sent = mesh.bytes_sent() - bytes_before;
   metrics.peak_tensor_bytes = PeakTensorBytes();
+  if (parts_.offload != nullptr) {
+    const StepMetrics::OffloadBytes so_far = OffloadedSoFar();
+    metrics.offload = {.read = so_far.read - offloaded_before.read,
+                       .written = so_far.written - offloaded_before.written};
+  }
   metrics.seconds = SecondsSince(start);
   return metrics;
 }

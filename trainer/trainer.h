@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "core/offload.h"
 #include "optim/lr_schedule.h"
 #include "optim/sharded_optimizer.h"
 #include "parallel/device_mesh.h"
@@ -27,6 +28,12 @@ struct StepMetrics {
   int64_t tokens = 0;             // Read by this step, over all ranks
   int64_t bytes_sent = 0;         // By this rank, along all axes of the mesh
   int64_t peak_tensor_bytes = 0;  // Of this rank in this step; 0 where nothing counts them
+  // By this rank; set where something is offloaded.
+  struct OffloadBytes {
+    int64_t read = 0;
+    int64_t written = 0;
+  };
+  std::optional<OffloadBytes> offload;
   double seconds = 0;
   double loss_scale = 1;  // Of this step's gradients, where the optimizer finds them
   bool skipped = false;   // Loss or gradients were not finite: weights and states are as before
@@ -71,6 +78,7 @@ class Trainer {
     ShardedParameters& parameters;
     ShardedOptimizer& optimizer;
     BatchSource& batches;
+    OffloadSpace* offload = nullptr;  // Of whatever is offloaded
     // Set: non-finite gradients are those of too large a scale, and end the run only at the
     // smallest.
     std::optional<LossScaling> loss_scaling = std::nullopt;
@@ -96,6 +104,7 @@ class Trainer {
   const TrainProgress& progress() const { return progress_; }
 
  private:
+  StepMetrics::OffloadBytes OffloadedSoFar() const;
   absl::Status CountSkipped(const StepMetrics& metrics);
 
   Options options_;

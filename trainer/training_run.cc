@@ -92,7 +92,8 @@ Trainer TrainingRun::MakeTrainer(int64_t num_steps, BlockRunner& runner, BatchSo
                             .runner = runner,
                             .parameters = engine_->parameters(),
                             .optimizer = engine_->optimizer(),
-                            .batches = batches});
+                            .batches = batches,
+                            .offload = engine_->offload()});
   trainer.Resume(progress_);
   return trainer;
 }

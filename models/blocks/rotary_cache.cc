@@ -1,5 +1,6 @@
 #include "models/blocks/rotary_cache.h"
 #include "core/dtype.h"
+#include "core/tensor_memory.h"
 
 #include <algorithm>
 #include <bit>
@@ -24,6 +25,7 @@ RotaryTable RotaryCache::For(const Tensor& x, const Tensor& positions_BT) {
     const int64_t rows =
         x.is_cpu() ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed))) : needed;
     const at::NoGradGuard no_grad;
+    const TensorMemoryScope memory(nullptr);  // It outlives the pass
     table = MakeRotaryTable(InverseFrequencies(rope_, head_dim_, dtype), rows,
                             rope_.attention_factor, dtype);
     table.cos_PH = table.cos_PH.to(x.device());

@@ -51,6 +51,13 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
     row.extra.insert(row.extra.end(), figures.begin(), figures.end());
   }
   if (trainer.options().loss_scaling) row.extra.emplace_back("loss_scale", metrics.loss_scale);
+  if (metrics.offload) {
+    const auto most = [&](int64_t bytes) {
+      return static_cast<double>(MaxOverRanks(mesh_.control(), bytes));
+    };
+    row.extra.emplace_back("offload_bytes_read", most(metrics.offload->read));
+    row.extra.emplace_back("offload_bytes_written", most(metrics.offload->written));
+  }
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
   steps_ = tokens_ = peak_tensor_bytes_ = 0;
   seconds_ = 0;
