@@ -3,8 +3,10 @@
 
 #include <algorithm>
 
+#include "core/offload.h"
 #include "kernels/cross_entropy.h"
 #include "models/family.h"
+#include "trainer/plan/offload_plan.h"
 
 namespace shoal {
 namespace {
@@ -53,27 +55,9 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
 
 // Bytes of the optimizer's states that the shard-th rank keeps of a unit.
 int64_t UnitStateBytes(const UnitSize& unit, const PlanJob& job, int shard) {
-  const at::ScalarType master = job.zero.master_dtype();
-  const bool holds_all = job.zero.stage == 0;
-  const int64_t part = unit.shard_numel(job.mesh);
-  const int64_t owned = holds_all ? unit.padded_numel(job.mesh) : part;
-  const int64_t plain_bytes = job.optimizer_states * Size(master);
-  const int64_t mean_bytes = job.ema ? owned * Size(master) : 0;
-  if (unit.wholes.empty()) return mean_bytes + plain_bytes * owned;
-  const int64_t begin = holds_all ? 0 : shard * part, end = begin + owned;
-  const auto overlap = [&](int64_t from, int64_t numel) {
-    return std::max<int64_t>(0, std::min(end, from + numel) - std::max(begin, from));
-  };
-  int64_t plain = overlap(0, unit.numel), bytes = mean_bytes;
-  for (const UnitSize::Whole& whole : unit.wholes) {
-    const int64_t numel = overlap(whole.offset, whole.numel);
-    plain -= numel;
-    for (const WholeRule::State& state : job.whole_rule->element_states(whole.shape, master))
-      bytes += numel * Size(state.dtype);
-    for (const WholeRule::State& state : job.whole_rule->shared_states(whole.shape, master))
-      bytes += state.numel * Size(state.dtype);
-  }
-  return bytes + plain_bytes * plain;
+  int64_t total = 0;
+  ForStateTensors(unit, job, shard, [&](int64_t bytes) { total += bytes; });
+  return total;
 }
 
 }  // namespace
@@ -94,7 +78,10 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
       held.weights += unit.count * Size(zero.master_dtype()) * padded;
       continue;
     }
-    held.weights += unit.count * compute * (zero.stage == 3 ? shard : padded);
+    if (zero.stage == 3 && zero.offload_parameters)
+      held.weights_on_disk += unit.count * OffloadSpace::Rounded(compute * shard);
+    else
+      held.weights += unit.count * compute * (zero.stage == 3 ? shard : padded);
     if (unit.takes_turns)
       largest[unit.of_experts][unit.trainable] =
           std::max(largest[unit.of_experts][unit.trainable], padded);
@@ -103,8 +90,11 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
     if (!unit.trainable) continue;
     if (zero.stage < 2) held.gradients += unit.count * gradient * padded;
     if (zero.reduces_each_micro_batch()) held.gradients += unit.count * gradient * shard;
-    held.master_weights +=
-        unit.count * zero.master_copy_bytes() * (zero.stage == 0 ? padded : shard);
+    const int64_t master = zero.master_copy_bytes() * (zero.stage == 0 ? padded : shard);
+    if (zero.offload_optimizer)
+      held.master_weights_on_disk += unit.count * OffloadSpace::Rounded(master);
+    else
+      held.master_weights += unit.count * master;
   }
   int64_t packed = 0;
   for (const UnitSize& unit : units) {
@@ -131,6 +121,7 @@ int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
 }
 
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job) {
+  if (job.zero.offload_optimizer) return 0;
   const bool alike =
       std::none_of(units.begin(), units.end(), [](const UnitSize& u) { return !u.wholes.empty(); });
   const int different = alike || job.zero.stage == 0 ? 1 : job.mesh.shard;
@@ -192,15 +183,24 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
   std::vector<int64_t> kept, head_kept;
   HeadBytes head;
   int64_t working = 0;  // Of a layer's backward pass, above what is kept until then
+  // Of offloaded activations: what two blocks that follow each other keep, at most, of all blocks'.
+  int64_t two = 0, moved = 0;
+  std::vector<int64_t> aside;
   for (const BlockRange& chunk : rank.chunks) {
     const bool has_head = chunk.end == model.num_blocks();
     if (has_head) head = HeadBytesOf(job, config, widths, rank, schedule);
     kept.push_back(has_head ? input : 0);
+    aside.push_back(0);
+    int64_t before = 0;
     for (int block = chunk.first; block < chunk.end; ++block) {
       const LayerCounts layer = LayersOf({block, block + 1}, model.num_blocks(), job.recompute);
       if (layer.total() == 0) continue;
       const int64_t all = LayerBytes(job, config, widths, block - 1);
-      kept.back() += layer.recomputed > 0 ? input : all;
+      const int64_t own = layer.recomputed > 0 ? input : all;
+      (job.offload_activations ? aside : kept).back() += own;
+      moved += job.offload_activations ? own * job.micro_batches() : 0;
+      two = std::max(two, before + own);
+      before = own;
       working = std::max(working, WorkingBytes(job, config, widths, block - 1) +
                                       (layer.recomputed > 0 ? all - input : 0));
     }
@@ -210,6 +210,11 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
   const int64_t batch = 3 * 8 * job.rows() * job.micro_batches();
   PassBytes bytes;
   bytes.activations = batch + schedule.PeakBytes(rank.pipeline, kept);
+  if (job.offload_activations) {
+    bytes.activations += two;
+    bytes.aside = schedule.PeakBytes(rank.pipeline, aside);
+    bytes.moved = moved;
+  }
   // The most is held either in the head's forward pass or in the backward pass of the layer after
   // it, when one micro-batch's head is done.
   const int64_t heads = schedule.PeakBytes(rank.pipeline, head_kept, /*to_input_half=*/true);

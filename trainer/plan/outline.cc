@@ -76,7 +76,8 @@ absl::StatusOr<ModelOutline> OutlineModel(const ModelConfig& config, const Tenso
   return outline;
 }
 
-std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
+std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks,
+                                  std::vector<int>* order) {
   std::vector<UnitSize> units;
   std::vector<std::vector<UnitPlace>> places;
   for (const UnitPlan& plan : PlanUnits(blocks, places)) {
@@ -92,6 +93,7 @@ std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks) {
     }
     const auto same = std::find_if(units.begin(), units.end(),
                                    [&](const UnitSize& u) { return Key(u) == Key(unit); });
+    if (order != nullptr) order->push_back(static_cast<int>(same - units.begin()));
     if (same != units.end())
       ++same->count;
     else
@@ -116,9 +118,9 @@ absl::StatusOr<PipelineOutline> OutlinePipeline(const ModelOutline& outline, Sch
       own.push_back(pipeline.stages[pipeline.frame.StageOf(rank, chunk)]);
     for (int part = 0; part < static_cast<int>(outline.parts.size()); ++part) {
       const std::vector<BlockParameters>& blocks = outline.parts[part].blocks;
-      RankOutline& made = pipeline.ranks.emplace_back(
-          RankOutline{.pipeline = rank, .part = part, .units = {}, .chunks = own});
-      made.units = UnitSizesOf(OfChunks(blocks, own));
+      RankOutline& made = pipeline.ranks.emplace_back(RankOutline{
+          .pipeline = rank, .part = part, .units = {}, .unit_order = {}, .chunks = own});
+      made.units = UnitSizesOf(OfChunks(blocks, own), &made.unit_order);
       for (const BlockRange& chunk : own) {
         if (chunk.first == 0) made.trains_embedding = IsTrained(blocks, 0, EmbeddingBlock::kTokens);
         if (chunk.end == head + 1)

@@ -80,13 +80,16 @@ struct UnitSize {
   }
 };
 
-std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks);
+// `order`, if not null: of which of them each unit is, in the order of PlanUnits.
+std::vector<UnitSize> UnitSizesOf(const std::vector<BlockParameters>& blocks,
+                                  std::vector<int>* order = nullptr);
 
 // What one pipeline rank, of the tensor-parallel ranks of one part, holds and runs.
 struct RankOutline {
   int pipeline = 0;
   int part = 0;  // Of ModelOutline::parts
   std::vector<UnitSize> units;
+  std::vector<int> unit_order;     // See UnitSizesOf
   std::vector<BlockRange> chunks;  // Of the model's blocks
   bool trains_embedding = false;   // It runs the vocabulary's table, which is not frozen
   bool trains_head = false;        // It runs the vocabulary's matrix, which is not frozen

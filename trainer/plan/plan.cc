@@ -47,7 +47,8 @@ RankWork WorkOf(const PlanJob& job, const ModelOutline& model, const RankOutline
       (job.zero.has_master_copy() && !job.zero.split_master ? ElementBytes(job.zero.compute_dtype)
                                                             : 0);
   work.optimizer_bytes = update * static_cast<double>(OwnedNumel(rank.units, job.zero, job.mesh)) +
-                         2 * static_cast<double>(OptimizerBytesOf(rank.units, job));
+                         2 * static_cast<double>(OptimizerBytesOf(rank.units, job) +
+                                                 OffloadPlanOf(rank, job).optimizer);
   return work;
 }
 
@@ -177,7 +178,8 @@ absl::StatusOr<Plan> Planner::Make(const PlanJob& job) {
                           .tensor = model->parts[rank.part].ranks,
                           .memory = {.held = HeldBytesOf(rank.units, job.zero, job.mesh),
                                      .optimizer = OptimizerBytesOf(rank.units, job),
-                                     .passes = PassBytesOf(job, *model, rank, *schedule)},
+                                     .passes = PassBytesOf(job, *model, rank, *schedule),
+                                     .offload = OffloadPlanOf(rank, job)},
                           .traffic = TrafficOf(job, *model, *pipeline, rank),
                           .work = WorkOf(job, *model, rank)});
   }

@@ -6,6 +6,7 @@
 //   const StepTime time = EstimateStep(plan, hardware);
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "models/model_config.h"
 #include "trainer/plan/hardware.h"
 #include "trainer/plan/memory.h"
+#include "trainer/plan/offload_plan.h"
 #include "trainer/plan/outline.h"
 #include "trainer/plan/plan_job.h"
 #include "trainer/plan/schedule_shape.h"
@@ -29,11 +31,17 @@ struct RankMemory {
   HeldBytes held;         // Exact
   int64_t optimizer = 0;  // Exact; of the shard rank that holds most, if they differ
   PassBytes passes;       // Estimates
+  OffloadPlan offload;    // Exact
 
   int64_t held_bytes() const {
     return held.weights + held.gradients + held.master_weights + optimizer + held.gathered;
   }
-  int64_t total_bytes() const { return held_bytes() + passes.activations + passes.head; }
+  // Buffers of what is offloaded are there in turn: those of the passes, those of the update.
+  int64_t total_bytes() const {
+    return held_bytes() + std::max(passes.activations + passes.head + offload.passes_buffer,
+                                   offload.update_buffer);
+  }
+  int64_t disk_bytes() const { return offload.held_bytes() + passes.aside; }
 };
 
 // A step's, of one rank.

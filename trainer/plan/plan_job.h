@@ -26,6 +26,7 @@ struct PlanJob {
   int optimizer_states = 2;  // Numbers a weight that is updated element by element
   std::shared_ptr<const WholeRule> whole_rule = nullptr;  // Of the others; null: there are none
   bool ema = false;  // A running mean of the weights beside them
+  bool offload_activations = false;
 
   int micro_batches() const { return zero.micro_batches; }
   int64_t rows() const { return sequences * seq_length; }  // Tokens of a micro-batch and rank

@@ -24,7 +24,17 @@ Json MemoryJson(const RankMemory& memory) {
           {"held", memory.held_bytes()},
           {"activations_estimate", memory.passes.activations},
           {"logits_estimate", memory.passes.head},
-          {"total_estimate", memory.total_bytes()}};
+          {"read_ahead", memory.offload.passes_buffer},
+          {"update_buffers", memory.offload.update_buffer},
+          {"total_estimate", memory.total_bytes()},
+          {"disk",
+           {{"weights", memory.offload.weights},
+            {"master_weights", memory.offload.master_weights},
+            {"optimizer_states", memory.offload.optimizer},
+            {"activations_estimate", memory.passes.aside},
+            {"read", memory.offload.read},
+            {"written", memory.offload.written},
+            {"activations_moved_estimate", memory.passes.moved}}}};
 }
 
 Json TrafficJson(const Traffic& traffic) {

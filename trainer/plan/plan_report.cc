@@ -86,6 +86,8 @@ std::string MemoryText(const PlanFrame& frame, const Plan& plan) {
   row("held", "", [](const RankMemory& m) { return m.held_bytes(); });
   row("activations", " ~", [](const RankMemory& m) { return m.passes.activations; });
   row("logits", " ~", [](const RankMemory& m) { return m.passes.head; });
+  row("read ahead", "", [](const RankMemory& m) { return m.offload.passes_buffer; });
+  row("or in the update", "", [](const RankMemory& m) { return m.offload.update_buffer; });
   row("total", " ~", [](const RankMemory& m) { return m.total_bytes(); });
   const std::string verdict = MemoryVerdict(plan, frame.hardware);
   return absl::StrCat(
@@ -153,6 +155,26 @@ std::string StageSizes(const std::vector<BlockRange>& stages) {
   return absl::StrCat(absl::StrJoin(sizes, ", "), " blocks");
 }
 
+std::string DiskText(const Plan& plan) {
+  const RankPlan& fullest = plan.fullest();
+  if (fullest.memory.disk_bytes() == 0) return "";
+  Table table(plan);
+  const auto row = [&](const char* name, const char* mark,
+                       std::function<int64_t(const RankMemory&)> value) {
+    table.Row(name, fullest, mark, [&](const RankPlan& rank) { return value(rank.memory); });
+  };
+  row("weights", "", [](const RankMemory& m) { return m.offload.weights; });
+  row("master weights", "", [](const RankMemory& m) { return m.offload.master_weights; });
+  row("optimizer states", "", [](const RankMemory& m) { return m.offload.optimizer; });
+  row("activations", " ~", [](const RankMemory& m) { return m.passes.aside; });
+  const char* estimated = fullest.memory.passes.moved > 0 ? " ~" : "";
+  row("read a step", estimated,
+      [](const RankMemory& m) { return m.offload.read + m.passes.moved; });
+  row("written a step", estimated,
+      [](const RankMemory& m) { return m.offload.written + m.passes.moved; });
+  return absl::StrCat("on disk, of that rank (~ estimated, else exact)\n", table.text());
+}
+
 std::string PipelineText(const Plan& plan) {
   const PlanJob& job = plan.job;
   if (job.mesh.pipeline == 1) return "";
@@ -192,7 +214,7 @@ std::string TimeText(const PlanFrame& frame, const Plan& plan) {
       "step      about %s: %s\n"
       "          %.4g tokens/s, %.1f%% of the products' peak\n"
       "assumed   products at %.0f%% of %.3g TFLOP/s a rank, %.3g GB/s of memory; %.3g GB/s "
-      "inside a host of %d, %.3g GB/s between hosts;%s stages wait for the slowest\n",
+      "inside a host of %d, %.3g GB/s between hosts;%s%s stages wait for the slowest\n",
       Seconds(time.total), absl::StrJoin(parts, ", "),
       static_cast<double>(plan.job.tokens_per_step()) / time.total,
       100 * plan.model_flops / time.total / peak, 100 * frame.hardware.matrix_efficiency,
@@ -201,7 +223,8 @@ std::string TimeText(const PlanFrame& frame, const Plan& plan) {
       frame.hardware.inside_host.bytes_per_second * 1e-9, frame.hardware.ranks_per_host,
       frame.hardware.between_hosts.bytes_per_second * 1e-9,
       plan.job.zero.overlap ? " sharding beside the passes, nothing else overlaps;"
-                            : " nothing overlaps;");
+                            : " nothing overlaps;",
+      plan.fullest().memory.disk_bytes() > 0 ? " disks take no time;" : "");
 }
 
 }  // namespace
@@ -227,7 +250,8 @@ std::string PlanText(const PlanFrame& frame, const Plan& plan) {
       "model     ", frame.model, "\n",                                                     //
       "mesh      ", plan.job.mesh.Equation(), ", ZeRO stage ", plan.job.zero.stage, "\n",  //
       "batch     ", frame.batch_equation, ", ", plan.job.tokens_per_step(), " tokens a step\n",
-      MemoryText(frame, plan), TrafficText(plan), PipelineText(plan), TimeText(frame, plan));
+      MemoryText(frame, plan), DiskText(plan), TrafficText(plan), PipelineText(plan),
+      TimeText(frame, plan));
 }
 
 std::string SuggestionsText(const PlanFrame& frame, const Suggestions& suggestions) {

@@ -54,7 +54,8 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
       .seq_length = recipe.data().seq_length(),
       .optimizer_states = static_cast<int>(UpdateRuleOf(recipe.optimizer())->state_names().size()),
       .whole_rule = WholeRuleOf(recipe.optimizer()),
-      .ema = recipe.optimizer().has_ema()};
+      .ema = recipe.optimizer().has_ema(),
+      .offload_activations = recipe.training().offload_activations() == disk};
   // A small one suffices to see the kind and its chunks. Sizes that it does not take fail later,
   // where they are planned.
   ParallelismSection small = recipe.parallelism();

@@ -106,6 +106,7 @@ class Search {
     for (int stage = 0; stage <= (halves ? 1 : 3); ++stage) {
       // Alone there is nothing to share, and replicas of what is whole are more of the same.
       if (stage > 0 ? mesh.shard == 1 : mesh.replicate > 1) continue;
+      if (stage < 3 && proto_.zero().offload_parameters() == disk) continue;
       proto_.mutable_zero()->set_stage(stage);
       for (int64_t sequences : BatchSizes(share)) {
         const BatchPlan batch{.per_device = sequences,
