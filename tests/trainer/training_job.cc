@@ -251,6 +251,11 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   Communicator* tied = mesh.TieStages(RanksWithTiedWeights(blocks, schedule, stages));
   mesh.set_loss_stage(schedule.PlaceOf(schedule.stages() - 1).rank);
   const bool halves = job.schedule == ScheduleKind::kZbH1 || job.schedule == ScheduleKind::kZbV;
+  std::unique_ptr<OffloadSpace> offload;
+  if (job.offload_optimizer || job.offload_parameters || job.offload_activations) {
+    CountTensorMemory();
+    SHOAL_ASSIGN_OR_RETURN(offload, OffloadSpace::Open("."));
+  }
   ShardedParameters parameters(
       OfChunks(blocks, chunks),
       {.stage = job.stage,
@@ -264,7 +269,10 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .overlap = job.overlap,
        .split_master = job.split_master,
        .quantized_weights = job.quantized_weights,
-       .quantized_gradients = job.quantized_gradients},
+       .quantized_gradients = job.quantized_gradients,
+       .offload_optimizer = job.offload_optimizer,
+       .offload_parameters = job.offload_parameters,
+       .offload = offload.get()},
       GroupsOf(mesh, tied));
   ShardedOptimizer optimizer(UpdateRuleOf(recipe.proto.optimizer()), parameters,
                              OptimizerOptionsOf(recipe.proto.optimizer()));
@@ -277,6 +285,7 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .router_z_loss = job.router_z_loss,
        .capacity_factor = job.capacity_factor,
        .recompute = job.recompute,
+       .offload = job.offload_activations ? offload.get() : nullptr,
        .dropout_seed = config.dropout.any() ? std::optional<uint64_t>(11) : std::nullopt,
        .objective = objective.get(),
        .schedule = schedule,
@@ -294,7 +303,8 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .runner = runner,
        .parameters = parameters,
        .optimizer = optimizer,
-       .batches = batches});
+       .batches = batches,
+       .offload = offload.get()});
   if (job.poison_step >= 0) trainer.AddHook(std::make_unique<Poison>(job, parameters, comm));
   return train({comm, mesh, model, parameters, optimizer, trainer});
 }
@@ -322,6 +332,7 @@ void CollectState(const ShardedOptimizer& optimizer,
     int64_t numel = 1;
     for (int64_t size : piece.shape) numel *= size;
     whole.resize(numel);
+    const OffloadHold hold(piece.data, OffloadAccess::kRead);
     const Tensor data = piece.data.to(at::kDouble);
     std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
   }

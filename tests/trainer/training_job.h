@@ -35,6 +35,9 @@ struct TrainingJob {
   bool quantized_weights = false;
   bool quantized_gradients = false;
   std::optional<LossScaling> loss_scaling = std::nullopt;
+  bool offload_optimizer = false;
+  bool offload_parameters = false;
+  bool offload_activations = false;
   bool sgd = false;       // Else AdamW. SGD sees the gradients' scale
   std::string rule = {};  // As a recipe's optimizer.name: instead of both
   bool groups = false;    // Some weights with a learning rate and a weight decay of their own
