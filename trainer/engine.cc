@@ -40,7 +40,8 @@ std::vector<std::string> DescribeQuantized(const ZeroOptions& zero, int ranks) {
 }  // namespace
 
 void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks) {
-  const at::ScalarType dtype = ComputeDtype(recipe);
+  const at::ScalarType compute = ComputeDtype(recipe);
+  const at::ScalarType dtype = compute == at::kHalf ? at::kFloat : compute;  // See kernels/matmul.h
   if (recipe.run().deterministic() || dtype == at::kDouble) return;
   const bool aten = ranks.rank() == 0 && MeasureMatMulBackend(dtype) == MatMulBackend::kAten;
   if (SumOverRanks(ranks, int64_t{aten}) > 0) SetMatMulBackend(dtype, MatMulBackend::kAten);

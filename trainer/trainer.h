@@ -15,8 +15,8 @@
 #include "parallel/device_mesh.h"
 #include "trainer/batch_source.h"
 #include "trainer/block_runner.h"
-
 #include "trainer/loss_scale.h"
+
 namespace shoal {
 
 // What a step did. Equal on every rank, but for `seconds`.
@@ -70,6 +70,9 @@ class Trainer {
     LrSchedule learning_rate;
     bool stop_on_non_finite = false;
     int64_t max_skipped_steps = 10;  // So many in a row end the run
+    // Set: non-finite gradients are those of too large a scale, and end the run only at the
+    // smallest.
+    std::optional<LossScaling> loss_scaling = std::nullopt;
   };
   // Borrowed; all outlive the trainer.
   struct Parts {
@@ -79,9 +82,6 @@ class Trainer {
     ShardedOptimizer& optimizer;
     BatchSource& batches;
     OffloadSpace* offload = nullptr;  // Of whatever is offloaded
-    // Set: non-finite gradients are those of too large a scale, and end the run only at the
-    // smallest.
-    std::optional<LossScaling> loss_scaling = std::nullopt;
   };
 
   Trainer(const Options& options, const Parts& parts) : options_(options), parts_(parts) {
