@@ -63,13 +63,13 @@ class BlockRunner {
   struct StepCounts {
     double denominator = 1;  // Over all ranks and micro-batches, as the next
     double tokens = 1;
+    // Gradients come out multiplied by this, losses do not.
+    double loss_scale = 1;
   };
   double ForwardBackward(std::span<const Batch> micro_batches, const StepCounts& counts,
                          ObjectiveMetrics& metrics, RoutingTotals& routing);
 
   // Loss as above, without gradients. Collective.
-    // Gradients come out multiplied by this, losses do not.
-    double loss_scale = 1;
   double Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics);
 
   struct HeadOptions {

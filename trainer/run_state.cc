@@ -83,11 +83,11 @@ TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& 
 }
 
 TrainProgress ProgressOf(const TrainerState& state) {
-  return {.step = state.step(),
-          .updates = state.step() - state.skipped_steps(),
   std::optional<LossScale> loss_scale;
   if (state.has_loss_scale())
     loss_scale = {.scale = state.loss_scale(), .finite_steps = state.finite_steps()};
+  return {.step = state.step(),
+          .updates = state.step() - state.skipped_steps(),
           .tokens = state.tokens(),
           .skipped_in_a_row = state.skipped_in_a_row(),
           .loss_scale = loss_scale};

@@ -134,9 +134,9 @@ absl::Status TrainingRun::Train() {
           .global_batch_size = engine_->batch().global,
           .saved_step = resumed_ ? progress_.step : -1},
       environment_.files, engine_->mesh(), engine_->optimizer(), *eval, environment_.log);
-  trainer.AddHook(std::move(log));
   if (trainer.options().loss_scaling)
     trainer.AddHook(std::make_unique<LossScaleHook>(environment_.log));
+  trainer.AddHook(std::move(log));
   trainer.AddHook(std::move(eval));
   trainer.AddHook(std::move(save));
   AddProfileHook(recipe, environment_, rows, trainer);
