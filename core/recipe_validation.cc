@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/context_validation.h"
 #include "core/federated_validation.h"
 #include "core/moe_validation.h"
 #include "core/offload_validation.h"
@@ -51,6 +52,7 @@ class Validator {
     ValidateOptimizer(recipe_, report);
     Scheduler();
     Parallelism();
+    ValidateContext(recipe_, report);
     ValidatePrecision(recipe_, report);
     ValidateOffload(recipe_, report);
     Checkpoint();
@@ -195,13 +197,6 @@ class Validator {
   }
 
   void Parallelism() {
-    const ParallelismSection& axes = proto_.parallelism();
-    const auto refuse = [&](const char* axis, int ranks) {
-      if (ranks > 1)
-        Error(absl::StrCat("parallelism.", axis),
-              absl::StrCat("got ", ranks, ", but ", axis, " above 1 is not in this version"));
-    };
-    refuse("context_parallel", axes.context_parallel());
     Experts();
     Pipeline();
   }

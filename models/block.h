@@ -19,10 +19,11 @@
 
 namespace shoal {
 
-class ExpertParallel;  // parallel/expert_parallel.h
-class KeyValueCache;   // models/key_value_cache.h
-struct SharedRows;     // models/shared_rows.h
-class TensorParallel;  // parallel/tensor_parallel.h
+class ContextParallel;  // parallel/context_parallel.h
+class ExpertParallel;   // parallel/expert_parallel.h
+class KeyValueCache;    // models/key_value_cache.h
+struct SharedRows;      // models/shared_rows.h
+class TensorParallel;   // parallel/tensor_parallel.h
 
 // What the head computes: the training loss, all logits, each target's log-probability, or (a score
 // head, which computes nothing else) a number a place.
@@ -58,10 +59,11 @@ struct ForwardContext {
   // Of HeadMode::kLoss: the loss will be the root of one backward pass, and gradients may be added
   // from the forward pass on (see CrossEntropyOptions::unit_gradient).
   bool unit_gradient = false;
-  const TensorParallel* tensor = nullptr;   // Null: one rank holds each matrix whole
-  const ExpertParallel* experts = nullptr;  // Null: one rank holds all experts
-  const RouterTraining* routers = nullptr;  // Set in training
-  double temperature = 1.0;                 // Of HeadMode::kLogprobs: logits are divided by it
+  const TensorParallel* tensor = nullptr;    // Null: one rank holds each matrix whole
+  const ContextParallel* context = nullptr;  // Null: one rank holds each sequence whole
+  const ExpertParallel* experts = nullptr;   // Null: one rank holds all experts
+  const RouterTraining* routers = nullptr;   // Set in training
+  double temperature = 1.0;                  // Of HeadMode::kLogprobs: logits are divided by it
   bool adapters = true;  // false: the model without its adapters (models/adapters/)
   // Set in training: the seed of what is dropped, if the model drops anything.
   std::optional<uint64_t> dropout_seed = std::nullopt;

@@ -63,8 +63,10 @@ ObjectiveMetrics BlockRunner::MakeMetrics() const {
 
 std::optional<SharedRows> BlockRunner::Share(const Batch& batch) const {
   constexpr int64_t kMultiple = 32;  // Products of few different sizes
-  // Routers count every token of a sequence, and sequences that begin alike drop different things.
-  if (model_.config.num_experts > 0 || options_.dropout_seed) return std::nullopt;
+  // Routers count every token of a sequence, sequences that begin alike drop different things, and
+  // ranks that share sequences have pieces of them.
+  if (model_.config.num_experts > 0 || options_.dropout_seed || options_.context)
+    return std::nullopt;
   return ShareRows(batch, kMultiple * (options_.tensor ? options_.tensor->place().size : 1));
 }
 
@@ -75,6 +77,7 @@ ForwardContext BlockRunner::Context(const Batch& batch, const std::optional<Shar
                          .shared_rows = shared ? &*shared : nullptr,
                          .loss_denominator = denominator,
                          .tensor = options_.tensor,
+                         .context = options_.context,
                          .experts = options_.experts};
   if (options_.objective) {
     context.head_mode = options_.objective->head_mode();

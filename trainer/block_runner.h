@@ -27,10 +27,11 @@ namespace shoal {
 enum class Recompute { kNone, kSelective, kFull };
 
 struct RunnerOptions {
-  const TensorParallel* tensor = nullptr;   // What the model was built for; null: one rank
-  const ExpertParallel* experts = nullptr;  // The same; null: one rank
-  double router_z_loss = 0;                 // Weight of the routers' z-loss (see MoeSection)
-  double capacity_factor = 0;               // See RouterTraining
+  const TensorParallel* tensor = nullptr;    // What the model was built for; null: one rank
+  const ContextParallel* context = nullptr;  // What the batches were cut for; null: one rank
+  const ExpertParallel* experts = nullptr;   // As `tensor`; null: one rank
+  double router_z_loss = 0;                  // Weight of the routers' z-loss (see MoeSection)
+  double capacity_factor = 0;                // See RouterTraining
   Recompute recompute = Recompute::kNone;
   // Set: what a block keeps for its backward pass goes there after its forward pass and comes back
   // a block ahead of the backward pass. Two blocks' are in memory at most, beside the head's.

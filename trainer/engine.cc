@@ -74,6 +74,7 @@ absl::Status Engine::BuildBlocks(const ModelConfig& config) {
   const Recipe& recipe = recipe_.proto;
   const bool sequence_parallel = recipe.parallelism().sequence_parallel();
   if (mesh_.shape().tensor > 1) tensor_.emplace(mesh_.tensor(), sequence_parallel);
+  if (mesh_.shape().context > 1) context_.emplace(mesh_.context(), ContextMethodOf(recipe));
   TensorPlace place = tensor_ ? tensor_->place() : TensorPlace();
   if (mesh_.expert() != nullptr) {
     experts_.emplace(*mesh_.expert());
@@ -87,13 +88,14 @@ absl::Status Engine::BuildBlocks(const ModelConfig& config) {
     return recipe_.ErrorAt(key, model.status().message());
   }
   model_ = *std::move(model);
-  const int64_t rows = batch_.per_device * recipe.data().seq_length();
+  const int64_t own_tokens = recipe.data().seq_length() / mesh_.shape().context,
+                rows = batch_.per_device * own_tokens;
   if (tensor_ && sequence_parallel && rows % mesh_.shape().tensor != 0) {
     return recipe_.ErrorAt(
         "parallelism.tensor_parallel",
         absl::StrFormat("a micro-batch's %d sequences * %d tokens do not divide over %d ranks: "
                         "change the batch or set sequence_parallel: false",
-                        batch_.per_device, recipe.data().seq_length(), mesh_.shape().tensor));
+                        batch_.per_device, own_tokens, mesh_.shape().tensor));
   }
   return absl::OkStatus();
 }
@@ -110,6 +112,7 @@ absl::Status Engine::PlanStages() {
   static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
                                              Recompute::kFull};
   runner_options_ = {.tensor = tensor_ ? &*tensor_ : nullptr,
+                     .context = context(),
                      .experts = experts_ ? &*experts_ : nullptr,
                      .router_z_loss = recipe.moe().router_z_loss_coef(),
                      .capacity_factor = recipe.moe().capacity_factor(),

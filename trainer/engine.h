@@ -14,6 +14,7 @@
 #include "checkpoint/checkpoint.h"
 #include "models/model.h"
 #include "optim/sharded_optimizer.h"
+#include "parallel/context_parallel.h"
 #include "parallel/device_mesh.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/sharded_parameters.h"
@@ -56,6 +57,8 @@ class Engine {
   const DeviceMesh& mesh() const { return mesh_; }
   const BatchPlan& batch() const { return batch_; }
   const Model& model() const { return model_; }
+  // Null: each rank holds its sequences whole.
+  const ContextParallel* context() const { return context_ ? &*context_ : nullptr; }
   const RunnerOptions& runner_options() const { return runner_options_; }
   ShardedParameters& parameters() { return *parameters_; }
   const ShardedParameters& parameters() const { return *parameters_; }
@@ -81,8 +84,9 @@ class Engine {
   const bool frozen_;  // See BuildFrozen
   DeviceMesh mesh_;
   BatchPlan batch_;
-  std::optional<TensorParallel> tensor_;   // Empty: one rank holds each matrix whole
-  std::optional<ExpertParallel> experts_;  // Empty: one rank holds all experts, if there are any
+  std::optional<TensorParallel> tensor_;    // Empty: one rank holds each matrix whole
+  std::optional<ContextParallel> context_;  // Empty: one rank holds each sequence whole
+  std::optional<ExpertParallel> experts_;   // Empty: one rank holds all experts, if there are any
   Model model_;
   RunnerOptions runner_options_;
   std::unique_ptr<OffloadSpace> offload_;  // Null: nothing is offloaded

@@ -166,6 +166,34 @@ absl::Status CheckMoe(const LoadedRecipe& recipe, const ModelConfig& config) {
 
 }  // namespace
 
+ContextParallel::Method ContextMethodOf(const Recipe& recipe) {
+  return recipe.parallelism().context_method() == ParallelismSection::ulysses
+             ? ContextParallel::Method::kUlysses
+             : ContextParallel::Method::kRing;
+}
+
+absl::Status CheckContextRanks(const LoadedRecipe& recipe, const ModelConfig& config) {
+  const ParallelismSection& axes = recipe.proto.parallelism();
+  const int64_t ranks = axes.context_parallel(), tensor = axes.tensor_parallel();
+  if (ranks == 1) return absl::OkStatus();
+  const auto refuse = [&](const std::string& why) {
+    return recipe.ErrorAt("parallelism.context_parallel", absl::StrCat("got ", ranks, why));
+  };
+  if (config.num_experts > 0) {
+    return refuse(
+        ", but routers count the tokens of whole sequences (balance loss, capacity), "
+        "expected 1 with models of experts");
+  }
+  if (ContextMethodOf(recipe.proto) == ContextParallel::Method::kUlysses &&
+      config.num_heads % (tensor * ranks) != 0) {
+    return refuse(absl::StrCat(", expected a divisor of the ", config.num_heads,
+                               tensor == 1 ? " heads" : " heads / tensor_parallel ",
+                               tensor == 1 ? "" : absl::StrCat(tensor),
+                               " with context_method ulysses; ring takes any"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckExpertRanks(const LoadedRecipe& recipe, const ModelConfig& config) {
   const int ranks = recipe.proto.parallelism().expert_parallel();
   if (ranks == 1 || (config.num_experts > 0 && config.num_experts % ranks == 0))
@@ -206,6 +234,7 @@ absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem
   SHOAL_RETURN_IF_ERROR(CheckFits(recipe, *config, tokenizer_vocab_size));
   SHOAL_RETURN_IF_ERROR(CheckMoe(recipe, *config));
   SHOAL_RETURN_IF_ERROR(CheckExpertRanks(recipe, *config));
+  SHOAL_RETURN_IF_ERROR(CheckContextRanks(recipe, *config));
   if (recipe.proto.task() == reward) UseScoreHead(*config);
   if (!model.has_lora()) return config;
   if (config->lora) {

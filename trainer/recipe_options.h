@@ -10,6 +10,7 @@
 #include "models/model.h"
 #include "optim/lr_schedule.h"
 #include "parallel/comm/comm_options.h"
+#include "parallel/context_parallel.h"
 #include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
@@ -49,6 +50,13 @@ int64_t NumSteps(const TrainingSection& training, const StepBudget& budget);
 // the key to blame.
 absl::StatusOr<ModelConfig> ModelConfigOf(const LoadedRecipe& recipe, FileSystem& files,
                                           int64_t tokenizer_vocab_size);
+
+// parallelism.context_method.
+ContextParallel::Method ContextMethodOf(const Recipe& recipe);
+
+// What parallelism.context_parallel above 1 asks of the model: with ulysses it divides the heads of
+// a tensor-parallel rank.
+absl::Status CheckContextRanks(const LoadedRecipe& recipe, const ModelConfig& config);
 
 // parallelism.expert_parallel divides the model's experts, if it is above 1.
 absl::Status CheckExpertRanks(const LoadedRecipe& recipe, const ModelConfig& config);

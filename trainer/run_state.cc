@@ -69,6 +69,7 @@ TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& 
   layout.set_replicate(shape.replicate);
   layout.set_tensor(shape.tensor);
   layout.set_pipeline(shape.pipeline);
+  layout.set_context(shape.context);
   layout.set_expert(shape.expert);
   const ModelConfig& config = engine.model().config;
   (*state.mutable_extra())[kConfigStateKey] = config.json.dump();

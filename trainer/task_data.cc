@@ -47,6 +47,37 @@ class ExampleData final : public TaskData {
   std::unique_ptr<Objective> objective_;
 };
 
+// Each rank's places of what the ranks of its context read alike.
+class CutData final : public TaskData {
+ public:
+  CutData(std::unique_ptr<TaskData> whole, const ContextParallel& context)
+      : whole_(std::move(whole)), context_(context) {}
+
+  absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override {
+    return Cut(whole_->MicroBatches(step));
+  }
+  absl::StatusOr<std::vector<Batch>> EvalBatches(int64_t max_batches) override {
+    return Cut(whole_->EvalBatches(max_batches));
+  }
+  int64_t num_sequences() const override { return whole_->num_sequences(); }
+
+ private:
+  absl::StatusOr<std::vector<Batch>> Cut(absl::StatusOr<std::vector<Batch>> batches) const {
+    if (!batches.ok()) return batches;
+    for (Batch& batch : *batches) batch = context_.OwnPlaces(batch);
+    return batches;
+  }
+
+  std::unique_ptr<TaskData> whole_;
+  const ContextParallel& context_;
+};
+
+// A micro-batch's rows divide over tensor-parallel ranks, and its sequences into two pieces a rank
+// of a context.
+int64_t LengthMultiple(const MeshShape& shape) {
+  return shape.tensor * (shape.context > 1 ? 2 * shape.context : 1);
+}
+
 ExampleLoaderOptions LoaderOptions(const Recipe& recipe, const PreparedData& prepared,
                                    const Engine& engine) {
   const BatchPlan& batch = engine.batch();
@@ -56,7 +87,7 @@ ExampleLoaderOptions LoaderOptions(const Recipe& recipe, const PreparedData& pre
           .whole = recipe.task() == reward,
           .holdout = recipe.data().holdout(),
           .seq_length = recipe.data().seq_length(),
-          .length_multiple = engine.mesh().shape().tensor,
+          .length_multiple = LengthMultiple(engine.mesh().shape()),
           .shuffle = recipe.data().shuffle(),
           .seed = recipe.run().seed(),
           .examples = static_cast<int>(batch.per_device),
@@ -100,9 +131,11 @@ absl::StatusOr<PreparedData> PrepareTaskData(const LoadedRecipe& recipe,
   return LoadPreparedData(folder);
 }
 
-absl::StatusOr<std::unique_ptr<TaskData>> MakeTaskData(const LoadedRecipe& recipe,
-                                                       const PreparedData& prepared,
-                                                       Engine& engine) {
+namespace {
+
+absl::StatusOr<std::unique_ptr<TaskData>> MakeWholeData(const LoadedRecipe& recipe,
+                                                        const PreparedData& prepared,
+                                                        Engine& engine) {
   const Recipe& proto = recipe.proto;
   if (DataKindOf(proto) == DataKind::kDocuments) {
     const BatchPlan& batch = engine.batch();
@@ -124,6 +157,16 @@ absl::StatusOr<std::unique_ptr<TaskData>> MakeTaskData(const LoadedRecipe& recip
   if (proto.task() == reward)
     objective = std::make_unique<RewardObjective>(proto.reward_model().centering());
   return std::make_unique<ExampleData>(std::move(loader), std::move(objective));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TaskData>> MakeTaskData(const LoadedRecipe& recipe,
+                                                       const PreparedData& prepared,
+                                                       Engine& engine) {
+  SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<TaskData> data, MakeWholeData(recipe, prepared, engine));
+  const ContextParallel* context = engine.context();
+  return context ? std::make_unique<CutData>(std::move(data), *context) : std::move(data);
 }
 
 }  // namespace shoal

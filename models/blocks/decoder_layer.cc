@@ -8,6 +8,7 @@
 #include "models/family.h"
 #include "models/key_value_cache.h"
 #include "models/shared_rows.h"
+#include "parallel/context_parallel.h"
 
 namespace shoal {
 namespace {
@@ -124,11 +125,12 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
   if (ctx.cache) {
     out_BTNH = ctx.cache->Attend(layer_, q_BTNH, k_BTKH, v_BTKH, scale_);
   } else {
-    out_BTNH =
-        CausalAttention(q_BTNH, k_BTKH, v_BTKH,
-                        {.scale = scale_,
-                         .documents_BT = ctx.batch->documents_BT,
-                         .dropout = attention_dropout_.OfAttention(ctx, heads_.first_query())});
+    const AttentionOptions options{
+        .scale = scale_,
+        .documents_BT = ctx.batch->documents_BT,
+        .dropout = attention_dropout_.OfAttention(ctx, heads_.first_query())};
+    out_BTNH = ctx.context ? ctx.context->Attention(q_BTNH, k_BTKH, v_BTKH, options)
+                           : CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
   }
   if (ctx.shared_rows) out_BTNH = ctx.shared_rows->Gather(out_BTNH);
   const Tensor part_BTC = o_.Forward(

@@ -4,6 +4,7 @@
 
 #include "core/random.h"
 #include "kernels/dropout.h"
+#include "parallel/context_parallel.h"
 #include "parallel/tensor_parallel.h"
 
 namespace shoal {
@@ -26,7 +27,8 @@ Tensor DropoutSite::Apply(const ForwardContext& ctx, const Tensor& hidden_BTC) c
   if (!Active(ctx)) return hidden_BTC;
   const int64_t B = ctx.batch->tokens_BT.size(0), T = ctx.batch->tokens_BT.size(1);
   Tensor streams_R = Streams(ctx).unsqueeze(1).expand({B, T}).reshape({-1});
-  Tensor places_R = at::arange(T, at::kLong).expand({B, T}).reshape({-1});
+  const Tensor places_T = ctx.context ? ctx.context->Places(T) : at::arange(T, at::kLong);
+  Tensor places_R = places_T.expand({B, T}).reshape({-1});
   if (ctx.tensor) {
     streams_R = ctx.tensor->Rows(streams_R);
     places_R = ctx.tensor->Rows(places_R);

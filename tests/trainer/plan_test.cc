@@ -14,7 +14,6 @@ namespace {
 
 // Of RunTrainingJob's batches.
 constexpr int64_t kGlobalBatch = 36;
-constexpr int64_t kSeqLength = 7;
 
 // By what they are for, in one order.
 using ByteCounts = std::vector<std::pair<std::string, int64_t>>;
@@ -27,6 +26,7 @@ ByteCounts Counts(const HeldBytes& held, int64_t optimizer, const Traffic& sent)
           {"optimizer", optimizer},
           {"sent, shard", sent.shard().bytes},
           {"sent, replicate", sent.replicate.bytes},
+          {"sent, context", sent.context.bytes},
           {"sent, tensor", sent.tensor.bytes},
           {"sent, expert", sent.expert.bytes},
           {"sent, activations", sent.activations.bytes},
@@ -51,6 +51,7 @@ absl::Status MeasureRank(const JobParts& parts, ByteCounts& counts) {
       axes.expert.bytes = mesh.expert()->counters().bytes_sent;
     }
     axes.replicate.bytes = mesh.replicate().counters().bytes_sent;
+    axes.context.bytes = mesh.context().counters().bytes_sent;
     axes.tensor.bytes = mesh.tensor().counters().bytes_sent;
     axes.activations.bytes = mesh.pipeline().counters().bytes_sent;
     axes.gradients.bytes = mesh.pipeline_gradients().counters().bytes_sent;
@@ -62,6 +63,7 @@ absl::Status MeasureRank(const JobParts& parts, ByteCounts& counts) {
   Traffic step = sent();
   step.shard_end.bytes -= before.shard_end.bytes;
   step.replicate.bytes -= before.replicate.bytes;
+  step.context.bytes -= before.context.bytes;
   step.tensor.bytes -= before.tensor.bytes;
   step.expert.bytes -= before.expert.bytes;
   step.activations.bytes -= before.activations.bytes;
@@ -100,7 +102,8 @@ void ExpectAsPlanned(const TrainingJob& job) {
        .chunks = job.chunks,
        .recompute = job.recompute,
        .sequences = kGlobalBatch / (job.data_ranks() * job.micro_batches),
-       .seq_length = kSeqLength,
+       .seq_length = job.seq_length,
+       .context_method = job.context_method,
        .optimizer_states = static_cast<int>(UpdateRuleOf(optimizer)->state_names().size()),
        .whole_rule = WholeRuleOf(optimizer),
        .ema = optimizer.has_ema()});
@@ -113,7 +116,7 @@ void ExpectAsPlanned(const TrainingJob& job) {
         ->second;
   };
   for (int rank = 0; rank < job.ranks && !job.rule.empty() && job.stage > 0; ++rank) {
-    const int shards = job.mesh().shard, place = rank / job.tensor % shards;
+    const int shards = job.mesh().weight_shards(), place = rank / job.tensor % shards;
     if (place != 0) continue;
     int64_t most = 0;
     for (int s = 0; s < shards; ++s) most = std::max(most, optimizer_bytes(rank + s * job.tensor));
@@ -299,6 +302,42 @@ TEST(Plan, EveryOptimizer) {
         job.layers = 3;
         job.micro_batches = 3;
         ExpectAsPlanned(job);
+      }
+    }
+  }
+}
+
+TEST(Plan, ContextParallel) {
+  using enum ContextParallel::Method;
+  for (const char* model : {"llama", "llama-uneven", "gpt2"}) {
+    const std::string name = model;
+    for (auto method : {kRing, kUlysses}) {
+      for (int context : {2, 3}) {
+        for (int stage = 0; stage <= 3; ++stage) {
+          const int tensor = stage % 2 + 1;
+          const int heads = name == "gpt2" ? 3 : name == "llama-uneven" ? 6 : 4;
+          if (heads % tensor != 0) continue;
+          if (method == kUlysses && heads / tensor % context != 0) continue;
+          TrainingJob job{.model = model,
+                          .dtype = stage == 2   ? at::kDouble
+                                   : stage == 3 ? at::kBFloat16
+                                                : at::kFloat,
+                          .ranks = 2 * context * tensor,
+                          .tensor = tensor,
+                          .context = context,
+                          .context_method = method,
+                          .recompute = static_cast<Recompute>(stage % 3),
+                          .layers = 3,
+                          .stage = stage,
+                          .micro_batches = 3,
+                          .deterministic = stage < 3,
+                          .seq_length = 24};
+          ExpectAsPlanned(job);
+          job.pipeline = 2;
+          job.ranks *= 2;
+          job.rule = "muon";
+          ExpectAsPlanned(job);
+        }
       }
     }
   }

@@ -24,14 +24,16 @@ namespace shoal {
 namespace {
 
 constexpr int64_t kGlobalBatch = 36;
-constexpr int64_t kSeqLength = 7;
 constexpr int64_t kVocab = 31;
 
-Json ConfigOf(const std::string& model, int layers) {
+Json ConfigOf(const TrainingJob& job) {
+  const std::string& model = job.model;
+  const int layers = job.layers;
+  const int64_t positions = std::max<int64_t>(16, job.seq_length);
   if (model.starts_with("gpt2")) {
     const double rate = model == "gpt2-dropout" ? 0.2 : 0;
     return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},
-            {"n_layer", layers},    {"n_head", 3},          {"n_positions", 16},
+            {"n_layer", layers},    {"n_head", 3},          {"n_positions", positions},
             {"resid_pdrop", rate},  {"embd_pdrop", rate},   {"attn_pdrop", rate}};
   }
   if (model.starts_with("mixtral")) {
@@ -46,7 +48,7 @@ Json ConfigOf(const std::string& model, int layers) {
             {"num_attention_heads", 4},
             {"num_key_value_heads", 2},
             {"head_dim", 4},
-            {"max_position_embeddings", 16},
+            {"max_position_embeddings", positions},
             {"initializer_range", 0.2},
             {"num_local_experts", experts},
             {"num_experts_per_tok", choices},
@@ -84,7 +86,7 @@ Json ConfigOf(const std::string& model, int layers) {
           {"num_attention_heads", model == "llama-uneven" ? 6 : 4},
           {"num_key_value_heads", model == "llama-uneven" ? 3 : 2},
           {"head_dim", 4},
-          {"max_position_embeddings", 16},
+          {"max_position_embeddings", positions},
           {"rms_norm_eps", 1e-5},
           {"attention_dropout", model == "llama-dropout" ? 0.2 : 0.0},
           {"tie_word_embeddings", model == "llama-tied"}};
@@ -94,34 +96,56 @@ Json ConfigOf(const std::string& model, int layers) {
 // different counts.
 class RandomSequences final : public BatchSource {
  public:
-  RandomSequences(const TrainingJob& job, int rank) : job_(job), rank_(rank) {}
+  // `context`: null, or what batches are cut for.
+  RandomSequences(const TrainingJob& job, int rank, const ContextParallel* context)
+      : job_(job), rank_(rank), context_(context) {}
 
   absl::StatusOr<std::vector<Batch>> MicroBatches(int64_t step) override {
     const int64_t rows = kGlobalBatch / (job_.data_ranks() * job_.micro_batches);
     std::vector<Batch> batches;
     for (int m = 0; m < job_.micro_batches; ++m) {
       Batch batch{
-          .tokens_BT = at::empty({rows, kSeqLength}, at::kLong),
-          .targets_BT = at::empty({rows, kSeqLength}, at::kLong),
-          .positions_BT = at::arange(kSeqLength, at::kLong).expand({rows, kSeqLength}).contiguous(),
+          .tokens_BT = at::empty({rows, job_.seq_length}, at::kLong),
+          .targets_BT = at::empty({rows, job_.seq_length}, at::kLong),
+          .positions_BT =
+              at::arange(job_.seq_length, at::kLong).expand({rows, job_.seq_length}).contiguous(),
           .documents_BT = {},
           .sequences_B = at::empty({rows}, at::kLong)};
       const int64_t first = step * kGlobalBatch + (m * job_.data_ranks() + rank_) * rows;
-      if (job_.lengths) batch.lengths_B = at::full({rows}, kSeqLength, at::kLong);
+      if (job_.lengths) batch.lengths_B = at::full({rows}, job_.seq_length, at::kLong);
       for (int64_t row = 0; row < rows; ++row) FillRow(batch, row, first + row);
       if (!job_.objective.empty()) {
         const Tensor index_B = at::arange(first, first + rows, at::kDouble);
         batch.named["weight_E"] =
             index_B.view({-1, 2}).select(1, 0).remainder(5).ne(0).to(at::kFloat);
         batch.named["reference_B"] = -20 - index_B.sin();
-        batch.named["last_B"] = kSeqLength - 1 - index_B.remainder(3).to(at::kLong);
+        batch.named["last_B"] = job_.seq_length - 1 - index_B.remainder(3).to(at::kLong);
       }
-      batches.push_back(std::move(batch));
+      if (job_.documents) SplitDocuments(batch, first);
+      batches.push_back(context_ ? context_->OwnPlaces(batch) : std::move(batch));
     }
     return batches;
   }
 
  private:
+  // The index-th sequence in documents of 1 + index % 5 places, then of 2 + index % 5, and so on.
+  static void SplitDocuments(Batch& batch, int64_t first) {
+    const int64_t B = batch.tokens_BT.size(0), T = batch.tokens_BT.size(1);
+    batch.documents_BT = at::empty({B, T}, at::kInt);
+    for (int64_t b = 0; b < B; ++b) {
+      int64_t length = 1 + (first + b) % 5, number = 0, position = 0;
+      for (int64_t t = 0; t < T; ++t, ++position) {
+        if (position == length) {
+          ++length;
+          ++number;
+          position = 0;
+        }
+        batch.documents_BT[b][t] = number;
+        batch.positions_BT[b][t] = position;
+      }
+    }
+  }
+
   void FillRow(Batch& batch, int64_t row, int64_t index) const {
     constexpr int64_t kPrompt = 4;
     batch.sequences_B[row] = index;
@@ -131,9 +155,9 @@ class RandomSequences final : public BatchSource {
       const Philox& philox = job_.pairs && t < kPrompt ? of_pair : own;
       return static_cast<int64_t>(philox.Bits(t) % kVocab);
     };
-    const int64_t length = job_.pairs ? kSeqLength - index % 3 : kSeqLength;
+    const int64_t length = job_.pairs ? job_.seq_length - index % 3 : job_.seq_length;
     if (job_.lengths) batch.lengths_B[row] = length;
-    for (int64_t t = 0; t < kSeqLength; ++t) {
+    for (int64_t t = 0; t < job_.seq_length; ++t) {
       batch.tokens_BT[row][t] = t < length ? token(t) : 0;
       const bool ignored = t < index % 4 || t >= length;
       batch.targets_BT[row][t] = ignored ? Batch::kIgnoreIndex : token(t + 1);
@@ -143,6 +167,7 @@ class RandomSequences final : public BatchSource {
 
   TrainingJob job_;
   int rank_;
+  const ContextParallel* context_;
 };
 
 // The first element of the first weight, made not finite before a step on one rank.
@@ -222,13 +247,15 @@ LoadedRecipe OptimizerRecipe(const TrainingJob& job) {
 absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
                               const std::function<absl::Status(JobParts)>& train) {
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, job.mesh()));
-  SHOAL_ASSIGN_OR_RETURN(ModelConfig config, ModelConfigFromJson(ConfigOf(job.model, job.layers)));
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig config, ModelConfigFromJson(ConfigOf(job)));
   if (job.objective == "reward") UseScoreHead(config);
   if (job.lora) config.lora = {.rank = 2, .alpha = 4, .targets = {LoraOptions::kAllLinear}};
   const std::unique_ptr<Objective> objective = MakeObjective(job.objective);
   std::optional<TensorParallel> tensor;
   if (job.tensor > 1) tensor.emplace(mesh.tensor(), job.sequence_parallel);
   TensorPlace place = tensor ? tensor->place() : TensorPlace();
+  std::optional<ContextParallel> context;
+  if (job.context > 1) context.emplace(mesh.context(), job.context_method);
   std::optional<ExpertParallel> experts;
   if (mesh.expert() != nullptr) {
     experts.emplace(*mesh.expert());
@@ -244,7 +271,7 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   SHOAL_ASSIGN_OR_RETURN(Schedule schedule,
                          MakeSchedule(job.schedule, job.pipeline, job.micro_batches, job.chunks));
   SHOAL_ASSIGN_OR_RETURN(const std::vector<BlockRange> stages,
-                         StagesOf(model, schedule.stages(), kSeqLength));
+                         StagesOf(model, schedule.stages(), job.seq_length));
   std::vector<BlockRange> chunks;
   for (int chunk = 0; chunk < job.chunks; ++chunk)
     chunks.push_back(stages[schedule.StageOf(mesh.pipeline().rank(), chunk)]);
@@ -281,6 +308,7 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   BlockRunner runner(
       model, parameters,
       {.tensor = tensor ? &*tensor : nullptr,
+       .context = context ? &*context : nullptr,
        .experts = experts ? &*experts : nullptr,
        .router_z_loss = job.router_z_loss,
        .capacity_factor = job.capacity_factor,
@@ -292,7 +320,7 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .stages = stages,
        .activations = job.pipeline > 1 ? &mesh.pipeline() : nullptr,
        .gradients = job.pipeline > 1 ? &mesh.pipeline_gradients() : nullptr});
-  RandomSequences batches(job, mesh.data_parallel_rank());
+  RandomSequences batches(job, mesh.data_parallel_rank(), context ? &*context : nullptr);
   Trainer trainer(
       {.num_steps = job.steps,
        .max_grad_norm = job.max_grad_norm,
@@ -396,6 +424,9 @@ std::string Describe(const TrainingJob& job) {
                                   ", ", job.micro_batches, " micro-batches");
   if (job.pipeline > 1)
     absl::StrAppend(&text, ", ", NameOf(job.schedule), " of ", job.chunks, " chunks");
+  if (job.context > 1)
+    absl::StrAppend(&text,
+                    job.context_method == ContextParallel::Method::kRing ? ", ring" : ", ulysses");
   if (!job.sequence_parallel) absl::StrAppend(&text, ", whole rows");
   if (!job.rule.empty()) absl::StrAppend(&text, ", ", job.rule);
   if (job.capacity_factor > 0) absl::StrAppend(&text, ", capacity ", job.capacity_factor);

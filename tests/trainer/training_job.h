@@ -8,6 +8,7 @@
 
 #include "core/recipe.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/context_parallel.h"
 #include "trainer/trainer.h"
 
 namespace shoal {
@@ -19,6 +20,8 @@ struct TrainingJob {
   int replicate = 1;
   int tensor = 1;
   bool sequence_parallel = true;
+  int context = 1;
+  ContextParallel::Method context_method = ContextParallel::Method::kRing;
   int pipeline = 1;
   int expert = 1;
   ScheduleKind schedule = ScheduleKind::k1F1B;
@@ -55,10 +58,14 @@ struct TrainingJob {
   bool lora = false;     // Adapters on every matrix train instead of the weights
   int poison_step = -1;  // In this step (from 0) the last rank's loss is not finite
 
-  int data_ranks() const { return ranks / (tensor * pipeline); }
+  int64_t seq_length = 7;
+  bool documents = false;  // Several a sequence, of different lengths; positions restart
+
+  int data_ranks() const { return ranks / (tensor * pipeline * context); }
   MeshShape mesh() const {
     return {.replicate = replicate,
             .shard = data_ranks() / replicate,
+            .context = context,
             .tensor = tensor,
             .pipeline = pipeline,
             .expert = expert};

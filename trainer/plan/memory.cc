@@ -124,13 +124,15 @@ int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job)
   if (job.zero.offload_optimizer) return 0;
   const bool alike =
       std::none_of(units.begin(), units.end(), [](const UnitSize& u) { return !u.wholes.empty(); });
-  const int different = alike || job.zero.stage == 0 ? 1 : job.mesh.shard;
+  const int different = alike || job.zero.stage == 0 ? 1 : job.mesh.weight_shards();
   int64_t most = 0;
   for (int shard = 0; shard < different; ++shard) {
     int64_t bytes = 0;
     for (const UnitSize& unit : units) {
-      // Neighbours along the shard axis hold other experts.
-      const int own = unit.of_experts ? shard / job.mesh.expert : shard;
+      // Neighbours along the shard axis hold other experts, ranks of a context the same.
+      const int along = shard / job.mesh.context, in_context = shard % job.mesh.context;
+      const int own =
+          (unit.of_experts ? along / job.mesh.expert : along) * job.mesh.context + in_context;
       if (unit.trainable) bytes += unit.count * UnitStateBytes(unit, job, own);
     }
     most = std::max(most, bytes);
@@ -152,8 +154,16 @@ int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidt
   int64_t width = 2 * config.hidden_size + 2 * widths.queries + 2 * widths.key_values;
   // Normed q and k, and turned ones, beside the product that v is a view of.
   if (stack.qk_norm == StackOptions::QkNorm::kHead) width += widths.queries + widths.key_values;
-  if (stack.positions == StackOptions::Positions::kRotary)
+  const bool shares = job.mesh.context > 1,
+             ring = shares && job.context_method == ContextParallel::Method::kRing;
+  if (shares && !ring) {
+    // Instead of all of those: all places of some heads, and what the output projection reads.
+    const int64_t read =
+        std::ssize(KeyHeadsOfRanks(widths.heads, widths.attended, job.mesh.context));
+    width += widths.queries + 2 * read * config.head_dim - 2 * widths.key_values;
+  } else if (stack.positions == StackOptions::Positions::kRotary) {
     width += widths.queries + widths.key_values;
+  }
   // What the activation reads, and what it puts out; gated by other than SwiGLU: its output too.
   const int64_t gated = config.activation == Activation::kSilu ? 3 : 4;
   if (experts)
@@ -169,8 +179,8 @@ int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidt
   // Sigmoids beside their shares, and what the router reads in full precision.
   if (experts && stack.router == StackOptions::Router::kBiasedSigmoid)
     bytes += rows * (sum * config.num_experts + (sum == element ? 0 : sum) * config.hidden_size);
-  // Plain attention holds the scores, and their softmax.
-  if (job.zero.compute_dtype == at::kDouble)
+  // Plain attention holds the scores, and their softmax; a ring makes them again.
+  if (job.zero.compute_dtype == at::kDouble && !ring)
     bytes += 2 * element * widths.heads * rows * job.seq_length;
   return bytes;
 }

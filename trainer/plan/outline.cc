@@ -33,6 +33,7 @@ PartWidths WidthsOf(const ModelConfig& config, const TensorPlace& place) {
   return {.heads = heads.queries(),
           .queries = heads.queries() * config.head_dim,
           .key_values = heads.key_values() * config.head_dim,
+          .attended = heads.attended_key_values(),
           .inner = size(config.intermediate_size),
           .expert = size(config.expert_intermediate_size),
           .shared = size(config.shared_expert_size()),

@@ -23,6 +23,7 @@ struct PartWidths {
   int64_t heads = 0;       // Of queries
   int64_t queries = 0;     // Elements a token
   int64_t key_values = 0;  // Of the keys; the values are as many
+  int64_t attended = 0;    // Key heads that attention sees (HeadShare)
   int64_t inner = 0;       // Of the MLP,
   int64_t expert = 0;      // of an expert,
   int64_t shared = 0;      // of the experts that tokens share
@@ -70,7 +71,7 @@ struct UnitSize {
 
   // Ranks that it is sharded over.
   int shards(const MeshShape& mesh) const {
-    return of_experts ? mesh.shard / mesh.expert : mesh.shard;
+    return mesh.weight_shards() / (of_experts ? mesh.expert : 1);
   }
   int64_t shard_numel(const MeshShape& mesh) const {
     return (numel + shards(mesh) - 1) / shards(mesh);

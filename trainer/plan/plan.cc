@@ -81,9 +81,10 @@ StepTime EstimateStep(const Plan& plan, const Hardware& hardware) {
   const PlanJob& job = plan.job;
   const MeshShape& mesh = job.mesh;
   // Numbers of neighbours along an axis differ by its stride (device_mesh.h).
-  const int64_t shards = mesh.tensor, replicas = shards * mesh.shard,
-                stages = replicas * mesh.replicate;
-  const AxisClock tensor(hardware, 1, mesh.tensor), shard(hardware, shards, mesh.shard),
+  const int64_t contexts = mesh.tensor, shards = contexts * mesh.context,
+                replicas = shards * mesh.shard, stages = replicas * mesh.replicate;
+  const AxisClock tensor(hardware, 1, mesh.tensor), context(hardware, contexts, mesh.context),
+      shard(hardware, contexts, mesh.weight_shards()),
       replicate(hardware, replicas, mesh.replicate), tied(hardware, stages, mesh.pipeline);
   const AxisClock expert(hardware, shards, mesh.expert);
   const AxisClock pipeline(hardware, stages, std::min(mesh.pipeline, 2));
@@ -97,12 +98,13 @@ StepTime EstimateStep(const Plan& plan, const Hardware& hardware) {
     StepTime here{.products = rank.work.product_flops / flops,
                   .memory = rank.work.memory_bytes / hardware.memory_bytes_per_second,
                   .tensor = tensor.Of(traffic.tensor),
+                  .context = context.Of(traffic.context),
                   .expert = expert.Of(traffic.expert),
                   .shard = shard.Of(traffic.shard_passes),
                   .pipeline = pipeline.Of(traffic.activations) + pipeline.Of(traffic.gradients)};
     if (job.zero.overlap) here.shard = std::max(0.0, here.shard - here.products - here.memory);
-    here.total =
-        here.products + here.memory + here.tensor + here.expert + here.shard + here.pipeline;
+    here.total = here.products + here.memory + here.tensor + here.context + here.expert +
+                 here.shard + here.pipeline;
     if (here.total > passes.total) passes = here;
 
     StepTime end{.shard = shard.Of(traffic.shard_end),

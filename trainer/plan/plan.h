@@ -75,6 +75,7 @@ struct StepTime {
   double products = 0;
   double memory = 0;  // Between the products
   double tensor = 0;  // Communication along the axis
+  double context = 0;
   double expert = 0;
   double shard = 0;
   double replicate = 0;

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "optim/whole_rule.h"
+#include "parallel/context_parallel.h"
 #include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/sharded_unit.h"
@@ -23,13 +24,16 @@ struct PlanJob {
   double label_smoothing = 0;
   int64_t sequences = 1;  // Of a micro-batch and rank
   int64_t seq_length = 1;
+  // With mesh.context above 1, which divides seq_length.
+  ContextParallel::Method context_method = ContextParallel::Method::kRing;
   int optimizer_states = 2;  // Numbers a weight that is updated element by element
   std::shared_ptr<const WholeRule> whole_rule = nullptr;  // Of the others; null: there are none
   bool ema = false;  // A running mean of the weights beside them
   bool offload_activations = false;
 
   int micro_batches() const { return zero.micro_batches; }
-  int64_t rows() const { return sequences * seq_length; }  // Tokens of a micro-batch and rank
+  // Tokens of a micro-batch and rank.
+  int64_t rows() const { return sequences * (seq_length / mesh.context); }
   bool shares_rows() const { return sequence_parallel && mesh.tensor > 1; }
   // Rows of the residual stream that a tensor-parallel rank has between blocks.
   int64_t own_rows() const { return shares_rows() ? rows() / mesh.tensor : rows(); }
@@ -37,7 +41,9 @@ struct PlanJob {
   bool splits_backward() const {
     return schedule == ScheduleKind::kZbH1 || schedule == ScheduleKind::kZbV;
   }
-  int64_t tokens_per_step() const { return rows() * micro_batches() * mesh.replicate * mesh.shard; }
+  int64_t tokens_per_step() const {
+    return rows() * micro_batches() * mesh.replicate * mesh.weight_shards();
+  }
 };
 
 }  // namespace shoal

@@ -12,7 +12,8 @@ namespace {
 
 Json MeshJson(const MeshShape& mesh) {
   return {{"ranks", mesh.num_ranks()}, {"replicate", mesh.replicate}, {"shard", mesh.shard},
-          {"tensor", mesh.tensor},     {"pipeline", mesh.pipeline},   {"expert", mesh.expert}};
+          {"context", mesh.context},   {"tensor", mesh.tensor},       {"pipeline", mesh.pipeline},
+          {"expert", mesh.expert}};
 }
 
 Json MemoryJson(const RankMemory& memory) {
@@ -40,6 +41,7 @@ Json MemoryJson(const RankMemory& memory) {
 Json TrafficJson(const Traffic& traffic) {
   return {{"shard", traffic.shard().bytes},
           {"replicate", traffic.replicate.bytes},
+          {"context", traffic.context.bytes},
           {"tensor", traffic.tensor.bytes},
           {"expert", traffic.expert.bytes},
           {"pipeline_activations", traffic.activations.bytes},
@@ -49,10 +51,10 @@ Json TrafficJson(const Traffic& traffic) {
 }
 
 Json TimeJson(const StepTime& time) {
-  return {{"products", time.products}, {"memory", time.memory},       {"tensor", time.tensor},
-          {"shard", time.shard},       {"replicate", time.replicate}, {"pipeline", time.pipeline},
-          {"expert", time.expert},     {"bubble", time.bubble},       {"optimizer", time.optimizer},
-          {"total", time.total}};
+  return {{"products", time.products},   {"memory", time.memory},       {"tensor", time.tensor},
+          {"shard", time.shard},         {"replicate", time.replicate}, {"pipeline", time.pipeline},
+          {"context", time.context},     {"expert", time.expert},       {"bubble", time.bubble},
+          {"optimizer", time.optimizer}, {"total", time.total}};
 }
 
 Json JobJson(const Plan& plan) {

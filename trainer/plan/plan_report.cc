@@ -122,11 +122,12 @@ std::vector<Senders> SendersOf(const Plan& plan) {
 std::string TrafficText(const Plan& plan) {
   if (plan.job.mesh.num_ranks() == 1) return "";
   constexpr size_t kMostRows = 12;
-  const bool experts = plan.job.mesh.expert > 1;
+  const bool experts = plan.job.mesh.expert > 1, contexts = plan.job.mesh.context > 1;
   std::string text = absl::StrFormat(
-      "sent a step by a rank (%s)\n  %-28s %10s %10s %10s %10s %10s %10s%s\n",
+      "sent a step by a rank (%s)\n  %-28s %10s %10s %10s %10s %10s %10s%s%s\n",
       experts ? "exact if tokens spread evenly over the ranks of the experts" : "exact", "",
       "shard", "replicate", "tensor", "pipeline", "tied", "total",
+      contexts ? absl::StrFormat(" %10s", "context") : "",
       experts ? absl::StrFormat(" %10s", "experts") : "");
   const std::vector<Senders> all = SendersOf(plan);
   for (size_t i = 0; i < std::min(all.size(), kMostRows); ++i) {
@@ -136,6 +137,7 @@ std::string TrafficText(const Plan& plan) {
     for (int64_t bytes : {t.shard().bytes, t.replicate.bytes, t.tensor.bytes,
                           t.activations.bytes + t.gradients.bytes, t.tied.bytes, t.total_bytes()})
       absl::StrAppendFormat(&line, " %10s", bytes == 0 ? "-" : Bytes(bytes));
+    if (contexts) absl::StrAppendFormat(&line, " %10s", Bytes(t.context.bytes));
     if (experts) absl::StrAppendFormat(&line, " %10s", Bytes(t.expert.bytes));
     absl::StrAppend(&text, line, "\n");
   }
@@ -204,6 +206,7 @@ std::string TimeText(const PlanFrame& frame, const Plan& plan) {
   add("products", time.products);
   add("memory", time.memory);
   add("tensor", time.tensor);
+  add("context", time.context);
   add("experts", time.expert);
   add("shard", time.shard);
   add("replicate", time.replicate);

@@ -46,12 +46,14 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
       mesh.num_ranks() > hardware.ranks_per_host || recipe.comm().transport() == CommSection::mpi;
   PlanJob job{
       .mesh = mesh,
-      .zero = ZeroOptionsOf(recipe, batch, {.ranks = mesh.shard, .leaves_host = speaks_mpi}),
+      .zero =
+          ZeroOptionsOf(recipe, batch, {.ranks = mesh.weight_shards(), .leaves_host = speaks_mpi}),
       .sequence_parallel = recipe.parallelism().sequence_parallel(),
       .recompute = kRecompute[recipe.training().activation_checkpointing()],
       .label_smoothing = recipe.training().label_smoothing_factor(),
       .sequences = batch.per_device,
       .seq_length = recipe.data().seq_length(),
+      .context_method = ContextMethodOf(recipe),
       .optimizer_states = static_cast<int>(UpdateRuleOf(recipe.optimizer())->state_names().size()),
       .whole_rule = WholeRuleOf(recipe.optimizer()),
       .ema = recipe.optimizer().has_ema(),
@@ -87,9 +89,9 @@ absl::StatusOr<Plan> PlanRecipe(const LoadedRecipe& recipe, int ranks, const Har
   if (job.shares_rows() && job.rows() % job.mesh.tensor != 0) {
     return recipe.ErrorAt(
         "parallelism.tensor_parallel",
-        absl::StrCat("a micro-batch's ", job.sequences, " sequences * ", job.seq_length,
-                     " tokens do not divide over ", job.mesh.tensor,
-                     " ranks: change the batch or set sequence_parallel: false"));
+        absl::StrCat("a micro-batch's ", job.sequences, " sequences * ",
+                     job.seq_length / job.mesh.context, " tokens do not divide over ",
+                     job.mesh.tensor, " ranks: change the batch or set sequence_parallel: false"));
   }
   if (const auto stages = planner.Pipeline(job); !stages.ok())
     return blame("parallelism.pipeline_parallel", stages.status());

@@ -39,13 +39,19 @@ class Search {
       for (int pipeline : Divisors(ranks_ / tensor)) {
         SetPipeline(pipeline);
         if (pipeline * Chunks() > blocks) break;
-        const int data = ranks_ / tensor / pipeline;
+        const int context = proto_.parallelism().context_parallel();  // The recipe's own
+        if (ranks_ / tensor / pipeline % context != 0) continue;
+        if (proto_.parallelism().context_method() == ParallelismSection::ulysses &&
+            config.num_heads % (tensor * context) != 0)
+          continue;
+        const int data = ranks_ / tensor / pipeline / context;
         if (global_ % data != 0) continue;
         for (int replicate : Divisors(data)) {
           const int expert = proto_.parallelism().expert_parallel();  // The recipe's own
           if (data / replicate % expert != 0) continue;
           SHOAL_RETURN_IF_ERROR(TryMesh({.replicate = replicate,
                                          .shard = data / replicate,
+                                         .context = context,
                                          .tensor = tensor,
                                          .pipeline = pipeline,
                                          .expert = expert}));
@@ -105,7 +111,7 @@ class Search {
         schedule == ParallelismSection::zb_h1 || schedule == ParallelismSection::zbv;
     for (int stage = 0; stage <= (halves ? 1 : 3); ++stage) {
       // Alone there is nothing to share, and replicas of what is whole are more of the same.
-      if (stage > 0 ? mesh.shard == 1 : mesh.replicate > 1) continue;
+      if (stage > 0 ? mesh.weight_shards() == 1 : mesh.replicate > 1) continue;
       if (stage < 3 && proto_.zero().offload_parameters() == disk) continue;
       proto_.mutable_zero()->set_stage(stage);
       for (int64_t sequences : BatchSizes(share)) {

@@ -155,6 +155,34 @@ void AddChunk(const PlanJob& job, const ModelOutline& model, const BlockRange& c
   axis.calls += once.calls * job.micro_batches();
 }
 
+// The attention of ranks that share sequences; context_parallel.h has the formulas.
+void AddContext(const PlanJob& job, const ModelOutline& model, const BlockRange& chunk,
+                const PartWidths& widths, AxisTraffic& axis) {
+  const int64_t ranks = job.mesh.context, rows = job.rows();
+  if (ranks == 1) return;
+  const ModelConfig& config = model.model.config;
+  const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
+  const int64_t m = job.micro_batches(), backwards = m * layers.total(),
+                forwards = m * (layers.total() + layers.recomputed);
+  if (job.context_method == ContextParallel::Method::kRing) {
+    const int64_t keys = 2 * rows * widths.attended * config.head_dim, trips = ranks - 1;
+    const auto element = [](at::ScalarType type) {
+      return static_cast<int64_t>(c10::elementSize(type));
+    };
+    axis.bytes += trips * keys *
+                  ((forwards + backwards) * element(job.zero.compute_dtype) +
+                   backwards * element(job.zero.master_dtype()));
+    axis.calls += trips * (forwards + 2 * backwards);
+    return;
+  }
+  const int64_t read =
+      std::ssize(KeyHeadsOfRanks(widths.heads, widths.attended, static_cast<int>(ranks)));
+  const Group group(static_cast<int>(ranks), job.zero.compute_dtype);
+  const int64_t passes = forwards + backwards;
+  group.Call(axis, kAllToAll, rows * (widths.heads + 2 * read) * config.head_dim, passes);
+  group.Call(axis, kAllToAll, rows * widths.heads * config.head_dim, passes);
+}
+
 // Each layer tells how many rows go where, and sends rows there and back in each pass.
 void AddExperts(const PlanJob& job, const ModelOutline& model, const BlockRange& chunk,
                 AxisTraffic& axis) {
@@ -189,8 +217,8 @@ AxisTraffic Traffic::shard() const {
 }
 
 int64_t Traffic::total_bytes() const {
-  return shard().bytes + replicate.bytes + tensor.bytes + expert.bytes + activations.bytes +
-         gradients.bytes + tied.bytes;
+  return shard().bytes + replicate.bytes + context.bytes + tensor.bytes + expert.bytes +
+         activations.bytes + gradients.bytes + tied.bytes;
 }
 
 Traffic TrafficOf(const PlanJob& job, const ModelOutline& model, const PipelineOutline& pipeline,
@@ -199,6 +227,7 @@ Traffic TrafficOf(const PlanJob& job, const ModelOutline& model, const PipelineO
   for (const UnitSize& unit : rank.units) AddUnit(unit, job, pipeline.tied_ranks, traffic);
   for (const BlockRange& chunk : rank.chunks) {
     AddChunk(job, model, chunk, rank, traffic.tensor);
+    AddContext(job, model, chunk, model.parts[rank.part].widths, traffic.context);
     AddExperts(job, model, chunk, traffic.expert);
   }
   // (r, C) a micro-batch and neighbouring stage on another rank.

@@ -23,6 +23,7 @@ struct Traffic {
   AxisTraffic shard_passes;  // Gathers and reductions of every micro-batch
   AxisTraffic shard_end;     // Reductions and gathers once a step
   AxisTraffic replicate;
+  AxisTraffic context;  // Keys, values and their gradients, or heads
   AxisTraffic tensor;
   AxisTraffic expert;       // Tokens to their experts and back
   AxisTraffic activations;  // To the next stage of the pipeline
