@@ -28,6 +28,7 @@ constexpr const char* kMayDiffer[] = {"/model/dtype",
                                       "/training/gradient_accumulation_steps",
                                       "/training/global_batch_size",
                                       "/training/activation_checkpointing",
+                                      "/training/offload_activations",
                                       "/training/nan_policy",
                                       "/training/max_skipped_steps"};
 
