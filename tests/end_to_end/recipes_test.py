@@ -7,8 +7,9 @@ from harness import LLAMA, ROOT, EndToEndTest
 # Recipes whose model another one leaves.
 START_FROM_OTHERS = ("finetune", "sft", "reward", "dpo", "ppo", "grpo_arithmetic")
 
-# A rollout that is one step of four rows.
-SMALL_ROLLOUTS = {
+# A rollout that is one step of four rows; sequences of which a step takes no minute.
+SMALLER = {
+    "long_context.yaml": ["data.seq_length=512"],
     "grpo_arithmetic.yaml": ["rlhf.rollout.prompts=2", "rlhf.rollout.group_size=2"],
     "ppo.yaml": [
         "rlhf.rollout.prompts=4",
@@ -49,8 +50,8 @@ class RecipesTest(EndToEndTest):
                 ]
                 if path.stem in START_FROM_OTHERS:
                     overrides.append(f"model.name_or_path={self.tiny_export()}")
-                if path.name in SMALL_ROLLOUTS:
-                    overrides += [*SMALL_ROLLOUTS[path.name], "checkpoint.save_steps=0"]
+                if path.name in SMALLER:
+                    overrides += [*SMALLER[path.name], "checkpoint.save_steps=0"]
                 self.shoal("check", path, "-n", 2, *overrides)
                 self.shoal("run", path, "-n", 2, *overrides)
                 head = path.read_text().split("\n\n")[0]
