@@ -165,6 +165,33 @@ TEST(Float16, StagesGiveTheSameBits) {
     ExpectSameBits(RunTrainingJob(job), stage0, Describe(job));
 }
 
+TEST(Float16, EveryModelAndObjectiveIsNearFloat32) {
+  for (TrainingJob job :
+       {TrainingJob{.model = "mixtral", .ranks = 2, .expert = 2, .stage = 2},
+        {.model = "mixtral", .ranks = 2, .tensor = 2, .router_z_loss = 0.1},
+        {.model = "llama-dropout", .ranks = 2, .stage = 1},
+        {.ranks = 2, .recompute = Recompute::kFull, .stage = 3},
+        {.ranks = 2, .stage = 3, .objective = "dpo"},
+        {.ranks = 2, .stage = 3, .objective = "reward"},
+        {.ranks = 2, .stage = 3, .lora = true},
+        {.ranks = 2, .stage = 3, .rule = "muon", .groups = true, .ema_decay = 0.5},
+        {.ranks = 2, .stage = 0, .rule = "adafactor"},
+        {.ranks = 2, .stage = 2, .rule = "lion"}}) {
+    job.dtype = at::kFloat;
+    const TrainingResult exact = RunTrainingJob(job);
+    job.dtype = at::kHalf;
+    job.loss_scaling = LossScaling{.initial_scale = 4096};
+    const TrainingResult half = RunTrainingJob(job);
+    ASSERT_EQ(half.steps.size(), exact.steps.size());
+    for (size_t i = 0; i < half.steps.size(); ++i) {
+      EXPECT_FALSE(half.steps[i].skipped) << Describe(job);
+      EXPECT_NEAR(half.steps[i].loss, exact.steps[i].loss, 0.02) << Describe(job) << ", " << i;
+      EXPECT_NEAR(half.steps[i].grad_norm / exact.steps[i].grad_norm, 1, 0.05)
+          << Describe(job) << ", " << i;
+    }
+  }
+}
+
 TEST(Float16, OneRanksOverflowSkipsTheStepOnAll) {
   for (int stage : {0, 3}) {
     TrainingJob job{.dtype = at::kHalf, .ranks = 3, .stage = stage, .poison_step = 1};

@@ -13,6 +13,13 @@ namespace {
 
 int64_t Size(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
 
+// Operands and result of a float16 product (rows, inner) (inner, columns), widened
+// (kernels/matmul.h).
+int64_t WidenedBytes(const PlanJob& job, int64_t rows, int64_t inner, int64_t columns) {
+  if (job.zero.compute_dtype != at::kHalf) return 0;
+  return 4 * (rows * inner + inner * columns + rows * columns);
+}
+
 // What the backward pass of a layer adds, at its most, to what the layer keeps: in the middle of
 // the MLP, the gradient of the layer's output and of the inner tensors; the activation's output has
 // gone.
@@ -22,7 +29,9 @@ int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWi
   const int64_t inner = config.has_experts(layer)
                             ? 2 * std::max(config.experts_per_token * widths.expert, widths.shared)
                             : (plain ? 1 : 2) * widths.inner;
-  return Size(job.zero.compute_dtype) * (job.rows() * inner + job.own_rows() * config.hidden_size);
+  return Size(job.zero.compute_dtype) * (job.rows() * inner + job.own_rows() * config.hidden_size) +
+         WidenedBytes(job, job.rows(), config.has_experts(layer) ? inner : widths.inner,
+                      config.hidden_size);
 }
 
 struct HeadBytes {
@@ -46,7 +55,8 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
   const int64_t part = shared ? config.vocab_size / job.mesh.tensor + 1 : vocabulary;
   const int64_t chunk = CrossEntropyChunkRows(part);
   const int64_t chunk_rows = std::min(chunk, rows);
-  head.working = chunk_rows * vocabulary * (Size(sums) + (compute == sums ? 0 : Size(compute)));
+  head.working = chunk_rows * vocabulary * (Size(sums) + (compute == sums ? 0 : Size(compute))) +
+                 WidenedBytes(job, chunk_rows, vocabulary, config.hidden_size);
   const bool in_place = !shared && schedule.head_turns_at_once() &&
                         (job.zero.gradient_dtype == at::kFloat || rows <= chunk);
   if (rank.trains_head && !in_place) head.kept += Size(sums) * vocabulary * config.hidden_size;

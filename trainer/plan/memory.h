@@ -1,8 +1,8 @@
 // Bytes that a rank holds. Weights, gradients, master weights, optimizer states and buffers of
 // gathered units are exact: what ShardedParameters and ShardedOptimizer hold. Activations and what
 // the head computes with follow from the shapes of what the blocks' operations keep for their
-// backward pass, within 3 % of a run's peak_tensor_bytes in float32 and bfloat16; the allocator's
-// slack, libraries and the data loader are not counted.
+// backward pass, within 3 % of a run's peak_tensor_bytes in float32 and bfloat16, within 5 % in
+// float16; the allocator's slack, libraries and the data loader are not counted.
 #pragma once
 
 #include <cstdint>
