@@ -10,6 +10,12 @@ START_FROM_OTHERS = ("finetune", "sft", "reward", "dpo", "ppo", "grpo_arithmetic
 # A rollout that is one step of four rows; sequences of which a step takes no minute.
 SMALLER = {
     "long_context.yaml": ["data.seq_length=512"],
+    "offload.yaml": [
+        "model.config.hidden_size=256",
+        "model.config.num_hidden_layers=3",
+        "model.config.intermediate_size=704",
+        "model.config.num_attention_heads=8",
+    ],
     "grpo_arithmetic.yaml": ["rlhf.rollout.prompts=2", "rlhf.rollout.group_size=2"],
     "ppo.yaml": [
         "rlhf.rollout.prompts=4",
