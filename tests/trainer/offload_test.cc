@@ -45,6 +45,13 @@ TEST(OffloadEquality, Meshes) {
   ExpectSameAsInMemory({.ranks = 4, .replicate = 2, .stage = 3, .micro_batches = 3});
   ExpectSameAsInMemory({.model = "llama-tied", .ranks = 2, .stage = 3, .overlap = true});
   ExpectSameAsInMemory({.model = "mixtral", .ranks = 2, .expert = 2, .stage = 2});
+  ExpectSameAsInMemory({.ranks = 4, .context = 2, .stage = 3, .seq_length = 8});
+  ExpectSameAsInMemory({.dtype = at::kBFloat16,
+                        .ranks = 2,
+                        .stage = 3,
+                        .overlap = true,
+                        .quantized_weights = true,
+                        .quantized_gradients = true});
 }
 
 TEST(OffloadEquality, Pipelines) {
@@ -79,6 +86,8 @@ TEST(OffloadEquality, Models) {
         {.dtype = at::kFloat, .ranks = 2, .recompute = recompute, .layers = 3, .stage = 3});
   }
   ExpectSameAsInMemory({.model = "gpt2", .ranks = 2, .stage = 3});
+  ExpectSameAsInMemory(
+      {.model = "dots1", .ranks = 2, .layers = 3, .stage = 3, .router_bias_rate = 0.01});
   ExpectSameAsInMemory({.model = "mixtral", .ranks = 2, .stage = 3, .router_z_loss = 0.1});
   ExpectSameAsInMemory({.model = "llama-dropout", .ranks = 2, .stage = 3});
   ExpectSameAsInMemory({.ranks = 2, .stage = 3, .freeze = {"embed", "layers.0"}});
