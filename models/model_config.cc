@@ -247,9 +247,12 @@ class ConfigResolver {
       Issue(KeyOf("num_expert_groups"),
             absl::StrCat("got ", groups, ", expected a divisor of ", KeyOf("num_experts"), " = ",
                          config_.num_experts, " that leaves groups of two or more"));
-    } else {
-      at_most("experts_per_token", config_.experts_per_token, "expert_groups_per_token",
-              config_.num_experts / groups * std::min(chosen, groups));
+    } else if (const int64_t within = config_.num_experts / groups * std::min(chosen, groups);
+               config_.experts_per_token > within) {
+      Issue(
+          KeyOf("experts_per_token"),
+          absl::StrCat("got ", config_.experts_per_token, ", expected at most the ", within,
+                       " experts of ", KeyOf("expert_groups_per_token"), " = ", chosen, " groups"));
     }
   }
 

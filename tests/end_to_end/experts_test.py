@@ -79,6 +79,19 @@ class ExpertsTest(EndToEndTest):
         self.assert_losses(self.losses("moved"), want, relative=1e-10)
         self.assertEqual(self.biases("moved"), self.biases("whole"))
 
+    def test_parity_sees_equal_biases(self):
+        recipe = self.write_recipe(
+            model=dict(dtype="float64", config=DOTS1), moe=dict(bias_update_rate=0.01)
+        )
+        output = self.shoal(
+            "parity",
+            recipe,
+            *("-n", 1, "--ranks-b", 4, "--a", "zero.stage=0"),
+            *("--b", "zero.stage=2", "parallelism.expert_parallel=2"),
+            "parallelism.tensor_parallel=2",
+        )
+        self.assertRegex(output.strip().splitlines()[-1], r"^equal within 1e-10 over 3 steps")
+
     def test_a_model_without_biases_refuses_the_rate(self):
         path = self.write_recipe(model=dict(config=LLAMA), moe=dict(bias_update_rate=0.01))
         for command in ("run", "plan"):

@@ -107,6 +107,65 @@ TEST(FamilyTest, ExpertsHaveNamesAndValuesOfTheirOwn) {
             std::string::npos);
 }
 
+TEST(FamilyTest, RoutersWithABiasNeedItsName) {
+  const std::string text =
+      absl::StrReplaceAll(TextOf("dots1"), {{"mlp.gate.e_score_correction_bias: layer.router.sel",
+                                             "mlp.gate.bias: layer.router.bias  # sel"}});
+  const auto family = ValueOrDie(ParseFamily(text, "mine.yaml"));
+  ModelConfig config = ValueOrDie(ModelConfigFromJson({{"model_type", "dots1"},
+                                                       {"n_routed_experts", 4},
+                                                       {"num_experts_per_tok", 2},
+                                                       {"n_shared_experts", 1}}));
+  config.num_layers = 1;
+  EXPECT_TRUE(BuildModel(config).ok());
+  config.family = family;
+  EXPECT_NE(std::string(BuildModel(config).status().message())
+                .find("mine.yaml: weights has no entry for layer.router.selection_bias"),
+            std::string::npos);
+  const absl::Status gated =
+      ParseFamily(absl::StrReplaceAll(TextOf("llama"), {{"mlp: gated", "mlp: gated\n  router: x"}}),
+                  "mine.yaml")
+          .status();
+  EXPECT_NE(std::string(gated.message()).find("stack.router: is of stack.mlp: experts"),
+            std::string::npos)
+      << gated;
+}
+
+TEST(FamilyTest, ExpertsThatDoNotFitTheirGroups) {
+  const auto message = [](const Json& changes) {
+    Json config = {{"model_type", "dots1"},
+                   {"n_routed_experts", 8},
+                   {"num_experts_per_tok", 3},
+                   {"n_shared_experts", 1}};
+    config.merge_patch(changes);
+    return std::string(ModelConfigFromJson(config).status().message());
+  };
+  EXPECT_EQ(message({{"n_group", 4}, {"topk_group", 2}}), "");
+  for (int groups : {3, 8}) {
+    EXPECT_NE(message({{"n_group", groups}})
+                  .find("n_group: got " + std::to_string(groups) +
+                        ", expected a divisor of n_routed_experts = 8 that leaves groups of two"),
+              std::string::npos);
+  }
+  EXPECT_NE(message({{"n_group", 4}})
+                .find("num_experts_per_tok: got 3, expected at most the 2 experts of topk_group = "
+                      "1 groups"),
+            std::string::npos)
+      << message({{"n_group", 4}});
+  EXPECT_NE(message({{"n_group", 2}, {"topk_group", 3}})
+                .find("topk_group: got 3, expected at most n_group = 2"),
+            std::string::npos);
+  EXPECT_NE(message({{"first_k_dense_replace", 63}})
+                .find("first_k_dense_replace: got 63, expected at most num_hidden_layers = 62"),
+            std::string::npos);
+  EXPECT_NE(message({{"n_shared_experts", nullptr}}).find("n_shared_experts: is missing"),
+            std::string::npos);
+  EXPECT_EQ(message({{"layer_types", {"full_attention", "full_attention"}}}), "");
+  EXPECT_NE(message({{"layer_types", {"full_attention", "sliding_attention"}}})
+                .find("only a list of nothing but \"full_attention\" is supported"),
+            std::string::npos);
+}
+
 TEST(FamilyTest, UnknownFamiliesListTheKnown) {
   const absl::Status status = FindFamily("lama").status();
   EXPECT_NE(std::string(status.message()).find("did you mean llama?"), std::string::npos) << status;
