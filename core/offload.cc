@@ -126,7 +126,10 @@ class OffloadThread {
                           OffloadedTensors* of) {
     OffloadRegion* region = Make(std::move(self), bytes);
     const std::lock_guard lock(mutex_);
-    GetMemory(region);
+    if (!GetMemory(region)) {
+      Destroy(region);
+      throw std::bad_alloc();
+    }
     region->state = OffloadRegion::State::kHere;
     region->pins = 1;
     region->modified = true;
@@ -183,11 +186,11 @@ class OffloadThread {
     }
   }
 
-  void GetMemory(OffloadRegion* region) {
-    if (::mprotect(region->memory, region->bytes, PROT_READ | PROT_WRITE) != 0)
-      throw std::bad_alloc();
+  bool GetMemory(OffloadRegion* region) {
+    if (::mprotect(region->memory, region->bytes, PROT_READ | PROT_WRITE) != 0) return false;
     region->has_memory = true;
     AddTensorBytes(region->bytes);
+    return true;
   }
 
   void GiveMemoryBack(OffloadRegion* region) {
@@ -237,7 +240,10 @@ class OffloadThread {
     const bool reads = region.state == kReading;
     if (!reads && region.state != kWriting) return;
     if (reads) {
-      GetMemory(&region);
+      if (!GetMemory(&region)) {
+        failure_ = absl::ResourceExhaustedError("no memory for what is offloaded");
+        return;
+      }
       if (!region.wants_content) {
         region.state = kHere;
         return;
