@@ -94,6 +94,7 @@ struct ValueAlias {
 
 constexpr ValueAlias kValueAliases[] = {
     {"model.dtype", "bf16", "bfloat16"},
+    {"model.dtype", "fp16", "float16"},
     {"model.dtype", "fp32", "float32"},
     {"model.dtype", "fp64", "float64"},
     {"zero.gradient_dtype", "bf16", "bfloat16"},

@@ -29,8 +29,10 @@ constexpr const char* kMayDiffer[] = {"/model/dtype",
                                       "/training/global_batch_size",
                                       "/training/activation_checkpointing",
                                       "/training/offload_activations",
+                                      "/training/loss_scaling",
                                       "/training/nan_policy",
-                                      "/training/max_skipped_steps"};
+                                      "/training/max_skipped_steps",
+                                      "/optimizer/master_weights"};
 
 bool MustBeSame(const std::string& key) {
   const auto starts = [&](const char* prefix) { return key.starts_with(prefix); };
@@ -66,11 +68,10 @@ std::vector<StatePiece> GradientPieces(const ShardedParameters& parameters, doub
     for (const auto& [spec, whole, offset] :
          slice.layout->RunsOf(begin, begin + slice.shard_numel)) {
       if (!whole.owned) continue;
-      pieces.push_back(
-          {.name = absl::StrCat(kGradientKind, "/", spec.name),
-           .shape = spec.memory_shape(),
-           .begin = whole.first,
-           .data = gradients.narrow(0, begin - slice.begin + offset, whole.count)});
+      pieces.push_back({.name = absl::StrCat(kGradientKind, "/", spec.name),
+                        .shape = spec.memory_shape(),
+                        .begin = whole.first,
+                        .data = gradients.narrow(0, begin - slice.begin + offset, whole.count)});
     }
   }
   return pieces;

@@ -88,7 +88,12 @@ double ParityTolerance(const Recipe& a, const Recipe& b) {
   const auto either = [&](Dtype dtype) {
     return a.model().dtype() == dtype || b.model().dtype() == dtype;
   };
-  return either(bfloat16) || either(float16) ? 5e-2 : either(float32) ? 2e-4 : 1e-10;
+  const auto quantizes = [](const ZeroSection& zero) {
+    return zero.quantized_weights() || zero.quantized_gradients();
+  };
+  const bool coarse =
+      either(bfloat16) || either(float16) || quantizes(a.zero()) || quantizes(b.zero());
+  return coarse ? 5e-2 : either(float32) ? 2e-4 : 1e-10;
 }
 
 Verdict Judge(const std::vector<StepComparison>& steps, double tolerance) {
