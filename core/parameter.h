@@ -43,8 +43,8 @@ struct ParameterSpec {
   Initializer init;
   bool decay = true;      // Weight decay applies (norms, biases and embeddings may opt out)
   bool trainable = true;  // Frozen weights get no gradient and no optimizer state
-  // Not trained by gradients: a rule of its own writes it, if it is trainable, the same on all ranks
-  // (trainer/router_bias.h). Each rank holds it whole, in master precision.
+  // Not trained by gradients: a rule of its own writes it, if it is trainable, the same on all
+  // ranks (trainer/router_bias.h). Each rank holds it whole, in master precision.
   bool buffer = false;
   TensorCut cut;
   // Of ranks that hold the same elements beside data parallelism (tensor-parallel ranks, tied

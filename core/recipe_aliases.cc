@@ -93,14 +93,10 @@ struct ValueAlias {
 };
 
 constexpr ValueAlias kValueAliases[] = {
-    {"model.dtype", "bf16", "bfloat16"},
-    {"model.dtype", "fp16", "float16"},
-    {"model.dtype", "fp32", "float32"},
-    {"model.dtype", "fp64", "float64"},
-    {"zero.gradient_dtype", "bf16", "bfloat16"},
-    {"zero.gradient_dtype", "fp32", "float32"},
-    {"optimizer.name", "adamw_torch", "adamw"},
-    {"optimizer.name", "adamw_torch_fused", "adamw"},
+    {"model.dtype", "bf16", "bfloat16"},         {"model.dtype", "fp16", "float16"},
+    {"model.dtype", "fp32", "float32"},          {"model.dtype", "fp64", "float64"},
+    {"zero.gradient_dtype", "bf16", "bfloat16"}, {"zero.gradient_dtype", "fp32", "float32"},
+    {"optimizer.name", "adamw_torch", "adamw"},  {"optimizer.name", "adamw_torch_fused", "adamw"},
 };
 
 absl::string_view SectionOf(absl::string_view key) {

@@ -250,10 +250,11 @@ void AddParityCommand(CommandLine& line) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   command
-      ->add_option("--tolerance", options->tolerance,
-                   "Largest relative difference that passes; 0: equal to the last bit. Default, by "
-                   "the coarser model.dtype: float64 1e-10, float32 2e-4, bfloat16, float16 and what "
-                   "is sent as int8 5e-2")
+      ->add_option(
+          "--tolerance", options->tolerance,
+          "Largest relative difference that passes; 0: equal to the last bit. Default, by "
+          "the coarser model.dtype: float64 1e-10, float32 2e-4, bfloat16, float16 and what "
+          "is sent as int8 5e-2")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--keep", options->keep,
                       "An empty or new folder for what is recorded; stays");

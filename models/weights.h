@@ -58,8 +58,8 @@ class WeightReader {
   std::map<std::string, Place> places_;  // By ParameterSpec::name
 };
 
-// All weights of a folder in `dtype` (buffers: in at least float32), without gradients. InvalidArgument: it does not hold them
-// all.
+// All weights of a folder in `dtype` (buffers: in at least float32), without gradients.
+// InvalidArgument: it does not hold them all.
 absl::StatusOr<ModelWeights> LoadAllWeights(FileSystem& files, const Model& model,
                                             const std::string& directory, at::ScalarType dtype,
                                             at::Device device = at::kCPU);

@@ -9,8 +9,7 @@
 // said otherwise; N query and K key heads of H elements, c ranks:
 //   ring     forward   (c-1) 2 t K H: keys and values, from neighbour to neighbour
 //            backward  (c-1) 2 t K H, and (c-1) 2 t K H of float32 (float64), their gradients
-//   ulysses  forward and backward each  (c-1)/c (2 N + 2 K') t H, all-to-all: q, k, v and the
-//   output.
+//   ulysses  forward and backward each  (c-1)/c (2 N + 2 K') t H: q, k, v, the output, all-to-all.
 //            K' = K if c divides K, else key heads that several ranks read count once for each
 //
 // Legend: B sequences, T places of a whole sequence, t = T / c a rank's own, N query heads, K key

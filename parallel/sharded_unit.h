@@ -6,11 +6,13 @@
 // arithmetic is element by element, so stages 0 to 3 compute the same bits; they differ in what is
 // held and sent:
 //
-//   stage  weights  gradients  optimizer  sent a step (elements, N ranks, P padded elements, one
-//   micro-batch) 0      P        P          P          all-reduce of gradients              2 P
-//   (N-1)/N 1      P        P          P/N        reduce-scatter, all-gather weights   2 P (N-1)/N
-//   2      P        P/N        P/N        the same                             2 P (N-1)/N
-//   3      P/N      P/N        P/N        two gathers and a reduce-scatter     3 P (N-1)/N
+// (N ranks, P padded elements; sent in a step of one micro-batch)
+//
+//   stage  weights  gradients  optimizer  sent (elements)
+//   0      P        P          P          all-reduce of gradients: 2 P (N-1)/N
+//   1      P        P          P/N        reduce-scatter, gather of weights: 2 P (N-1)/N
+//   2      P        P/N        P/N        the same
+//   3      P/N      P/N        P/N        two gathers, a reduce-scatter: 3 P (N-1)/N
 //
 // With m micro-batches a step, stages 2 and 3 reduce after each one ((m + 1) P (N-1)/N and 3 m P
 // (N-1)/N); stages 0 and 1 add up locally and reduce once. That changes the order of additions, so

@@ -111,9 +111,9 @@ Hardware MeasureThisMachine(const MeasureOptions& options) {
                     .matrix_flops = {},
                     .matrix_efficiency = 0.8};
   Hardware::MatrixFlops& peaks = hardware.matrix_flops;
-  (options.dtype == at::kDouble     ? peaks.float64
+  (options.dtype == at::kDouble                ? peaks.float64
    : c10::isReducedFloatingType(options.dtype) ? peaks.bfloat16
-                                    : peaks.float32) = flops;
+                                               : peaks.float32) = flops;
   // Ranks read one another's memory. A call is a few turns of waiting for all (parallel/comm/).
   hardware.inside_host = {.bytes_per_second = memory.copy_bytes_per_second * share,
                           .latency_seconds = 20e-6};
