@@ -1,6 +1,4 @@
 // The equivalence lattice: one job on every mesh, schedule and option equals one process.
-#include <cstdlib>
-
 #include <gtest/gtest.h>
 
 #include "tests/trainer/training_job.h"
@@ -193,49 +191,6 @@ TEST(MeshEquality, ThreeAxes) {
       }
     }
   }
-}
-
-// Every mesh of up to 8 ranks with every stage and schedule: minutes. SHOAL_FULL_LATTICE=1 runs it.
-TEST(MeshEquality, FullLattice) {
-  if (std::getenv("SHOAL_FULL_LATTICE") == nullptr) GTEST_SKIP() << "SHOAL_FULL_LATTICE is not set";
-  int jobs = 0;
-  for (const char* model : {"llama", "llama-tied", "gpt2-dropout"}) {
-    for (int tensor : {1, 2, 3, 4}) {
-      if ((std::string(model) == "gpt2-dropout" ? 3 : 4) % tensor != 0) continue;
-      for (int pipeline : {1, 2, 3, 4}) {
-        for (int shard : {1, 2, 3}) {
-          for (int replicate : {1, 2}) {
-            const int ranks = tensor * pipeline * shard * replicate;
-            if (ranks > 8) continue;
-            for (const PipelineCase& c : kPipelines) {
-              if (pipeline == 1 && c.schedule != ScheduleKind::k1F1B) continue;
-              for (int stage = 0; stage <= c.highest_stage; ++stage) {
-                for (int micro_batches : {1, 3, 6}) {
-                  if (36 % (shard * replicate * micro_batches) != 0) continue;
-                  // Rows of a micro-batch divide over the tensor-parallel ranks.
-                  const bool rows_divide =
-                      36 / (shard * replicate * micro_batches) * 7 % tensor == 0;
-                  ExpectEqualToOneProcess({.model = model,
-                                           .ranks = ranks,
-                                           .replicate = replicate,
-                                           .tensor = tensor,
-                                           .sequence_parallel = rows_divide,
-                                           .pipeline = pipeline,
-                                           .schedule = c.schedule,
-                                           .chunks = c.chunks,
-                                           .layers = 6,
-                                           .stage = stage,
-                                           .micro_batches = micro_batches});
-                  ++jobs;
-                }
-              }
-            }
-          }
-        }
-      }
-    }
-  }
-  std::printf("%d jobs equal one process to %g\n", jobs, kTolerance);
 }
 
 }  // namespace
