@@ -216,8 +216,7 @@ absl::StatusOr<Contents> ReadContents(FileSystem& files, const Source& source,
 absl::Status MoveWeights(FileSystem& files, Communicator& comm, const Source& source,
                          const Contents& contents, HuggingFaceWriter& writer) {
   const std::vector<ParameterSpec> weights = contents.model.unique_parameters();
-  const auto rounds =
-      DealOut(weights, comm.size(), static_cast<int64_t>(c10::elementSize(contents.stored)));
+  const auto rounds = DealOut(weights, comm.size(), ElementBytes(contents.stored));
   for (const auto& round : rounds) {
     SHOAL_RETURN_IF_ERROR(
         MoveSlices(files, comm, source.step_directory, round[comm.rank()], contents, writer));

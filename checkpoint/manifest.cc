@@ -8,6 +8,7 @@
 #include "absl/strings/ascii.h"
 
 #include "core/crc32c.h"
+#include "core/dtype.h"
 #include "models/safetensors.h"
 
 namespace shoal {
@@ -48,7 +49,7 @@ absl::Status CheckTensor(const Manifest::Tensor& tensor, std::vector<std::vector
   const auto dtype = DtypeOfSafetensors(tensor.dtype());
   if (!dtype) return damage("has unknown dtype \"", tensor.dtype(), "\"");
   const auto numel = CheckedNumel(tensor.shape());
-  const int64_t element_bytes = static_cast<int64_t>(c10::elementSize(*dtype));
+  const int64_t element_bytes = ElementBytes(*dtype);
   if (!numel || *numel > (int64_t{1} << 60) / element_bytes)
     return damage("has an impossible shape");
   int64_t next = 0;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 
 #include "checkpoint/manifest.h"
+#include "core/dtype.h"
 #include "models/safetensors.h"
 
 namespace shoal {
@@ -34,8 +35,8 @@ std::string ShapeText(const Piece& piece) {
   return absl::StrCat("(", absl::StrJoin(piece.shape(), ", "), ")");
 }
 
-int64_t ElementBytes(const Piece& piece) {
-  return static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(piece.dtype())));
+int64_t PieceElementBytes(const Piece& piece) {
+  return ElementBytes(*DtypeOfSafetensors(piece.dtype()));
 }
 
 absl::Status AddPiece(const Piece& piece, int rank, int index, TensorHolders* tensor) {
@@ -161,7 +162,7 @@ absl::StatusOr<std::vector<std::vector<PlannedPiece>>> PlanSave(absl::Span<const
           holders.begin(), holders.end(),
           [&](const Holder& a, const Holder& b) { return bytes[a.rank] < bytes[b.rank]; });
       add(writer.rank, writer.piece);
-      bytes[writer.rank] += (range.second - range.first) * ElementBytes(*tensor.first);
+      bytes[writer.rank] += (range.second - range.first) * PieceElementBytes(*tensor.first);
     }
   }
   for (size_t rank = 0; rank < held.size(); ++rank) NameEntries(held[rank], plan[rank]);

@@ -7,6 +7,7 @@
 #include "checkpoint/agreement.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/shard.h"
+#include "core/dtype.h"
 #include "models/safetensors.h"
 #include "parallel/comm/local_communicator.h"
 
@@ -28,8 +29,7 @@ absl::Status VerifyFiles(FileSystem& files, const std::string& folder, const Man
   if (level == VerifyLevel::kSizes) return absl::OkStatus();
   std::vector<char> buffer;
   for (const Manifest::Tensor& tensor : manifest.tensors()) {
-    const int64_t element_bytes =
-        static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(tensor.dtype())));
+    const int64_t element_bytes = ElementBytes(*DtypeOfSafetensors(tensor.dtype()));
     for (const Manifest::Chunk& chunk : tensor.chunks()) {
       if (!open[chunk.file()]) continue;
       buffer.resize((chunk.end() - chunk.begin()) * element_bytes);

@@ -1,6 +1,7 @@
 // Element types by the names that recipes, config.json and messages use: "bfloat16".
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
 #include <c10/core/ScalarType.h>
@@ -17,6 +18,10 @@ std::optional<at::ScalarType> DtypeFromName(absl::string_view name);
 // coarse: float64 for float64, else float32.
 constexpr at::ScalarType SumDtype(at::ScalarType dtype) {
   return dtype == at::ScalarType::Double ? at::ScalarType::Double : at::ScalarType::Float;
+}
+
+inline int64_t ElementBytes(at::ScalarType dtype) {
+  return static_cast<int64_t>(c10::elementSize(dtype));
 }
 
 }  // namespace shoal

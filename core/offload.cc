@@ -12,6 +12,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 
 namespace shoal {
@@ -313,7 +314,7 @@ absl::StatusOr<std::unique_ptr<OffloadSpace>> OffloadSpace::Open(const std::stri
 
 at::Tensor OffloadSpace::Zeros(int64_t numel, at::ScalarType dtype) {
   if (numel == 0) return at::empty({0}, at::TensorOptions(dtype));
-  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(dtype));
+  const int64_t bytes = numel * ElementBytes(dtype);
   OffloadRegion* region = thread_->Make(thread_, bytes);
   thread_->GivePlace(region);
   reserved_ += region->bytes;

@@ -217,11 +217,6 @@ class Validator {
             absl::StrCat(got, ", but task ", task, " wants every expert on each rank, expected 1"));
       }
     }
-    if (proto_.moe().capacity_factor() > 0 && proto_.task() != pretrain && proto_.task() != sft) {
-      Error("moe.capacity_factor",
-            absl::StrCat("got ", NumberText(proto_.moe().capacity_factor()), ", but task ", task,
-                         " compares training passes with others, which drop nothing, expected 0"));
-    }
   }
 
   void Pipeline() {

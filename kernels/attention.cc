@@ -176,11 +176,7 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
     DispatchFused(q, [&]<class T>(T) { Forward<T>(x); });
     ctx->save_for_backward({x.q, x.k, x.v, x.out});
     ctx->saved_data["lse"] = x.lse_BNT;
-    ctx->saved_data["starts"] = x.piece.starts_BT;
-    ctx->saved_data["scale"] = x.piece.scale;
-    ctx->saved_data["dropout_rate"] = x.piece.dropout.rate;
-    ctx->saved_data["dropout_keys"] = x.piece.dropout.keys_B;
-    ctx->saved_data["first_head"] = x.piece.dropout.first_head;
+    SavePiece(*ctx, x.piece);
     return x.out;
   }
 
@@ -192,11 +188,7 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
                      .v = saved[2],
                      .out = saved[3],
                      .lse_BNT = ctx->saved_data["lse"].toTensor(),
-                     .piece = {.scale = ctx->saved_data["scale"].toDouble(),
-                               .starts_BT = ctx->saved_data["starts"].toTensor(),
-                               .dropout = {.rate = ctx->saved_data["dropout_rate"].toDouble(),
-                                           .keys_B = ctx->saved_data["dropout_keys"].toTensor(),
-                                           .first_head = ctx->saved_data["first_head"].toInt()}}};
+                     .piece = SavedPiece(*ctx)};
     const Tensor grad_out = WithDenseRows(grads[0]);
     const Gradients result{at::empty(x.q.sizes(), x.q.options()),
                            at::empty(x.k.sizes(), x.k.options()),
@@ -229,6 +221,22 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
       << "CausalAttention: " << q_BTNH.size(1) << " queries, " << k_BTKH.size(1) << " keys";
   if (!IsFused(q_BTNH)) return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
   return CausalAttentionFunction::apply(q_BTNH, k_BTKH, v_BTKH, options);
+}
+
+void SavePiece(AutogradContext& ctx, const AttentionPiece& piece) {
+  ctx.saved_data["starts"] = piece.starts_BT;
+  ctx.saved_data["scale"] = piece.scale;
+  ctx.saved_data["dropout_rate"] = piece.dropout.rate;
+  ctx.saved_data["dropout_keys"] = piece.dropout.keys_B;
+  ctx.saved_data["first_head"] = piece.dropout.first_head;
+}
+
+AttentionPiece SavedPiece(AutogradContext& ctx) {
+  return {.scale = ctx.saved_data["scale"].toDouble(),
+          .starts_BT = ctx.saved_data["starts"].toTensor(),
+          .dropout = {.rate = ctx.saved_data["dropout_rate"].toDouble(),
+                      .keys_B = ctx.saved_data["dropout_keys"].toTensor(),
+                      .first_head = ctx.saved_data["first_head"].toInt()}};
 }
 
 AttentionSoFar::AttentionSoFar(const Tensor& q)

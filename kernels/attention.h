@@ -3,6 +3,10 @@
 
 #include "core/parameter.h"
 
+namespace torch::autograd {
+struct AutogradContext;
+}  // namespace torch::autograd
+
 namespace shoal {
 
 // Dropout of the probabilities. Key s for query t of head n is at (t, s) of a stream of sequence b
@@ -41,6 +45,11 @@ struct AttentionPiece {
   Tensor starts_BT = {};  // (B, T) int32: the first place that each query sees; undefined: 0
   AttentionDropout dropout = {};
 };
+
+// From a differentiable function's forward pass to its backward pass; places, which its own
+// arguments say, are left out.
+void SavePiece(torch::autograd::AutogradContext& ctx, const AttentionPiece& piece);
+AttentionPiece SavedPiece(torch::autograd::AutogradContext& ctx);
 
 // What queries got from the keys they have met.
 struct AttentionSoFar {

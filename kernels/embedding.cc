@@ -1,8 +1,6 @@
 // Legend: V vocabulary, C channels.
 #include "kernels/embedding.h"
 
-#include <cstring>
-
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -10,6 +8,7 @@
 #include "core/trace.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
+#include "kernels/take_rows.h"
 #include "kernels/threads.h"
 
 namespace shoal {
@@ -43,18 +42,7 @@ void ScatterAdd(const Tensor& indices, const Tensor& dy, const Tensor& grad_VC) 
 struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& indices, const Tensor& anchor,
                         const Parameter& weight) {
-    std::vector<int64_t> shape = indices.sizes().vec();
-    const int64_t columns = weight.value.size(1);
-    shape.push_back(columns);
-    Tensor y = at::empty(shape, weight.value.options());
-    const int64_t row_bytes = columns * static_cast<int64_t>(y.element_size());
-    const char* table = static_cast<const char*>(weight.value.const_data_ptr());
-    char* out = static_cast<char*>(y.mutable_data_ptr());
-    ParallelFor(indices.numel(), RowGrain(columns), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        std::memcpy(out + i * row_bytes, table + Data<int64_t>(indices)[i] * row_bytes, row_bytes);
-      }
-    });
+    const Tensor y = CopyRows(weight.value, indices);
     ctx->save_for_backward({indices});
     ctx->saved_data["grad"] = weight.grad;
     return y;
@@ -75,11 +63,7 @@ Tensor Embedding(const Tensor& indices, const Parameter& weight) {
   const TraceSpan span(TraceKind::kEmbedding, "embedding");
   SHOAL_CHECK(weight.value.dim() == 2) << "Embedding: weight " << weight.value.sizes();
   const Tensor flat = indices.contiguous();
-  for (int64_t i = 0; i < flat.numel(); ++i) {
-    const int64_t index = Data<int64_t>(flat)[i];
-    SHOAL_CHECK(0 <= index && index < weight.value.size(0))
-        << "Embedding: index " << index << ", the table holds " << weight.value.size(0) << " rows";
-  }
+  CheckRows("Embedding", flat, weight.value.size(0));
   if (!IsFused(weight.value) || !weight.value.is_contiguous())
     return reference::Embedding(flat, WeightOf(weight));
   return EmbeddingFunction::apply(flat, weight.value, weight);

@@ -8,6 +8,7 @@
 #include <ATen/Dispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 #include "kernels/fused.h"
 #include "kernels/threads.h"
@@ -60,17 +61,7 @@ struct TakeRowsFunction : torch::autograd::Function<TakeRowsFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_NW, const Tensor& index_R) {
     ctx->save_for_backward({index_R});
     ctx->saved_data["rows"] = x_NW.size(0);
-    const int64_t R = index_R.numel(), width = x_NW.size(1), stride = x_NW.stride(0);
-    Tensor y_RW = at::empty({R, width}, x_NW.options());
-    const auto bytes = static_cast<int64_t>(x_NW.element_size());
-    const int64_t* index = index_R.const_data_ptr<int64_t>();
-    const char* from = static_cast<const char*>(x_NW.const_data_ptr());
-    char* to = static_cast<char*>(y_RW.mutable_data_ptr());
-    ParallelFor(R, RowGrain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        std::memcpy(to + r * width * bytes, from + index[r] * stride * bytes, width * bytes);
-    });
-    return y_RW;
+    return CopyRows(x_NW, index_R);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Tensor dy_RW = grads[0].contiguous();
@@ -85,18 +76,39 @@ struct TakeRowsFunction : torch::autograd::Function<TakeRowsFunction> {
 
 }  // namespace
 
+void CheckRows(const char* what, const Tensor& index, int64_t rows) {
+  const int64_t* values = Data<int64_t>(index);
+  for (int64_t i = 0; i < index.numel(); ++i) {
+    SHOAL_CHECK(0 <= values[i] && values[i] < rows)
+        << what << ": index " << values[i] << ", the table holds " << rows << " rows";
+  }
+}
+
+Tensor CopyRows(const Tensor& x_NW, const Tensor& index) {
+  const int64_t* rows = Data<int64_t>(index);
+  const int64_t width = x_NW.size(1), bytes = ElementBytes(x_NW.scalar_type()),
+                stride = x_NW.stride(0);
+  std::vector<int64_t> sizes = index.sizes().vec();
+  sizes.push_back(width);
+  Tensor y = at::empty(sizes, x_NW.options());
+  const char* from = static_cast<const char*>(x_NW.const_data_ptr());
+  char* to = static_cast<char*>(y.mutable_data_ptr());
+  ParallelFor(index.numel(), RowGrain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      std::memcpy(to + r * width * bytes, from + rows[r] * stride * bytes, width * bytes);
+  });
+  return y;
+}
+
 Tensor TakeRows(const Tensor& x, const Tensor& index_R) {
   const int64_t rows = x.size(0);
-  for (int64_t r = 0; r < index_R.numel(); ++r) {
-    const int64_t index = index_R.const_data_ptr<int64_t>()[r];
-    SHOAL_CHECK(0 <= index && index < rows)
-        << "TakeRows: row " << index << " of a tensor of " << rows;
-  }
+  const Tensor index = index_R.contiguous();
+  CheckRows("TakeRows", index, rows);
   std::vector<int64_t> sizes = x.sizes().vec();
-  sizes[0] = index_R.numel();
+  sizes[0] = index.numel();
   Tensor x_NW = x.reshape({rows, -1});
   if (x_NW.stride(1) != 1) x_NW = x_NW.contiguous();
-  return TakeRowsFunction::apply(x_NW, index_R.contiguous()).view(sizes);
+  return TakeRowsFunction::apply(x_NW, index).view(sizes);
 }
 
 }  // namespace shoal

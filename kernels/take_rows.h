@@ -10,4 +10,11 @@ namespace shoal {
 // float64), rounded once. The same bits on any number of threads.
 Tensor TakeRows(const Tensor& x, const Tensor& index_R);
 
+// x: (N, W), each row dense; index: (...) contiguous, in [0, N). Returns (..., W). Not
+// differentiable.
+Tensor CopyRows(const Tensor& x_NW, const Tensor& index);
+
+// An index outside of [0, rows) stops the rank, naming `what`. index: contiguous.
+void CheckRows(const char* what, const Tensor& index, int64_t rows);
+
 }  // namespace shoal

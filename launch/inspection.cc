@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 
+#include "core/dtype.h"
 #include "models/json.h"
 #include "models/safetensors.h"
 
@@ -33,8 +34,7 @@ absl::StatusOr<Inspection> InspectCheckpoint(FileSystem& files, const std::strin
       if (inspected.files.empty() || inspected.files.back() != file)
         inspected.files.push_back(file);
     }
-    inspected.bytes = inspected.numel *
-                      static_cast<int64_t>(c10::elementSize(*DtypeOfSafetensors(tensor.dtype())));
+    inspected.bytes = inspected.numel * ElementBytes(*DtypeOfSafetensors(tensor.dtype()));
     inspection.tensors.push_back(std::move(inspected));
   }
   if (verify) inspection.notes.push_back("every byte matches its checksum");

@@ -4,6 +4,7 @@
 
 #include "absl/strings/match.h"
 
+#include "core/dtype.h"
 #include "models/hf_config.h"
 
 namespace shoal {
@@ -17,7 +18,7 @@ std::vector<std::vector<SafetensorsEntry>> DealShards(const Model& model,
   for (const ParameterSpec& spec : model.unique_parameters()) {
     // Buffers are too fine for fewer bits.
     const at::ScalarType dtype = spec.buffer ? at::kFloat : options.dtype;
-    const int64_t more = spec.numel() * static_cast<int64_t>(c10::elementSize(dtype));
+    const int64_t more = spec.numel() * ElementBytes(dtype);
     if (!shards.back().empty() && bytes + more > options.max_shard_bytes) {
       shards.emplace_back();
       bytes = 0;

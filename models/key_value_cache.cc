@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 
 namespace shoal {
@@ -17,7 +18,7 @@ constexpr int64_t kBytesAtOnce = int64_t{8} << 20;
 KeyValueCache::KeyValueCache(const Options& options)
     : options_(options),
       block_bytes_(2 * options.num_layers * options.num_key_value_heads * options.block_places *
-                   options.head_dim * static_cast<int64_t>(c10::elementSize(options.dtype))) {
+                   options.head_dim * ElementBytes(options.dtype)) {
   SHOAL_CHECK(block_bytes_ > 0) << "KeyValueCache: a block of no bytes";
 }
 

@@ -4,6 +4,8 @@
 
 #include <ATen/ATen.h>
 
+#include "core/dtype.h"
+
 namespace shoal {
 namespace {
 
@@ -14,7 +16,6 @@ absl::Span<char> BytesOf(const Tensor& tensor) {
 }
 
 // Bytes of one element of a dtype that this program has.
-int64_t ElementBytes(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
 
 }  // namespace
 

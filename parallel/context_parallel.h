@@ -26,8 +26,7 @@ class ContextParallel {
  public:
   enum class Method {
     // Keys and values go round the ranks (Liu et al. 2023, "Ring Attention"). No rank holds more
-    // than two ranks' keys at once. A rank sends on what it has before it computes with it, so
-    // bytes
+    // than two ranks' keys at once. A rank sends on what it has before it computes with it: bytes
     // move meanwhile as far as the transport moves them unasked.
     kRing,
     // Places are exchanged for heads before attention and back after it (Jacobs et al. 2023,

@@ -35,8 +35,7 @@ class Ring {
         piece.query_place = context_.PieceBegin(context_.rank(), query, own_);
         piece.key_place = context_.PieceBegin(owner, key, own_);
         if (piece.key_place > piece.query_place) continue;
-        if (piece.starts_BT.defined())
-          piece.starts_BT = piece.starts_BT.narrow(1, query * own_ / 2, own_ / 2);
+        if (piece.starts_BT.defined()) piece.starts_BT = Half(piece.starts_BT, query);
         visit(query, key, piece);
       }
     }
@@ -44,6 +43,9 @@ class Ring {
 
   Tensor Half(const Tensor& x_BtNH, int half) const {
     return x_BtNH.narrow(1, half * own_ / 2, own_ / 2);
+  }
+  AttentionSoFar Half(const AttentionSoFar& so_far, int half) const {
+    return so_far.Narrow(half * own_ / 2, own_ / 2);
   }
 
  private:
@@ -59,7 +61,7 @@ AttentionSoFar RingForward(const Ring& ring, const Tensor& q, const Tensor& k, c
     const bool last = step + 1 == ring.size();
     if (!last) ring.Send(keys);
     ring.ForPieces(ring.OwnerAt(step), [&](int query, int key, const AttentionPiece& piece) {
-      AttentionSoFar part = all.Narrow(query * q.size(1) / 2, q.size(1) / 2);
+      AttentionSoFar part = ring.Half(all, query);
       AttendPiece(ring.Half(q, query), ring.Half(keys[0], key), ring.Half(keys[1], key), piece,
                   part);
     });
@@ -84,8 +86,7 @@ AttentionSums RingBackward(const Ring& ring, const Tensor& q, const Tensor& k, c
     if (step > 1) grads = ring.Receive(own_grads.sizes(), sum);
     ring.ForPieces(ring.OwnerAt(step), [&](int query, int key, const AttentionPiece& piece) {
       AttendPieceBackward(ring.Half(q, query), ring.Half(keys[0], key), ring.Half(keys[1], key),
-                          piece, all.Narrow(query * q.size(1) / 2, q.size(1) / 2),
-                          ring.Half(grad_out, query),
+                          piece, ring.Half(all, query), ring.Half(grad_out, query),
                           {.q_BTNH = ring.Half(grad_q, query),
                            .k_BSKH = ring.Half(grads[0], key),
                            .v_BSKH = ring.Half(grads[1], key)});
@@ -101,18 +102,14 @@ struct RingAttentionFunction : torch::autograd::Function<RingAttentionFunction> 
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k,
                         const Tensor& v, const ContextParallel* context,
                         const AttentionOptions& options) {
-    const Ring ring(
-        *context, q.size(1),
-        {.scale = options.scale, .starts_BT = options.documents_BT, .dropout = options.dropout});
+    const AttentionPiece piece{
+        .scale = options.scale, .starts_BT = options.documents_BT, .dropout = options.dropout};
+    SavePiece(*ctx, piece);
+    const Ring ring(*context, q.size(1), piece);
     const AttentionSoFar all = RingForward(ring, q, k, v);
     ctx->save_for_backward({q, k, v, all.out_BTNH});
     ctx->saved_data["lse"] = all.lse_BNT;
     ctx->saved_data["context"] = reinterpret_cast<int64_t>(context);
-    ctx->saved_data["starts"] = options.documents_BT;
-    ctx->saved_data["scale"] = options.scale;
-    ctx->saved_data["dropout_rate"] = options.dropout.rate;
-    ctx->saved_data["dropout_keys"] = options.dropout.keys_B;
-    ctx->saved_data["first_head"] = options.dropout.first_head;
     return all.out_BTNH;
   }
 
@@ -122,12 +119,7 @@ struct RingAttentionFunction : torch::autograd::Function<RingAttentionFunction> 
     const Tensor &q = saved[0], &k = saved[1], &v = saved[2];
     const auto* context =
         reinterpret_cast<const ContextParallel*>(ctx->saved_data["context"].toInt());
-    const Ring ring(*context, q.size(1),
-                    {.scale = ctx->saved_data["scale"].toDouble(),
-                     .starts_BT = ctx->saved_data["starts"].toTensor(),
-                     .dropout = {.rate = ctx->saved_data["dropout_rate"].toDouble(),
-                                 .keys_B = ctx->saved_data["dropout_keys"].toTensor(),
-                                 .first_head = ctx->saved_data["first_head"].toInt()}});
+    const Ring ring(*context, q.size(1), SavedPiece(*ctx));
     const AttentionSoFar all(saved[3], ctx->saved_data["lse"].toTensor());
     const AttentionSums sums = RingBackward(ring, q, k, v, all, grads[0]);
     return {sums.q_BTNH.to(q.scalar_type()), sums.k_BSKH.to(k.scalar_type()),

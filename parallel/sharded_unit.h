@@ -28,6 +28,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/dtype.h"
 #include "core/offload.h"
 #include "core/parameter.h"
 #include "parallel/comm/communicator.h"
@@ -67,7 +68,7 @@ struct ZeroOptions {
   // A weight's, beside the one that computes.
   int64_t master_copy_bytes() const {
     if (!has_master_copy()) return 0;
-    return split_master ? 2 : static_cast<int64_t>(c10::elementSize(master_dtype()));
+    return split_master ? 2 : ElementBytes(master_dtype());
   }
   // Bytes of what lies packed while a unit of such shards is gathered or reduced.
   int64_t packed_bytes(int64_t shard_numel, int ranks, bool trainable) const {

@@ -24,17 +24,16 @@ std::string StageSizes(const std::vector<BlockRange>& stages) {
 }
 
 // What int8 does to the numbers, said before it does.
-std::vector<std::string> DescribeQuantized(const ZeroOptions& zero, int ranks) {
+std::optional<std::string> DescribeQuantized(const ZeroOptions& zero, int ranks) {
   std::string what;
   if (zero.quantized_weights) what = "gathered weights";
   if (zero.quantized_gradients) absl::StrAppend(&what, what.empty() ? "" : " and ", "gradients");
-  if (what.empty()) return {};
-  if (ranks == 1)
-    return {absl::StrCat("int8      one rank holds all shards: nothing is sent, nothing rounded")};
-  return {
-      absl::StrFormat("int8      %s are sent as int8, each off by up to 1/254 of the largest of "
-                      "its block of %d",
-                      what, kQuantizedBlock)};
+  if (what.empty()) return std::nullopt;
+  if (ranks == 1) return "int8      one rank holds all shards: nothing is sent, nothing rounded";
+  return absl::StrFormat(
+      "int8      %s are sent as int8, each off by up to 1/254 of the largest of "
+      "its block of %d",
+      what, kQuantizedBlock);
 }
 
 }  // namespace
@@ -234,8 +233,8 @@ std::vector<std::string> Engine::Describe() const {
         HumanBytes(optimizer_->state_bytes_on_disk()),
         runner_options_.offload ? ", activations as they come" : "", OffloadFolder(recipe_.proto)));
   }
-  for (std::string& line : DescribeQuantized(parameters_->options(), mesh_.shard().size()))
-    lines.push_back(std::move(line));
+  if (const auto line = DescribeQuantized(parameters_->options(), mesh_.shard().size()))
+    lines.push_back(*line);
   return lines;
 }
 

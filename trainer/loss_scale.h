@@ -13,6 +13,8 @@ struct LossScaling {
   double initial_scale = 65536;
   int64_t growth_interval = 2000;
   double min_scale = 1;  // No smaller one is tried
+
+  bool operator==(const LossScaling&) const = default;
 };
 
 struct LossScale {

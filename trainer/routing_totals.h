@@ -26,8 +26,7 @@ class RoutingTotals {
 
   // What the log shows; empty for a model without experts.
   //   expert_load_max      choices of the expert that was chosen most, over the mean of its
-  //   layer's;
-  //                        of the layer where that is most
+  //                        layer's; of the layer where that is most
   //   router_balance_loss  the load-balancing loss (models/blocks/router.h): means over tokens
   //   router_z_loss        and layers, without their weights
   //   dropped_share        of the choices, those of experts that had no room

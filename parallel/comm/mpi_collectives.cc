@@ -174,8 +174,7 @@ void MpiCommunicator::ForChunks(int64_t numel, int64_t element, int64_t copies,
 
 bool MpiCommunicator::UsesPieces(const Signature& signature) const {
   constexpr int64_t kLarge = int64_t{1} << 16;  // Bytes; smaller ones are latency
-  return options_.deterministic ||
-         signature.numel * static_cast<int64_t>(c10::elementSize(signature.dtype)) > kLarge ||
+  return options_.deterministic || signature.numel * ElementBytes(signature.dtype) > kLarge ||
          signature.op != ReduceOp::kSum || c10::isReducedFloatingType(signature.dtype);
 }
 
@@ -195,7 +194,7 @@ void MpiCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
 }
 
 void MpiCommunicator::AllReducePieces(std::byte* data, int count, const Signature& signature) {
-  const int64_t element = static_cast<int64_t>(c10::elementSize(signature.dtype));
+  const int64_t element = ElementBytes(signature.dtype);
   const int piece = (count + size_ - 1) / size_;
   const int piece_bytes = static_cast<int>(piece * element);
   const int64_t padded_bytes = int64_t{piece_bytes} * size_;

@@ -114,7 +114,7 @@ class Trials {
 
  private:
   int64_t WholeNumel(at::ScalarType dtype) const {
-    const int64_t slice = bytes_ / static_cast<int64_t>(c10::elementSize(dtype)) / comm_.size();
+    const int64_t slice = bytes_ / ElementBytes(dtype) / comm_.size();
     return std::max<int64_t>(slice, 1) * comm_.size();
   }
   at::Tensor Registered(const at::Tensor& values) {

@@ -16,6 +16,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include "absl/strings/str_cat.h"
+#include "core/dtype.h"
 #include "core/tensor_memory.h"
 
 namespace shoal {
@@ -129,7 +130,7 @@ ShmBackend::~ShmBackend() = default;
 
 at::Tensor ShmBackend::Allocate(int64_t numel, at::ScalarType dtype) {
   if (numel == 0) return at::empty({0}, dtype);
-  const int64_t bytes = numel * static_cast<int64_t>(c10::elementSize(dtype));
+  const int64_t bytes = numel * ElementBytes(dtype);
   std::shared_ptr<Segment> segment = owned_->Create(bytes);
   std::byte* data = segment->data();
   {

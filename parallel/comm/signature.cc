@@ -169,7 +169,7 @@ void CheckPointToPoint(const char* verb, const at::Tensor& tensor, int peer, int
 }
 
 int64_t BytesSent(const Signature& s, int size, int rank) {
-  const int64_t bytes = s.numel * static_cast<int64_t>(c10::elementSize(s.dtype));
+  const int64_t bytes = s.numel * ElementBytes(s.dtype);
   switch (s.kind) {
     case CollectiveKind::kAllReduce:
       return 2 * (bytes - bytes / size);

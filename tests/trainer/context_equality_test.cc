@@ -10,19 +10,8 @@ using enum ContextParallel::Method;
 
 constexpr double kTolerance = 1e-11;
 
-// Against the same job on one rank.
 void ExpectEqualToOneRank(const TrainingJob& job) {
-  static std::map<std::tuple<std::string, int, int64_t, bool, bool>, TrainingResult> results;
-  const auto key = std::make_tuple(job.model, job.layers, job.seq_length, job.documents, job.sgd);
-  if (!results.contains(key)) {
-    results[key] = RunTrainingJob({.model = job.model,
-                                   .layers = job.layers,
-                                   .steps = job.steps,
-                                   .sgd = job.sgd,
-                                   .seq_length = job.seq_length,
-                                   .documents = job.documents});
-  }
-  ExpectClose(RunTrainingJob(job), results[key], kTolerance, Describe(job));
+  ExpectClose(RunTrainingJob(job), OnOneRank(job), kTolerance, Describe(job));
 }
 
 bool Divides(const TrainingJob& job) {

@@ -34,26 +34,11 @@ class FullLattice : public testing::TestWithParam<LatticeModel> {
     if (GetParam().heads / job.tensor % job.context == 0 && jobs_ % 5 < 3)
       job.context_method = ContextParallel::Method::kUlysses;
     job.offload_optimizer = takes_turns && jobs_ % 7 == 3;
-    ExpectClose(RunTrainingJob(job), OneProcess(job), kTolerance, Describe(job));
+    ExpectClose(RunTrainingJob(job), OnOneRank(job), kTolerance, Describe(job));
     ++jobs_;
   }
 
   int jobs_ = 0;
-
- private:
-  const TrainingResult& OneProcess(const TrainingJob& job) {
-    const auto key = std::make_tuple(job.seq_length, job.documents);
-    if (!results_.contains(key)) {
-      results_[key] = RunTrainingJob({.model = job.model,
-                                      .layers = job.layers,
-                                      .steps = job.steps,
-                                      .seq_length = job.seq_length,
-                                      .documents = job.documents});
-    }
-    return results_[key];
-  }
-
-  std::map<std::tuple<int64_t, bool>, TrainingResult> results_;
 };
 
 TEST_P(FullLattice, EqualsOneProcess) {

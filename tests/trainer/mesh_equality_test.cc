@@ -8,18 +8,9 @@ namespace {
 
 constexpr double kTolerance = 1e-11;
 
-const TrainingResult& OneProcess(const std::string& model, int layers, bool sgd) {
-  static std::map<std::tuple<std::string, int, bool>, TrainingResult> results;
-  const auto key = std::make_tuple(model, layers, sgd);
-  if (!results.contains(key))
-    results[key] = RunTrainingJob({.model = model, .layers = layers, .steps = 3, .sgd = sgd});
-  return results[key];
-}
-
 void ExpectEqualToOneProcess(TrainingJob job) {
   job.steps = 3;
-  ExpectClose(RunTrainingJob(job), OneProcess(job.model, job.layers, job.sgd), kTolerance,
-              Describe(job));
+  ExpectClose(RunTrainingJob(job), OnOneRank(job), kTolerance, Describe(job));
 }
 
 TEST(MeshEquality, TensorParallel) {
@@ -93,7 +84,8 @@ TEST(MeshEquality, PipelineParallel) {
 // activations are computed twice.
 TEST(MeshEquality, Dropout) {
   const TrainingResult kept = RunTrainingJob({.model = "gpt2", .layers = 4, .steps = 3});
-  EXPECT_NE(kept.steps[0].loss, OneProcess("gpt2-dropout", 4, false).steps[0].loss);
+  EXPECT_NE(kept.steps[0].loss,
+            OnOneRank({.model = "gpt2-dropout", .layers = 4, .steps = 3}).steps[0].loss);
   for (const char* model : {"gpt2-dropout", "llama-dropout"}) {
     const int tensor = std::string(model) == "gpt2-dropout" ? 3 : 2;
     for (int stage : {0, 2, 3}) {

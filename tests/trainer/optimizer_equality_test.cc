@@ -31,17 +31,8 @@ TrainingJob WithAll(TrainingJob job, const std::string& rule) {
   return job;
 }
 
-const TrainingResult& OneProcess(const TrainingJob& job) {
-  static std::map<std::tuple<std::string, int, std::string>, TrainingResult> results;
-  const auto key = std::make_tuple(job.model, job.layers, job.rule);
-  if (!results.contains(key)) {
-    results[key] = RunTrainingJob(WithAll({.model = job.model, .layers = job.layers}, job.rule));
-  }
-  return results[key];
-}
-
 void ExpectAsOneProcess(const TrainingJob& job) {
-  ExpectClose(RunTrainingJob(job), OneProcess(job), kTolerance, Describe(job));
+  ExpectClose(RunTrainingJob(job), OnOneRank(job), kTolerance, Describe(job));
 }
 
 TEST(OptimizerEquality, Shards) {
@@ -159,7 +150,7 @@ TEST(OptimizerEquality, GoesOnOnAnyMesh) {
       for (size_t i = 0; i < meshes.size(); ++i) {
         const TrainingJob from = WithAll(meshes[i], rule);
         const TrainingJob to = WithAll(meshes[(i + 2) % meshes.size()], rule);
-        TrainingResult whole = OneProcess(from);
+        TrainingResult whole = OnOneRank(from);
         whole.steps = {whole.steps.back()};
         ExpectClose(TrainOver(from, to), whole, kTolerance, Describe(from) + " -> " + Describe(to));
       }

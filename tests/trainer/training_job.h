@@ -70,6 +70,7 @@ struct TrainingJob {
             .pipeline = pipeline,
             .expert = expert};
   }
+  bool operator==(const TrainingJob&) const = default;
 };
 
 struct TrainingResult {
@@ -97,6 +98,9 @@ void CollectState(const ShardedOptimizer& optimizer,
 // The global batch is 36 sequences of ragged numbers of targets, whatever the number of ranks and
 // micro-batches.
 TrainingResult RunTrainingJob(const TrainingJob& job);
+
+// What the job gives on one rank, in one piece, with nothing that must not change it; made once.
+const TrainingResult& OnOneRank(const TrainingJob& job);
 
 // Losses, norms, weights and moments to the last bit.
 void ExpectSameBits(const TrainingResult& got, const TrainingResult& want, const std::string& what);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/dtype.h"
 #include "core/offload.h"
 #include "kernels/cross_entropy.h"
 #include "models/family.h"
@@ -10,8 +11,6 @@
 
 namespace shoal {
 namespace {
-
-int64_t Size(at::ScalarType dtype) { return static_cast<int64_t>(c10::elementSize(dtype)); }
 
 // Operands and result of a float16 product (rows, inner) (inner, columns), widened
 // (kernels/matmul.h).
@@ -29,7 +28,8 @@ int64_t WorkingBytes(const PlanJob& job, const ModelConfig& config, const PartWi
   const int64_t inner = config.has_experts(layer)
                             ? 2 * std::max(config.experts_per_token * widths.expert, widths.shared)
                             : (plain ? 1 : 2) * widths.inner;
-  return Size(job.zero.compute_dtype) * (job.rows() * inner + job.own_rows() * config.hidden_size) +
+  return ElementBytes(job.zero.compute_dtype) *
+             (job.rows() * inner + job.own_rows() * config.hidden_size) +
          WidenedBytes(job, job.rows(), config.has_experts(layer) ? inner : widths.inner,
                       config.hidden_size);
 }
@@ -44,22 +44,24 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
   const at::ScalarType compute = job.zero.compute_dtype, sums = job.zero.master_dtype();
   const int64_t rows = job.rows(), vocabulary = widths.vocabulary;
   // The norm's output, and the gradient of that.
-  HeadBytes head{.kept = 2 * Size(compute) * rows * config.hidden_size};
+  HeadBytes head{.kept = 2 * ElementBytes(compute) * rows * config.hidden_size};
   const bool shared = job.mesh.tensor > 1;
   if (compute == at::kDouble && !shared) {
     // Plain operations: logits and their log-softmax, whole.
-    head.kept += 2 * Size(compute) * rows * vocabulary;
+    head.kept += 2 * ElementBytes(compute) * rows * vocabulary;
     return head;
   }
   // As cross_entropy.cc and vocabulary_parallel.cc cut the rows.
   const int64_t part = shared ? config.vocab_size / job.mesh.tensor + 1 : vocabulary;
   const int64_t chunk = CrossEntropyChunkRows(part);
   const int64_t chunk_rows = std::min(chunk, rows);
-  head.working = chunk_rows * vocabulary * (Size(sums) + (compute == sums ? 0 : Size(compute))) +
+  head.working = chunk_rows * vocabulary *
+                     (ElementBytes(sums) + (compute == sums ? 0 : ElementBytes(compute))) +
                  WidenedBytes(job, chunk_rows, vocabulary, config.hidden_size);
   const bool in_place = !shared && schedule.head_turns_at_once() &&
                         (job.zero.gradient_dtype == at::kFloat || rows <= chunk);
-  if (rank.trains_head && !in_place) head.kept += Size(sums) * vocabulary * config.hidden_size;
+  if (rank.trains_head && !in_place)
+    head.kept += ElementBytes(sums) * vocabulary * config.hidden_size;
   return head;
 }
 
@@ -74,7 +76,8 @@ int64_t UnitStateBytes(const UnitSize& unit, const PlanJob& job, int shard) {
 
 HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero,
                       const MeshShape& mesh) {
-  const int64_t compute = Size(zero.compute_dtype), gradient = Size(zero.gradient_dtype);
+  const int64_t compute = ElementBytes(zero.compute_dtype),
+                gradient = ElementBytes(zero.gradient_dtype);
   const auto buffers = [&](int64_t numel, bool trainable) {
     return numel *
            ((zero.stage == 3 ? compute : 0) + (zero.stage >= 2 && trainable ? gradient : 0));
@@ -85,7 +88,7 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
   for (const UnitSize& unit : units) {
     const int64_t shard = unit.shard_numel(mesh), padded = unit.padded_numel(mesh);
     if (unit.of_buffers) {
-      held.weights += unit.count * Size(zero.master_dtype()) * padded;
+      held.weights += unit.count * ElementBytes(zero.master_dtype()) * padded;
       continue;
     }
     if (zero.stage == 3 && zero.offload_parameters)
@@ -132,18 +135,13 @@ int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
 
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job) {
   if (job.zero.offload_optimizer) return 0;
-  const bool alike =
-      std::none_of(units.begin(), units.end(), [](const UnitSize& u) { return !u.wholes.empty(); });
-  const int different = alike || job.zero.stage == 0 ? 1 : job.mesh.weight_shards();
   int64_t most = 0;
+  const int different = DifferentShards(units, job);
   for (int shard = 0; shard < different; ++shard) {
     int64_t bytes = 0;
     for (const UnitSize& unit : units) {
-      // Neighbours along the shard axis hold other experts, ranks of a context the same.
-      const int along = shard / job.mesh.context, in_context = shard % job.mesh.context;
-      const int own =
-          (unit.of_experts ? along / job.mesh.expert : along) * job.mesh.context + in_context;
-      if (unit.trainable) bytes += unit.count * UnitStateBytes(unit, job, own);
+      if (unit.trainable)
+        bytes += unit.count * UnitStateBytes(unit, job, unit.shard_of(shard, job.mesh));
     }
     most = std::max(most, bytes);
   }
@@ -155,8 +153,8 @@ int64_t LayerBytes(const PlanJob& job, const ModelConfig& config, const PartWidt
                    int64_t layer) {
   const StackOptions& stack = config.family->stack;
   const bool experts = config.has_experts(layer);
-  const int64_t rows = job.rows(), element = Size(job.zero.compute_dtype),
-                sum = Size(job.zero.master_dtype());
+  const int64_t rows = job.rows(), element = ElementBytes(job.zero.compute_dtype),
+                sum = ElementBytes(job.zero.master_dtype());
   // (r, C): the layer's input; the sum with the attention's output.
   int64_t elements = 2 * job.own_rows() * config.hidden_size;
   // (R, ...): both norms' outputs, where the products read them; q, k and v; the attention's
@@ -199,7 +197,7 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
                       const ScheduleShape& schedule) {
   const ModelConfig& config = model.model.config;
   const PartWidths& widths = model.parts[rank.part].widths;
-  const int64_t input = Size(job.zero.compute_dtype) * job.own_rows() * config.hidden_size;
+  const int64_t input = ElementBytes(job.zero.compute_dtype) * job.own_rows() * config.hidden_size;
   std::vector<int64_t> kept, head_kept;
   HeadBytes head;
   int64_t working = 0;  // Of a layer's backward pass, above what is kept until then

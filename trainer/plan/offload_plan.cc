@@ -2,14 +2,11 @@
 
 #include <algorithm>
 
+#include "core/dtype.h"
 #include "core/offload.h"
 
 namespace shoal {
 namespace {
-
-int64_t ElementSizeOf(at::ScalarType dtype) {
-  return static_cast<int64_t>(c10::elementSize(dtype));
-}
 
 // Of a unit, in whole pages.
 struct UnitPages {
@@ -23,7 +20,7 @@ UnitPages PagesOf(const UnitSize& unit, const PlanJob& job, int shard) {
   const int64_t part = unit.shard_numel(job.mesh);
   UnitPages pages;
   if (zero.stage == 3 && zero.offload_parameters && !unit.of_buffers)
-    pages.weights = OffloadSpace::Rounded(part * ElementSizeOf(zero.compute_dtype));
+    pages.weights = OffloadSpace::Rounded(part * ElementBytes(zero.compute_dtype));
   if (!unit.trainable || unit.of_buffers || !zero.offload_optimizer) return pages;
   const int64_t owned = zero.stage == 0 ? unit.padded_numel(job.mesh) : part;
   pages.masters = OffloadSpace::Rounded(owned * zero.master_copy_bytes());
@@ -47,10 +44,7 @@ OffloadPlan PlanOfShard(const RankOutline& rank, const PlanJob& job, int shard) 
   };
   for (const int place : rank.unit_order) {
     const UnitSize& unit = rank.units[place];
-    const int along = shard / job.mesh.context, in_context = shard % job.mesh.context;
-    const int own =
-        (unit.of_experts ? along / job.mesh.expert : along) * job.mesh.context + in_context;
-    const UnitPages pages = PagesOf(unit, job, own);
+    const UnitPages pages = PagesOf(unit, job, unit.shard_of(shard, job.mesh));
     plan.weights += pages.weights;
     plan.master_weights += pages.masters;
     plan.optimizer += pages.states;
@@ -73,13 +67,19 @@ OffloadPlan PlanOfShard(const RankOutline& rank, const PlanJob& job, int shard) 
 
 }  // namespace
 
+int DifferentShards(const std::vector<UnitSize>& units, const PlanJob& job) {
+  const bool alike =
+      std::none_of(units.begin(), units.end(), [](const UnitSize& u) { return !u.wholes.empty(); });
+  return alike || job.zero.stage == 0 ? 1 : job.mesh.weight_shards();
+}
+
 void ForStateTensors(const UnitSize& unit, const PlanJob& job, int shard,
                      const std::function<void(int64_t bytes)>& visit) {
   const at::ScalarType master = job.zero.master_dtype();
   const bool holds_all = job.zero.stage == 0;
   const int64_t part = unit.shard_numel(job.mesh), padded = unit.padded_numel(job.mesh);
   const int64_t begin = holds_all ? 0 : shard * part, end = holds_all ? padded : begin + part;
-  if (job.ema) visit((end - begin) * ElementSizeOf(master));
+  if (job.ema) visit((end - begin) * ElementBytes(master));
   const auto overlap = [](int64_t from, int64_t to, int64_t other, int64_t numel) {
     return std::max<int64_t>(0, std::min(to, other + numel) - std::max(from, other));
   };
@@ -91,19 +91,17 @@ void ForStateTensors(const UnitSize& unit, const PlanJob& job, int shard,
       if (numel == 0) continue;
       plain -= numel;
       for (const WholeRule::State& state : job.whole_rule->element_states(whole.shape, master))
-        visit(numel * ElementSizeOf(state.dtype));
+        visit(numel * ElementBytes(state.dtype));
     }
     for (const WholeRule::State& state : job.whole_rule->shared_states(whole.shape, master))
-      visit(state.numel * ElementSizeOf(state.dtype));
+      visit(state.numel * ElementBytes(state.dtype));
   }
-  for (int i = 0; i < job.optimizer_states; ++i) visit(plain * ElementSizeOf(master));
+  for (int i = 0; i < job.optimizer_states; ++i) visit(plain * ElementBytes(master));
 }
 
 OffloadPlan OffloadPlanOf(const RankOutline& rank, const PlanJob& job) {
-  const bool alike = std::none_of(rank.units.begin(), rank.units.end(),
-                                  [](const UnitSize& unit) { return !unit.wholes.empty(); });
-  const int different = alike || job.zero.stage == 0 ? 1 : job.mesh.weight_shards();
   OffloadPlan most;
+  const int different = DifferentShards(rank.units, job);
   for (int shard = 0; shard < different; ++shard) {
     const OffloadPlan plan = PlanOfShard(rank, job, shard);
     if (shard == 0 || plan.held_bytes() > most.held_bytes()) most = plan;

@@ -29,6 +29,9 @@ struct OffloadPlan {
 // Without activations, which PassBytesOf knows.
 OffloadPlan OffloadPlanOf(const RankOutline& rank, const PlanJob& job);
 
+// Shards of a unit group that hold unequal parts of optimizer states: 1, if all are alike.
+int DifferentShards(const std::vector<UnitSize>& units, const PlanJob& job);
+
 // Calls visit(bytes) for every tensor of states that the shard-th rank keeps of a unit, the running
 // mean among them.
 void ForStateTensors(const UnitSize& unit, const PlanJob& job, int shard,

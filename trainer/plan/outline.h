@@ -73,6 +73,12 @@ struct UnitSize {
   int shards(const MeshShape& mesh) const {
     return mesh.weight_shards() / (of_experts ? mesh.expert : 1);
   }
+  // Which of those a rank of the shard group is: neighbours along shard hold other experts, ranks
+  // of a context the same.
+  int shard_of(int rank, const MeshShape& mesh) const {
+    const int along = rank / mesh.context;
+    return (of_experts ? along / mesh.expert : along) * mesh.context + rank % mesh.context;
+  }
   int64_t shard_numel(const MeshShape& mesh) const {
     return (numel + shards(mesh) - 1) / shards(mesh);
   }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "core/dtype.h"
 #include "kernels/cross_entropy.h"
 #include "parallel/comm/signature.h"
 #include "parallel/quantized_blocks.h"
@@ -166,12 +167,9 @@ void AddContext(const PlanJob& job, const ModelOutline& model, const BlockRange&
                 forwards = m * (layers.total() + layers.recomputed);
   if (job.context_method == ContextParallel::Method::kRing) {
     const int64_t keys = 2 * rows * widths.attended * config.head_dim, trips = ranks - 1;
-    const auto element = [](at::ScalarType type) {
-      return static_cast<int64_t>(c10::elementSize(type));
-    };
     axis.bytes += trips * keys *
-                  ((forwards + backwards) * element(job.zero.compute_dtype) +
-                   backwards * element(job.zero.master_dtype()));
+                  ((forwards + backwards) * ElementBytes(job.zero.compute_dtype) +
+                   backwards * ElementBytes(job.zero.master_dtype()));
     axis.calls += trips * (forwards + 2 * backwards);
     return;
   }
@@ -194,8 +192,7 @@ void AddExperts(const PlanJob& job, const ModelOutline& model, const BlockRange&
       LayersOf({std::max(first, chunk.first), chunk.end}, model.num_blocks(), job.recompute);
   const int64_t forwards = layers.total() + layers.recomputed,
                 exchanges = 2 * (forwards + layers.total());
-  const int64_t row_bytes =
-      config.hidden_size * static_cast<int64_t>(c10::elementSize(job.zero.compute_dtype));
+  const int64_t row_bytes = config.hidden_size * ElementBytes(job.zero.compute_dtype);
   const int64_t rows_elsewhere = job.rows() * config.experts_per_token * (ranks - 1) / ranks;
   Group(job.mesh.expert, at::kLong)
       .Call(axis, kAllToAll, config.num_experts, forwards * job.micro_batches());
@@ -231,8 +228,8 @@ Traffic TrafficOf(const PlanJob& job, const ModelOutline& model, const PipelineO
     AddExperts(job, model, chunk, traffic.expert);
   }
   // (r, C) a micro-batch and neighbouring stage on another rank.
-  const int64_t hidden_bytes = job.own_rows() * model.model.config.hidden_size *
-                               static_cast<int64_t>(c10::elementSize(job.zero.compute_dtype));
+  const int64_t hidden_bytes =
+      job.own_rows() * model.model.config.hidden_size * ElementBytes(job.zero.compute_dtype);
   const AxisTraffic sends{.bytes = hidden_bytes * job.micro_batches(),
                           .calls = job.micro_batches()};
   const Schedule& frame = pipeline.frame;
