@@ -15,6 +15,7 @@
 #include "models/weights.h"
 #include "parallel/comm/local_communicator.h"
 #include "parallel/expert_parallel.h"
+#include "tests/trainer/training_models.h"
 #include "trainer/objectives/preference_objective.h"
 #include "trainer/objectives/reward_objective.h"
 #include "trainer/recipe_options.h"
@@ -25,73 +26,6 @@ namespace shoal {
 namespace {
 
 constexpr int64_t kGlobalBatch = 36;
-constexpr int64_t kVocab = 31;
-
-Json ConfigOf(const TrainingJob& job) {
-  const std::string& model = job.model;
-  const int layers = job.layers;
-  const int64_t positions = std::max<int64_t>(16, job.seq_length);
-  if (model.starts_with("gpt2")) {
-    const double rate = model == "gpt2-dropout" ? 0.2 : 0;
-    return {{"model_type", "gpt2"}, {"vocab_size", kVocab}, {"n_embd", 12},
-            {"n_layer", layers},    {"n_head", 3},          {"n_positions", positions},
-            {"resid_pdrop", rate},  {"embd_pdrop", rate},   {"attn_pdrop", rate}};
-  }
-  if (model.starts_with("mixtral")) {
-    // -many: experts that no token chooses; -all: experts that all tokens choose.
-    const int experts = model == "mixtral-many" ? 32 : 4;
-    const int choices = model == "mixtral-many" ? 1 : model == "mixtral-all" ? 4 : 2;
-    return {{"model_type", "mixtral"},
-            {"vocab_size", kVocab},
-            {"hidden_size", 12},
-            {"intermediate_size", 7},
-            {"num_hidden_layers", layers},
-            {"num_attention_heads", 4},
-            {"num_key_value_heads", 2},
-            {"head_dim", 4},
-            {"max_position_embeddings", positions},
-            {"initializer_range", 0.2},
-            {"num_local_experts", experts},
-            {"num_experts_per_tok", choices},
-            {"router_aux_loss_coef", 0.05}};
-  }
-  if (model.starts_with("dots1")) {
-    // -all: experts that all tokens choose. -free: no loss balances.
-    const bool all = model == "dots1-all";
-    return {{"model_type", "dots1"},
-            {"vocab_size", kVocab},
-            {"hidden_size", 12},
-            {"intermediate_size", 17},
-            {"moe_intermediate_size", 6},
-            {"num_hidden_layers", layers},
-            {"first_k_dense_replace", 1},
-            {"num_attention_heads", 4},
-            {"num_key_value_heads", 2},
-            {"head_dim", 4},
-            {"max_position_embeddings", 64},
-            {"initializer_range", 0.2},
-            {"n_routed_experts", all ? 4 : 8},
-            {"n_shared_experts", 2},
-            {"num_experts_per_tok", all ? 4 : 3},
-            {"n_group", all ? 1 : 4},
-            {"topk_group", all ? 1 : 2},
-            {"norm_topk_prob", true},
-            {"routed_scaling_factor", 1.5},
-            {"aux_loss_alpha", model == "dots1-free" ? 0.0 : 0.05}};
-  }
-  return {{"model_type", "llama"},
-          {"vocab_size", kVocab},
-          {"hidden_size", 12},
-          {"intermediate_size", 17},
-          {"num_hidden_layers", layers},
-          {"num_attention_heads", model == "llama-uneven" ? 6 : 4},
-          {"num_key_value_heads", model == "llama-uneven" ? 3 : 2},
-          {"head_dim", 4},
-          {"max_position_embeddings", positions},
-          {"rms_norm_eps", 1e-5},
-          {"attention_dropout", model == "llama-dropout" ? 0.2 : 0.0},
-          {"tie_word_embeddings", model == "llama-tied"}};
-}
 
 // Sequence `index` of an endless stream; its first few targets are ignored, so that ranks have
 // different counts.
@@ -154,7 +88,7 @@ class RandomSequences final : public BatchSource {
     const Philox of_pair(/*seed=*/8, static_cast<uint64_t>(index / 2));
     const auto token = [&](int64_t t) {
       const Philox& philox = job_.pairs && t < kPrompt ? of_pair : own;
-      return static_cast<int64_t>(philox.Bits(t) % kVocab);
+      return static_cast<int64_t>(philox.Bits(t) % kTestVocabulary);
     };
     const int64_t length = job_.pairs ? job_.seq_length - index % 3 : job_.seq_length;
     if (job_.lengths) batch.lengths_B[row] = length;
@@ -248,7 +182,8 @@ LoadedRecipe OptimizerRecipe(const TrainingJob& job) {
 absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
                               const std::function<absl::Status(JobParts)>& train) {
   SHOAL_ASSIGN_OR_RETURN(DeviceMesh mesh, DeviceMesh::Create(comm, job.mesh()));
-  SHOAL_ASSIGN_OR_RETURN(ModelConfig config, ModelConfigFromJson(ConfigOf(job)));
+  SHOAL_ASSIGN_OR_RETURN(ModelConfig config,
+                         ModelConfigFromJson(ConfigOf(job.model, job.layers, job.seq_length)));
   if (job.objective == "reward") UseScoreHead(config);
   if (job.lora) config.lora = {.rank = 2, .alpha = 4, .targets = {LoraOptions::kAllLinear}};
   const std::unique_ptr<Objective> objective = MakeObjective(job.objective);
