@@ -39,6 +39,26 @@ Batch ContextParallel::OwnPlaces(const Batch& whole) const {
   return batch;
 }
 
+Tensor ContextParallel::AllPieces(const Tensor& own_B2X) const {
+  const int64_t c = size();
+  const Tensor own_2BX = own_B2X.transpose(0, 1).contiguous();
+  std::vector<int64_t> sizes = own_2BX.sizes().vec();
+  sizes[0] *= c;
+  const Tensor by_rank = at::empty(sizes, own_2BX.options());  // Rank after rank, two pieces each
+  Tensor flat = by_rank.view({-1});
+  comm_.AllGather(flat, own_2BX.view({-1}));
+  std::vector<int64_t> place(2 * c);
+  for (int64_t piece = 0; piece < c; ++piece) {
+    place[piece] = 2 * piece;
+    place[2 * c - 1 - piece] = 2 * piece + 1;
+  }
+  return by_rank.index_select(0, at::tensor(place)).transpose(0, 1).contiguous();
+}
+
+Tensor ContextParallel::OwnPieces(const Tensor& all_BPX) const {
+  return all_BPX.index_select(1, at::tensor({int64_t{rank()}, int64_t{2 * size() - 1 - rank()}}));
+}
+
 Tensor ContextParallel::Attention(const Tensor& q_BtNH, const Tensor& k_BtKH, const Tensor& v_BtKH,
                                   const AttentionOptions& options) const {
   return method_ == Method::kRing ? RingAttention(*this, q_BtNH, k_BtKH, v_BtKH, options)

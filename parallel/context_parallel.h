@@ -41,7 +41,8 @@ class ContextParallel {
   int size() const { return comm_.size(); }
   Method method() const { return method_; }
 
-  // The places of a sequence that this rank holds of `own` = T / c; (own) int64, two runs in order.
+  // The places of a sequence that this rank holds of `own` = T / c; (own) int64 in host memory, two
+  // runs in order.
   Tensor Places(int64_t own) const;
   // The first place of this rank's two pieces, of `own` places together.
   int64_t PieceBegin(int rank, int half, int64_t own) const;
@@ -50,6 +51,12 @@ class ContextParallel {
   // anew; padding counts as places like others. Documents are numbered by their first place, and
   // with kUlysses, whose attention looks at whole sequences, those of all places come along.
   Batch OwnPlaces(const Batch& whole) const;
+
+  // x: (B, 2, ...), something of each of this rank's pieces of sequences, in host memory. Returns
+  // (B, 2 c, ...): of all ranks' pieces, in the order of their places. Collective.
+  Tensor AllPieces(const Tensor& own_B2X) const;
+  // This rank's of such: (B, 2 c, ...) -> (B, 2, ...).
+  Tensor OwnPieces(const Tensor& all_BPX) const;
 
   // As CausalAttention over whole sequences: q (B, t, N, H), k and v (B, t, K, H) of this rank's
   // places, and so the result. options.documents_BT as OwnPlaces leaves it. Differentiable.

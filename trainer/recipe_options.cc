@@ -179,11 +179,6 @@ absl::Status CheckContextRanks(const LoadedRecipe& recipe, const ModelConfig& co
   const auto refuse = [&](const std::string& why) {
     return recipe.ErrorAt("parallelism.context_parallel", absl::StrCat("got ", ranks, why));
   };
-  if (config.num_experts > 0) {
-    return refuse(
-        ", but routers count the tokens of whole sequences (balance loss, capacity), "
-        "expected 1 with models of experts");
-  }
   if (ContextMethodOf(recipe.proto) == ContextParallel::Method::kUlysses &&
       config.num_heads % (tensor * ranks) != 0) {
     return refuse(absl::StrCat(", expected a divisor of the ", config.num_heads,

@@ -84,11 +84,15 @@ ExpertMlp::Scores ExpertMlp::Score(const ForwardContext& ctx, const Tensor& x_BT
 ExpertMlp::Output ExpertMlp::Forward(const ForwardContext& ctx, const Tensor& x_BTC) const {
   const int64_t B = x_BTC.size(0), T = x_BTC.size(1), C = x_BTC.size(2);
   const Scores router = Score(ctx, x_BTC);
+  const ContextParallel* context = ctx.routers ? ctx.context : nullptr;
+  const int64_t length = context ? T * context->size() : T;  // Of a whole sequence
   RouterOptions options = routing_;
-  if (ctx.routers && ctx.routers->capacity_factor > 0)
-    options.capacity = ExpertCapacity(ctx.routers->capacity_factor, options.choices, T, experts_);
-  const Routing routing =
-      RouteTokens(router.scores, sigmoid_ ? ctx.weights[selection_bias_].value : Tensor(), options);
+  if (ctx.routers && ctx.routers->capacity_factor > 0) {
+    options.capacity =
+        ExpertCapacity(ctx.routers->capacity_factor, options.choices, length, experts_);
+  }
+  const Routing routing = RouteTokens(
+      router.scores, sigmoid_ ? ctx.weights[selection_bias_].value : Tensor(), options, context);
 
   Tensor rows_SC = TokensToRows(x_BTC.reshape({B * T, C}), routing.rows);
   if (ctx.experts) {
@@ -103,7 +107,7 @@ ExpertMlp::Output ExpertMlp::Forward(const ForwardContext& ctx, const Tensor& x_
              .routing = {}};
   if (shared_) out.part_BTC = out.part_BTC + shared_->Part(ctx, x_BTC);
   if (!ctx.routers) return out;
-  const Tensor balance = BalanceLossSum(router.shares, routing.chosen_BE),
+  const Tensor balance = BalanceLossSum(router.shares, routing.chosen_in_sequence_BE, length),
                z = ZLossSum(router.logits);
   out.routing = RouterSums{.chosen_E = routing.chosen_BE.sum(0),
                            .dropped = static_cast<double>(routing.dropped),

@@ -28,7 +28,8 @@ class ExpertMlp {
     Tensor router_loss;
     std::optional<RouterSums> routing;
   };
-  // x: all rows, as ForwardContext::Enter gives them. With ctx.experts collective over its ranks.
+  // x: all rows, as ForwardContext::Enter gives them. With ctx.experts collective over its ranks,
+  // in training with ctx.context over those.
   Output Forward(const ForwardContext& ctx, const Tensor& x_BTC) const;
 
   double multiply_adds() const;  // A token's, over all ranks

@@ -26,23 +26,42 @@ Tensor SelectionScores(const Tensor& scores_RE, const Tensor& bias_E,
 
 }  // namespace
 
-Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const RouterOptions& options) {
+Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const RouterOptions& options,
+                    const ContextParallel* context) {
   const int64_t B = scores_BTE.size(0), T = scores_BTE.size(1), E = scores_BTE.size(2), R = B * T,
                 k = options.choices, capacity = options.capacity;
   const Tensor scores_RE = scores_BTE.view({R, E});
   Routing routing{.rows = {},
                   .rows_of_expert = std::vector<int64_t>(E, 0),
                   .weights_RK = {},
-                  .chosen_BE = at::zeros({B, E}, at::kDouble)};
+                  .chosen_BE = {},
+                  .chosen_in_sequence_BE = {}};
   const Tensor expert_RK =
       std::get<1>(at::topk(SelectionScores(scores_RE, bias_E, options), k)).contiguous();
-  const int64_t* expert = expert_RK.const_data_ptr<int64_t>();
-  double* chosen = routing.chosen_BE.mutable_data_ptr<double>();
+  const at::Device device = scores_BTE.device();
+  const Tensor host_expert_RK =
+      expert_RK.to(at::kCPU);  // Counts decide sizes: a device is waited for
+  const int64_t* expert = host_expert_RK.const_data_ptr<int64_t>();
+  // These tokens are P pieces of each sequence, end to end.
+  const int64_t P = context ? 2 : 1, choices_of_piece = T / P * k;
+  const Tensor chosen_BPE = at::zeros({B, P, E}, at::kDouble);
+  auto* chosen = chosen_BPE.mutable_data_ptr<double>();
+  for (int64_t choice = 0; choice < R * k; ++choice)
+    chosen[choice / choices_of_piece * E + expert[choice]] += 1;
+  routing.chosen_BE = chosen_BPE.sum(1);
+  routing.chosen_in_sequence_BE = routing.chosen_BE;
+  Tensor earlier_BPE = at::zeros_like(chosen_BPE);
+  if (context) {
+    const Tensor all_BQE = context->AllPieces(chosen_BPE);
+    routing.chosen_in_sequence_BE = all_BQE.sum(1);
+    earlier_BPE = context->OwnPieces(all_BQE.cumsum(1) - all_BQE);
+  }
+  auto* before = earlier_BPE.mutable_data_ptr<double>();
   std::vector<bool> taken(R * k);
   for (int64_t choice = 0; choice < R * k; ++choice) {
-    double& before = chosen[choice / k / T * E + expert[choice]];
-    taken[choice] = capacity == 0 || before < static_cast<double>(capacity);
-    before += 1;
+    double& chosen_before = before[choice / choices_of_piece * E + expert[choice]];
+    taken[choice] = capacity == 0 || chosen_before < static_cast<double>(capacity);
+    chosen_before += 1;
     if (taken[choice])
       ++routing.rows_of_expert[expert[choice]];
     else
@@ -61,6 +80,8 @@ Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const Router
     choice_of[row] = choice;
     row_of[choice] = row;
   }
+  rows.choice_S = rows.choice_S.to(device);
+  rows.row_RK = rows.row_RK.to(device);
   routing.weights_RK = scores_RE.gather(1, expert_RK);
   // Sigmoids may all be next to nothing; of a softmax's the sum is never so small.
   constexpr double kTiny = 1e-20;
@@ -71,7 +92,7 @@ Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const Router
     Tensor mask_RK = at::empty({R, k}, at::kDouble);
     for (int64_t choice = 0; choice < R * k; ++choice)
       mask_RK.mutable_data_ptr<double>()[choice] = taken[choice] ? 1.0 : 0.0;
-    rows.taken_RK = mask_RK.to(scores_BTE.scalar_type());
+    rows.taken_RK = mask_RK.to(scores_BTE.options());
     routing.weights_RK = routing.weights_RK * rows.taken_RK;
   }
   return routing;
@@ -82,12 +103,10 @@ int64_t ExpertCapacity(double factor, int64_t choices, int64_t tokens, int64_t e
       std::ceil(factor * static_cast<double>(choices * tokens) / static_cast<double>(experts)));
 }
 
-Tensor BalanceLossSum(const Tensor& probabilities_BTE, const Tensor& chosen_BE) {
-  const auto experts = static_cast<double>(probabilities_BTE.size(2)),
-             tokens = static_cast<double>(probabilities_BTE.size(1));
+Tensor BalanceLossSum(const Tensor& probabilities_BTE, const Tensor& chosen_BE, int64_t length) {
   // T * E * sum_e (chosen / T) (sum of probabilities / T)
-  return (probabilities_BTE.sum(1) * chosen_BE.to(probabilities_BTE.scalar_type())).sum() *
-         (experts / tokens);
+  return (probabilities_BTE.sum(1) * chosen_BE.to(probabilities_BTE.options())).sum() *
+         (static_cast<double>(probabilities_BTE.size(2)) / static_cast<double>(length));
 }
 
 Tensor ZLossSum(const Tensor& logits_BTE) { return logits_BTE.logsumexp(-1).square().sum(); }

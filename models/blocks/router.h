@@ -8,6 +8,7 @@
 
 #include "kernels/experts.h"
 #include "models/block.h"
+#include "parallel/context_parallel.h"
 
 namespace shoal {
 
@@ -17,7 +18,9 @@ struct Routing {
   // (R, k) with gradient: each choice's score, by default over the sum of its token's (Jiang et al.
   // 2024, section 2.1); zero of one that is not taken.
   Tensor weights_RK;
-  Tensor chosen_BE;     // float64: choices of each expert in each sequence, taken or not
+  // float64, in host memory: choices of each expert in each sequence, taken or not: of these
+  // tokens, and of those that other ranks have of the sequence too.
+  Tensor chosen_BE, chosen_in_sequence_BE;
   int64_t dropped = 0;  // Choices that are not taken
 };
 
@@ -36,8 +39,10 @@ struct RouterOptions {
 // scores; bias_E, unless undefined, is added to them for that and for nothing else (Wang et al.
 // 2024, "Auxiliary-Loss-Free Load Balancing", equation 4). capacity > 0: an expert takes the first
 // `capacity` tokens of a sequence that choose it, and no more (Lepikhin et al. 2020, with sequences
-// as groups). Rows of an expert lie in the order of the tokens.
-Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const RouterOptions& options);
+// as groups). Rows of an expert lie in the order of the tokens. `context`: the ranks that share the
+// sequences, over which choices are counted, collectively; null: nobody does, or nobody counts.
+Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const RouterOptions& options,
+                    const ContextParallel* context = nullptr);
 
 // What an expert takes of a sequence: factor * choices * tokens / experts, rounded up.
 int64_t ExpertCapacity(double factor, int64_t choices, int64_t tokens, int64_t experts);
@@ -46,8 +51,9 @@ int64_t ExpertCapacity(double factor, int64_t choices, int64_t tokens, int64_t e
 // 2022, equations 4 to 6) and Mixtral, E sum_e f_e P_e, f_e the choices of expert e over the
 // tokens, P_e the mean of its probability. Here of each sequence by itself (DeepSeek-AI 2024,
 // equations 17 to 20) and counted for each of its tokens: how a batch is cut into ranks and
-// micro-batches changes nothing.
-Tensor BalanceLossSum(const Tensor& probabilities_BTE, const Tensor& chosen_BE);
+// micro-batches changes nothing. Of a sequence of `length` tokens that several ranks share, each
+// has the part of its own tokens: chosen_BE is of all (Routing::chosen_in_sequence_BE).
+Tensor BalanceLossSum(const Tensor& probabilities_BTE, const Tensor& chosen_BE, int64_t length);
 // The square of log sum exp of the logits (Zoph et al. 2022, ST-MoE, equation 5).
 Tensor ZLossSum(const Tensor& logits_BTE);
 

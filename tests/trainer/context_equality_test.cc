@@ -136,6 +136,36 @@ TEST(ContextEquality, BesideEveryPipelineSchedule) {
   }
 }
 
+// Routers count over whole sequences: losses of routers, experts that are full, biases that move.
+TEST(ContextEquality, Experts) {
+  for (const char* model : {"mixtral", "mixtral-many", "dots1"}) {
+    for (auto method : {kRing, kUlysses}) {
+      for (double capacity : {0.0, 0.7}) {
+        for (int context : {2, 4}) {
+          TrainingJob job{.model = model,
+                          .ranks = 2 * context,
+                          .context = context,
+                          .context_method = method,
+                          .expert = context == 2 ? 2 : 1,
+                          .recompute = capacity > 0 ? Recompute::kFull : Recompute::kNone,
+                          .stage = context == 2 ? 3 : 1,
+                          .micro_batches = 3,
+                          .steps = 3,
+                          .router_z_loss = 0.01,
+                          .capacity_factor = capacity,
+                          .router_bias_rate = model[0] == 'd' ? 0.01 : 0.0,
+                          .seq_length = 16,
+                          .documents = capacity > 0};
+          ExpectEqualToOneRank(job);
+          job.expert = 1;
+          job.tensor = 2;
+          if (Divides(job)) ExpectEqualToOneRank(job);
+        }
+      }
+    }
+  }
+}
+
 // In bfloat16 a ring adds up in float32 and rounds once: as close to float64 as one rank is.
 TEST(ContextEquality, HalfPrecisionLosesNoMore) {
   const auto run = [](at::ScalarType dtype, int context, ContextParallel::Method method) {

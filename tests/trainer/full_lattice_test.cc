@@ -86,7 +86,7 @@ INSTANTIATE_TEST_SUITE_P(Models, FullLattice,
                          testing::Values(LatticeModel{"llama", 4, {1, 2, 4}, {1}},
                                          LatticeModel{"llama-tied", 4, {1, 2}, {1}},
                                          LatticeModel{"gpt2-dropout", 3, {1, 2}, {1}},
-                                         LatticeModel{"mixtral", 4, {1}, {1, 2, 4}}),
+                                         LatticeModel{"mixtral", 4, {1, 2}, {1, 2, 4}}),
                          [](const auto& info) {
                            std::string name = info.param.name;
                            std::replace(name.begin(), name.end(), '-', '_');

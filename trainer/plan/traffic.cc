@@ -156,7 +156,14 @@ void AddChunk(const PlanJob& job, const ModelOutline& model, const BlockRange& c
   axis.calls += once.calls * job.micro_batches();
 }
 
-// The attention of ranks that share sequences; context_parallel.h has the formulas.
+// Layers of experts.
+LayerCounts ExpertLayersOf(const BlockRange& chunk, const ModelOutline& model, const PlanJob& job) {
+  const int first = 1 + static_cast<int>(model.model.config.num_dense_layers);
+  return LayersOf({std::max(first, chunk.first), chunk.end}, model.num_blocks(), job.recompute);
+}
+
+// The attention of ranks that share sequences (context_parallel.h has the formulas), and the counts
+// of routers (models/blocks/router.h).
 void AddContext(const PlanJob& job, const ModelOutline& model, const BlockRange& chunk,
                 const PartWidths& widths, AxisTraffic& axis) {
   const int64_t ranks = job.mesh.context, rows = job.rows();
@@ -165,6 +172,12 @@ void AddContext(const PlanJob& job, const ModelOutline& model, const BlockRange&
   const LayerCounts layers = LayersOf(chunk, model.num_blocks(), job.recompute);
   const int64_t m = job.micro_batches(), backwards = m * layers.total(),
                 forwards = m * (layers.total() + layers.recomputed);
+  if (config.num_experts > 0) {
+    const LayerCounts routed = ExpertLayersOf(chunk, model, job);
+    Group(static_cast<int>(ranks), at::kDouble)
+        .Call(axis, kAllGather, 2 * job.sequences * config.num_experts,
+              m * (routed.total() + routed.recomputed));
+  }
   if (job.context_method == ContextParallel::Method::kRing) {
     const int64_t keys = 2 * rows * widths.attended * config.head_dim, trips = ranks - 1;
     axis.bytes += trips * keys *
@@ -187,9 +200,7 @@ void AddExperts(const PlanJob& job, const ModelOutline& model, const BlockRange&
   const int64_t ranks = job.mesh.expert;
   if (ranks == 1) return;
   const ModelConfig& config = model.model.config;
-  const int first = 1 + static_cast<int>(config.num_dense_layers);
-  const LayerCounts layers =
-      LayersOf({std::max(first, chunk.first), chunk.end}, model.num_blocks(), job.recompute);
+  const LayerCounts layers = ExpertLayersOf(chunk, model, job);
   const int64_t forwards = layers.total() + layers.recomputed,
                 exchanges = 2 * (forwards + layers.total());
   const int64_t row_bytes = config.hidden_size * ElementBytes(job.zero.compute_dtype);
