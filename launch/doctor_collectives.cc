@@ -10,6 +10,7 @@
 #include "core/file_system.h"
 #include "launch/command.h"
 #include "launch/launcher.h"
+#include "parallel/comm/device_communicator.h"
 #include "parallel/comm/mpi_communicator.h"
 #include "parallel/comm/self_check.h"
 
@@ -58,8 +59,9 @@ Fact ToFact(const std::string& transport, const CollectiveCheck& check) {
     fact.health = Health::kFailure;
     fact.text = absl::StrCat("wrong: ", check.problem);
     fact.cure =
-        transport == "shm"
-            ? "set comm.transport: mpi in recipes, and report this"
+        transport == "shm" ? "set comm.transport: mpi in recipes, and report this"
+        : transport == "nccl"
+            ? "set comm.transport: mpi in recipes or NCCL_P2P_DISABLE=1, and report this"
             : "try another Open MPI transport (mpirun --mca btl self,vader,tcp), and report this";
   }
   return fact;
@@ -95,22 +97,36 @@ std::vector<Fact> ReadFacts(const std::string& path) {
   return facts;
 }
 
+Fact FailedToMeet(const absl::Status& status, const char* cure) {
+  return {.name = "communicator",
+          .text = std::string(status.message()),
+          .health = Health::kFailure,
+          .cure = cure};
+}
+
+void AddChecks(Communicator& comm, std::vector<Fact>& facts) {
+  const std::string name = comm.name();
+  for (const CollectiveCheck& check : CheckCollectives(comm)) facts.push_back(ToFact(name, check));
+}
+
 void CheckTransport(const std::shared_ptr<MpiRuntime>& runtime, CommTransport transport,
                     std::vector<Fact>& facts) {
   const CommOptions options = {.transport = transport, .timeout = absl::Seconds(30)};
   auto comm = MakeMpiCommunicator(runtime, options);
   if (!comm.ok()) {
-    facts.push_back(
-        {.name = "communicator",
-         .text = std::string(comm.status().message()),
-         .health = Health::kFailure,
-         .cure =
-             "see what mpirun says of these ranks; on several hosts, that they reach each other"});
+    facts.push_back(FailedToMeet(
+        comm.status(),
+        "see what mpirun says of these ranks; on several hosts, that they reach each other"));
     return;
   }
-  const std::string name = (*comm)->name();
-  for (const CollectiveCheck& check : CheckCollectives(**comm))
-    facts.push_back(ToFact(name, check));
+  AddChecks(**comm, facts);
+  if (transport != CommTransport::kAuto) return;
+  auto on_device = MakeDeviceCommunicator(*std::move(comm), DeviceRequest::kAuto, options);
+  if (!on_device.ok()) {
+    facts.push_back(FailedToMeet(on_device.status(), "NCCL_DEBUG=INFO makes NCCL say more"));
+  } else if (!(*on_device)->device().is_cpu()) {
+    AddChecks(**on_device, facts);
+  }
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ namespace shoal {
 // ends or hangs is a failure of the section, with what it printed.
 ReportSection CollectivesSection(int num_ranks);
 
-// What each of those ranks runs: all collectives over shared memory (where the ranks share a host)
-// and over MPI. Rank 0 writes the section as JSON to `output`.
+// What each of those ranks runs: all collectives over shared memory (where the ranks share a host),
+// over MPI and, where each rank sees a GPU, on GPUs. Rank 0 writes the section as JSON to `output`.
 absl::Status RunCollectivesRank(const std::string& output);
 
 }  // namespace shoal

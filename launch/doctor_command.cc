@@ -30,9 +30,10 @@ absl::Status Doctor(const DoctorOptions& options) {
   };
   add(VersionsSection());
   add(MachineSection());
-  // Before the rates: the launcher waits for its child's signal, which threads of this process
-  // would take.
+  // Before the GPUs and the rates: the launcher waits for its child's signal, which threads of this
+  // process would take.
   add(CollectivesSection(options.ranks));
+  add(GpusSection());
   add(RatesSection());
 
   const int failures = CountFailures(report);

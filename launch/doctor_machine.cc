@@ -21,6 +21,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "kernels/matmul.h"
+#include "parallel/comm/nccl_communicator.h"
 
 namespace shoal {
 namespace {
@@ -178,6 +179,13 @@ Fact LibraryFact(const std::string& name, const std::string& compiled, const std
           .cure = "build Shoal again after upgrading its libraries"};
 }
 
+Fact CudaFact() {
+  const std::string versions = CudaVersions();
+  if (versions.empty())
+    return {.name = "CUDA", .text = "not built in (the `cuda` preset builds it in)"};
+  return {.name = "CUDA", .text = versions, .value = versions};
+}
+
 std::string ProtobufVersion(int version) {
   return google::protobuf::internal::VersionString(version);
 }
@@ -211,7 +219,7 @@ ReportSection VersionsSection() {
       {.name = "Abseil",
        .text = absl::StrCat(ABSL_LTS_RELEASE_VERSION, ".", ABSL_LTS_RELEASE_PATCH_LEVEL)},
       {.name = "protobuf", .text = ProtobufVersion(GOOGLE_PROTOBUF_VERSION)},
-      {.name = "CUDA", .text = "not built in"},
+      CudaFact(),
   };
   return section;
 }
@@ -231,6 +239,26 @@ ReportSection MachineSection() {
       LimitFact("locked memory", RLIMIT_MEMLOCK, kMiB, " MiB"),
       LimitFact("stack", RLIMIT_STACK, kMiB, " MiB"),
   };
+  return section;
+}
+
+ReportSection GpusSection() {
+  ReportSection section = {.name = "gpus"};
+  for (const Gpu& gpu : ListGpus()) {
+    section.facts.push_back(
+        {.name = absl::StrCat("GPU ", section.facts.size()),
+         .text = absl::StrFormat("%s, %s, compute capability %d.%d", gpu.name,
+                                 FormatBytes(static_cast<double>(gpu.memory_bytes)), gpu.major,
+                                 gpu.minor),
+         .value = {{"name", gpu.name}, {"memory_bytes", gpu.memory_bytes}},
+         .health = Health::kOk});
+  }
+  if (section.facts.empty()) {
+    section.facts.push_back(
+        {.name = "number",
+         .text = CudaVersions().empty() ? "not looked for: CUDA is not built in" : "none",
+         .value = 0});
+  }
   return section;
 }
 

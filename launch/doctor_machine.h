@@ -12,6 +12,9 @@ ReportSection VersionsSection();
 // Processor, memory, /dev/shm, limits.
 ReportSection MachineSection();
 
+// Those that this process sees. Starts CUDA, and so threads.
+ReportSection GpusSection();
+
 // Matrix products (float32, bfloat16; one thread and all) and memory, measured now: about two
 // seconds.
 ReportSection RatesSection();

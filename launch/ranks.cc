@@ -15,6 +15,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "core/status.h"
 #include "parallel/comm/local_communicator.h"
 #include "parallel/comm/mpi_communicator.h"
 
@@ -40,6 +41,20 @@ int RanksOnHost(const RankEnvironment& environment) {
 
 void HoldBack(int rank) {
   if (rank > 0) std::this_thread::sleep_for(kHoldBack + kHoldBackPerRank * std::min(rank, 10));
+}
+
+absl::StatusOr<std::unique_ptr<Communicator>> JoinHosts(const RankEnvironment& environment,
+                                                        const CommOptions& options) {
+  if (environment.size == 1) return MakeSingleRankCommunicator();
+  auto runtime = MpiRuntime::Start();
+  if (!runtime.ok()) return runtime.status();
+  if ((*runtime)->size() != environment.size) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        environment.launcher, " started ", environment.size, " ranks, but MPI found ",
+        (*runtime)->size(), ": the launcher belongs to another MPI than ", (*runtime)->library(),
+        environment.launcher == "srun" ? "; try srun --mpi=pmix" : "; use that MPI's mpirun"));
+  }
+  return MakeMpiCommunicator(*std::move(runtime), options);
 }
 
 }  // namespace
@@ -88,20 +103,19 @@ int ThreadsPerRank(int ranks) {
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(const RankEnvironment& environment,
-                                                        const CommOptions& options) {
+                                                        const CommOptions& options,
+                                                        DeviceRequest device) {
   if (environment.started()) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  SHOAL_RETURN_IF_ERROR(HeldBack(environment, CheckBuiltFor(device)));
   if (std::getenv("OMP_NUM_THREADS") == nullptr)
     at::set_num_threads(ThreadsPerRank(RanksOnHost(environment)));
-  if (environment.size == 1) return MakeSingleRankCommunicator();
-  auto runtime = MpiRuntime::Start();
-  if (!runtime.ok()) return runtime.status();
-  if ((*runtime)->size() != environment.size) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        environment.launcher, " started ", environment.size, " ranks, but MPI found ",
-        (*runtime)->size(), ": the launcher belongs to another MPI than ", (*runtime)->library(),
-        environment.launcher == "srun" ? "; try srun --mpi=pmix" : "; use that MPI's mpirun"));
-  }
-  return MakeMpiCommunicator(*std::move(runtime), options);
+  // cuBLAS adds in a fixed order only with a workspace of its own, and looks once.
+  if (options.deterministic && device != DeviceRequest::kCpu)
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  SHOAL_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> hosts, JoinHosts(environment, options));
+  auto comm = MakeDeviceCommunicator(std::move(hosts), device, options);
+  SHOAL_RETURN_IF_ERROR(HeldBack(environment, comm.status()));  // All ranks tell the same
+  return comm;
 }
 
 void EndJobOnError(Communicator& comm, const absl::Status& status, int exit_code) {

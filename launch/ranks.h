@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "parallel/comm/comm_options.h"
 #include "parallel/comm/communicator.h"
+#include "parallel/comm/device_communicator.h"
 
 namespace shoal {
 
@@ -35,10 +36,12 @@ absl::StatusOr<RankEnvironment> ReadRankEnvironment(
 // code.
 bool MustLaunch(const RankEnvironment& environment, int requested_ranks);
 
-// Joins the job's other ranks. A rank ends when whoever started it does. Without OMP_NUM_THREADS,
-// gives this rank its share of the host's cores for tensor operations.
+// Joins the job's other ranks, on the device asked for (device_communicator.h). A rank ends when
+// whoever started it does. Without OMP_NUM_THREADS, gives this rank its share of the host's cores
+// for tensor operations.
 absl::StatusOr<std::unique_ptr<Communicator>> JoinRanks(const RankEnvironment& environment,
-                                                        const CommOptions& options);
+                                                        const CommOptions& options,
+                                                        DeviceRequest device = DeviceRequest::kCpu);
 
 // Returns if `status` is OK or there is one rank. Else ends all ranks with `exit_code` after one
 // line, "shoal: rank R: message"; ranks other than 0 hold back a moment, so that a failure of all

@@ -8,8 +8,8 @@
 namespace shoal {
 
 enum class CommTransport {
-  kAuto,  // Shared memory when all ranks are on one host, MPI's own collectives across hosts
-  kMpi,   // MPI's own collectives everywhere
+  kAuto,  // On one host shared memory, across hosts MPI's collectives; NCCL with a GPU a rank
+  kMpi,   // MPI's own collectives everywhere; tensors on GPUs go through host memory
 };
 
 struct CommOptions {

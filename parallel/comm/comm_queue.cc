@@ -7,6 +7,8 @@
 #include <utility>
 
 #include <ATen/core/grad_mode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "parallel/comm/pending_sends.h"
 
@@ -17,9 +19,22 @@ thread_local bool on_queue = false;
 
 }  // namespace
 
-CommQueue::CommQueue() : thread_([this] { Run(); }) {}
+CommQueue::CommQueue(c10::Device device) {
+  if (device.is_cpu())
+    thread_ = std::thread([this] { Run(); });
+  else
+    stream_ = c10::impl::VirtualGuardImpl(device.type())
+                  .getStreamFromGlobalPool(device, /*isHighPriority=*/true);
+}
 
 CommQueue::~CommQueue() {
+  if (stream_) {
+    try {
+      WaitBeside(posted_);
+    } catch (...) {  // The device has failed; so does what the caller asks of it next
+    }
+    return;
+  }
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
@@ -29,6 +44,11 @@ CommQueue::~CommQueue() {
 }
 
 CommQueue::Ticket CommQueue::Post(std::function<void()> work) {
+  if (stream_) {
+    ++posted_;
+    if (!failure_) CallBeside(std::move(work));
+    return posted_;
+  }
   {
     const std::lock_guard lock(mutex_);
     TraceLane* lane = TraceLane::Current();
@@ -38,7 +58,34 @@ CommQueue::Ticket CommQueue::Post(std::function<void()> work) {
   return ++posted_;
 }
 
+void CommQueue::CallBeside(std::function<void()> work) {
+  try {
+    c10::Event begin(stream_->device_type());
+    begin.record(c10::impl::VirtualGuardImpl(stream_->device_type()).getStream(stream_->device()));
+    begin.block(*stream_);
+    const c10::StreamGuard beside(*stream_);
+    const at::NoGradGuard no_grad;
+    work();
+    c10::Event end(stream_->device_type());
+    end.record(*stream_);
+    launched_.push_back({posted_, std::move(work), std::move(end)});
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+}
+
+void CommQueue::WaitBeside(Ticket ticket) {
+  const c10::impl::VirtualGuardImpl device(stream_->device_type());
+  for (; !launched_.empty() && launched_.front().ticket <= ticket; launched_.pop_front())
+    launched_.front().end.block(device.getStream(stream_->device()));
+}
+
 void CommQueue::Wait(Ticket ticket) {
+  if (stream_) {
+    WaitBeside(ticket);
+    if (failure_) std::rethrow_exception(failure_);
+    return;
+  }
   constexpr std::chrono::microseconds kWhileSendsWait(50);
   std::unique_lock lock(mutex_);
   std::optional<TraceSpan> span;

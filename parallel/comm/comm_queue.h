@@ -1,7 +1,15 @@
-// Communication beside computation: calls that a thread of its own makes, in order.
+// Communication beside computation.
 //
-// The communicators that posted work uses belong to the queue's thread until Drain: a communicator
-// is used by one thread at a time. Ranks must post the same collectives in the same order.
+// Of host memory: calls that a thread of the queue's own makes, in order. The communicators that
+// posted work uses belong to that thread until Drain: a communicator is used by one thread at a
+// time. Ranks must post the same collectives in the same order.
+//
+// Of a device: [Note: a stream beside] work on a device goes on by itself, so Post calls `work` at
+// once, on a stream of the queue's own that first waits for what the current stream has been given;
+// Wait makes the current stream wait for that work, not the caller. Memory: `work`, and so each
+// tensor that it captures, is kept until its Wait; from then on whatever frees them comes after the
+// work on the current stream. What `work` allocates belongs to the queue's stream, and is given out
+// again only to later work, which waits for all that the current stream used it for before.
 #pragma once
 
 #include <condition_variable>
@@ -10,7 +18,11 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
+
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
 
 #include "core/trace.h"
 
@@ -18,7 +30,8 @@ namespace shoal {
 
 class CommQueue {
  public:
-  CommQueue();
+  // `device`: of the tensors that posted work moves, Communicator::device().
+  explicit CommQueue(c10::Device device = c10::kCPU);
   ~CommQueue();  // Work that was posted is done first
   CommQueue(const CommQueue&) = delete;
   CommQueue& operator=(const CommQueue&) = delete;
@@ -35,6 +48,8 @@ class CommQueue {
 
  private:
   void Run();
+  void CallBeside(std::function<void()> work);
+  void WaitBeside(Ticket ticket);
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -47,7 +62,17 @@ class CommQueue {
   Ticket done_ = 0;
   bool ending_ = false;
   std::exception_ptr failure_;
-  std::thread thread_;
+
+  // On a device; see [Note: a stream beside].
+  struct Launched {
+    Ticket ticket;
+    std::function<void()> call;
+    c10::Event end;
+  };
+  std::optional<c10::Stream> stream_;  // None: host memory
+  std::deque<Launched> launched_;      // Not waited for
+
+  std::thread thread_;  // Of host memory
 };
 
 }  // namespace shoal

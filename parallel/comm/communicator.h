@@ -3,8 +3,10 @@
 // Every call is collective unless it says otherwise: every rank of the group makes the same calls
 // in the same order with the same sizes and dtypes. Tensors are contiguous. Reductions take
 // float32, float64, bfloat16 and float16 (summed in float32, rounded once) and int64; any dtype can
-// be moved. A call returns when its result may be read and its inputs may be overwritten. A
-// communicator is used by one thread at a time.
+// be moved. The tensors of a call lie in host memory or on the communicator's `device()`, all
+// alike. A call returns when its result may be read and its inputs may be overwritten: on a device,
+// by work that the caller puts on its current stream from then on. A communicator is used by one
+// thread at a time.
 //
 // Reductions add the ranks' values in rank order (((r0 + r1) + r2) + ...), so AllReduce,
 // ReduceScatter and a later AllGather give the same bits however the data is cut; see [Note:
@@ -53,7 +55,10 @@ class Communicator {
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  virtual std::string name() const = 0;  // "local", "shm", "mpi", "nccl"
+  virtual std::string name() const = 0;  // "local", "shm", "mpi", "nccl", "staged-shm", ...
+  // Of the memory that AllocateRegistered gives, and of the tensors that a rank computes with.
+  // Tensors in host memory are moved by any communicator.
+  virtual at::Device device() const { return at::kCPU; }
 
   // tensor: (n) in place, reduced over ranks, on every rank.
   virtual void AllReduce(at::Tensor& tensor, ReduceOp op = ReduceOp::kSum) = 0;
@@ -78,31 +83,38 @@ class Communicator {
   virtual std::unique_ptr<Communicator> Split(int color, int key) = 0;
 
   // Uninitialised (numel) memory that this communicator's collectives, and those of its kin by
-  // Split, move without an extra copy (shared memory on one host). Other memory works too, more
-  // slowly. Not collective; freed with its last tensor, which may outlive the communicator.
+  // Split, move without an extra copy (shared memory on one host), on device(). Other memory works
+  // too, more slowly. Not collective; freed with its last tensor, which may outlive the
+  // communicator.
   virtual at::Tensor AllocateRegistered(int64_t numel, at::ScalarType dtype) = 0;
 
   // Ends every rank of the job with `exit_code`, from any thread, at once, after printing "shoal:
   // rank R: reason" to stderr (nothing if `reason` is empty). Not collective.
   [[noreturn]] virtual void Abort(int exit_code, const std::string& reason) = 0;
 
-  const CommCounters& counters() const { return counters_; }
+  const CommCounters& counters() const { return tally_->counters; }
 
   // The mesh's axis along which it goes, in traces. Of static storage.
-  void set_axis(const char* axis) { axis_ = axis; }
+  void set_axis(const char* axis) { tally_->axis = axis; }
 
  protected:
   // Counts a call, and is its span where the thread is recorded. `name` is of static storage;
   // `bytes_received`: of a call that only receives.
   TraceSpan Count(const char* name, int64_t bytes_sent, int64_t bytes_received = 0) {
-    counters_.bytes_sent += bytes_sent;
-    ++counters_.calls;
-    return TraceSpan(TraceKind::kMove, name, {.bytes = bytes_sent + bytes_received, .axis = axis_});
+    tally_->counters.bytes_sent += bytes_sent;
+    ++tally_->counters.calls;
+    return TraceSpan(TraceKind::kMove, name,
+                     {.bytes = bytes_sent + bytes_received, .axis = tally_->axis});
   }
+  // From now on `inner`, to which this communicator hands calls, counts them as this one's.
+  void CountCallsOf(Communicator& inner) { inner.tally_ = tally_; }
 
  private:
-  CommCounters counters_;
-  const char* axis_ = nullptr;
+  struct Tally {
+    CommCounters counters;
+    const char* axis = nullptr;
+  };
+  std::shared_ptr<Tally> tally_ = std::make_shared<Tally>();
 };
 
 // Strings of any length from every rank, in rank order, on every rank. Collective.

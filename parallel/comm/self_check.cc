@@ -9,6 +9,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/ne.h>
 #include <ATen/ops/remainder.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "absl/strings/str_cat.h"
 #include "core/dtype.h"
@@ -129,15 +130,19 @@ class Trials {
   int64_t bytes_;
 };
 
-double Seconds(const std::function<void()>& run) {
+double Seconds(at::Device device, const std::function<void()>& run) {
   const auto start = std::chrono::steady_clock::now();
   run();
+  if (!device.is_cpu()) {
+    const c10::impl::VirtualGuardImpl of_device(device.type());
+    of_device.synchronizeStream(of_device.getStream(device));
+  }
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 CollectiveCheck Judge(Communicator& comm, const Trial& trial) {
   trial.run();
-  const std::string mine = FirstDifference(trial.result, trial.want);
+  const std::string mine = FirstDifference(trial.result.cpu(), trial.want);
   CollectiveCheck check{.name = trial.name, .bytes = trial.bytes};
   const std::vector<std::string> problems = AllGatherStrings(comm, mine);
   for (size_t rank = 0; rank < problems.size() && check.problem.empty(); ++rank) {
@@ -147,7 +152,7 @@ CollectiveCheck Judge(Communicator& comm, const Trial& trial) {
   double best = 1e30;
   for (int call = 0; call < kTimedCalls; ++call) {
     comm.Barrier();
-    best = std::min(best, Seconds(trial.run));
+    best = std::min(best, Seconds(comm.device(), trial.run));
   }
   at::Tensor slowest = at::full({1}, best, at::kDouble);
   comm.AllReduce(slowest, ReduceOp::kMax);

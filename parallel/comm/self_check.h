@@ -18,8 +18,8 @@ struct CollectiveCheck {
   double bytes_per_second = 0;  // bytes / seconds
 };
 
-// Sums are compared with what the ranks' values must give, exactly. Collective; every rank returns
-// the same. Throws CommError if the group fails, by the timeout at the latest.
+// On comm.device(). Sums are compared with what the ranks' values must give, exactly. Collective;
+// every rank returns the same. Throws CommError if the group fails, by the timeout at the latest.
 std::vector<CollectiveCheck> CheckCollectives(Communicator& comm, int64_t bytes = 4 << 20);
 
 }  // namespace shoal

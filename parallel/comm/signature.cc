@@ -24,6 +24,10 @@ const char* Name(CollectiveKind kind) {
       return "AllToAll";
     case CollectiveKind::kSplit:
       return "Split";
+    case CollectiveKind::kSend:
+      return "Send";
+    case CollectiveKind::kRecv:
+      return "Recv";
   }
   return "unknown";
 }
@@ -44,11 +48,11 @@ const char* Name(ReduceOp op) {
   throw CommError(absl::StrCat(call, ": ", why));
 }
 
-void CheckMovable(const char* call, const at::Tensor& tensor) {
+void CheckMovable(const char* call, const at::Tensor& tensor, at::Device device) {
   if (!tensor.defined()) Refuse(call, "tensor is undefined");
-  if (!tensor.device().is_cpu()) {
+  if (tensor.device() != device) {
     Refuse(call, absl::StrCat("tensor is on ", tensor.device().str(),
-                              "; this backend moves host memory"));
+                              "; this call moves memory of ", device.str()));
   }
   if (!tensor.is_contiguous()) Refuse(call, "tensor is not contiguous; pass a contiguous one");
 }
@@ -62,9 +66,9 @@ void CheckReducible(const char* call, at::ScalarType dtype) {
 }
 
 void CheckPair(const char* call, const at::Tensor& out, int64_t out_numel, const at::Tensor& in,
-               int64_t in_numel) {
-  CheckMovable(call, out);
-  CheckMovable(call, in);
+               int64_t in_numel, at::Device device) {
+  CheckMovable(call, out, device);
+  CheckMovable(call, in, device);
   if (out.scalar_type() != in.scalar_type()) {
     Refuse(call, absl::StrCat("out is ", DtypeName(out.scalar_type()), ", in is ",
                               DtypeName(in.scalar_type())));
@@ -107,6 +111,8 @@ std::string Describe(const Signature& s) {
     absl::StrAppend(&text, DtypeName(s.dtype), ", ", s.numel, " elements");
   }
   if (s.kind == CollectiveKind::kBroadcast) absl::StrAppend(&text, ", root ", s.root);
+  if (s.kind == CollectiveKind::kSend) absl::StrAppend(&text, ", to rank ", s.root);
+  if (s.kind == CollectiveKind::kRecv) absl::StrAppend(&text, ", from rank ", s.root);
   return absl::StrCat(text, "), call ", s.sequence);
 }
 
@@ -118,8 +124,8 @@ void CheckSameSignature(std::span<const Signature> ranks) {
   }
 }
 
-Signature CheckAllReduce(const at::Tensor& tensor, ReduceOp op) {
-  CheckMovable("AllReduce", tensor);
+Signature CheckAllReduce(const at::Tensor& tensor, ReduceOp op, at::Device device) {
+  CheckMovable("AllReduce", tensor, device);
   CheckReducible("AllReduce", tensor.scalar_type());
   return {.kind = CollectiveKind::kAllReduce,
           .op = op,
@@ -127,15 +133,16 @@ Signature CheckAllReduce(const at::Tensor& tensor, ReduceOp op) {
           .numel = tensor.numel()};
 }
 
-Signature CheckAllGather(const at::Tensor& out, const at::Tensor& in, int size, int rank) {
-  CheckPair("AllGather", out, size * in.numel(), in, in.numel());
+Signature CheckAllGather(const at::Tensor& out, const at::Tensor& in, int size, int rank,
+                         at::Device device) {
+  CheckPair("AllGather", out, size * in.numel(), in, in.numel(), device);
   CheckInPlace("AllGather", out, in, rank);
   return {.kind = CollectiveKind::kAllGather, .dtype = in.scalar_type(), .numel = in.numel()};
 }
 
 Signature CheckReduceScatter(const at::Tensor& out, const at::Tensor& in, ReduceOp op, int size,
-                             int rank) {
-  CheckPair("ReduceScatter", out, out.numel(), in, size * out.numel());
+                             int rank, at::Device device) {
+  CheckPair("ReduceScatter", out, out.numel(), in, size * out.numel(), device);
   CheckReducible("ReduceScatter", in.scalar_type());
   CheckInPlace("ReduceScatter", in, out, rank);
   return {.kind = CollectiveKind::kReduceScatter,
@@ -144,8 +151,8 @@ Signature CheckReduceScatter(const at::Tensor& out, const at::Tensor& in, Reduce
           .numel = out.numel()};
 }
 
-Signature CheckBroadcast(const at::Tensor& tensor, int root, int size) {
-  CheckMovable("Broadcast", tensor);
+Signature CheckBroadcast(const at::Tensor& tensor, int root, int size, at::Device device) {
+  CheckMovable("Broadcast", tensor, device);
   CheckRoot("Broadcast", "root", root, size);
   return {.kind = CollectiveKind::kBroadcast,
           .dtype = tensor.scalar_type(),
@@ -153,8 +160,8 @@ Signature CheckBroadcast(const at::Tensor& tensor, int root, int size) {
           .numel = tensor.numel()};
 }
 
-Signature CheckAllToAll(const at::Tensor& out, const at::Tensor& in, int size) {
-  CheckPair("AllToAll", out, in.numel(), in, in.numel());
+Signature CheckAllToAll(const at::Tensor& out, const at::Tensor& in, int size, at::Device device) {
+  CheckPair("AllToAll", out, in.numel(), in, in.numel(), device);
   if (in.numel() % size != 0) {
     Refuse("AllToAll", absl::StrCat(in.numel(), " elements do not divide into ", size, " slices"));
   }
@@ -162,8 +169,9 @@ Signature CheckAllToAll(const at::Tensor& out, const at::Tensor& in, int size) {
   return {.kind = CollectiveKind::kAllToAll, .dtype = in.scalar_type(), .numel = in.numel()};
 }
 
-void CheckPointToPoint(const char* verb, const at::Tensor& tensor, int peer, int size, int rank) {
-  CheckMovable(verb, tensor);
+void CheckPointToPoint(const char* verb, const at::Tensor& tensor, int peer, int size, int rank,
+                       at::Device device) {
+  CheckMovable(verb, tensor, device);
   CheckRoot(verb, "peer", peer, size);
   if (peer == rank) Refuse(verb, absl::StrCat("rank ", rank, " is this rank"));
 }

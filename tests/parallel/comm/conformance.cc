@@ -61,7 +61,8 @@ at::Tensor SerialReduce(int64_t numel, int size, at::ScalarType dtype, ReduceOp 
   return result.to(dtype);
 }
 
-::testing::AssertionResult Same(const at::Tensor& got, const at::Tensor& want) {
+::testing::AssertionResult Same(const at::Tensor& on_device, const at::Tensor& other) {
+  const at::Tensor got = on_device.cpu(), want = other.cpu();
   if (got.equal(want)) return ::testing::AssertionSuccess();
   const at::Tensor places = got.ne(want).nonzero();
   const int64_t place = places.numel() == 0 ? 0 : places.flatten()[0].item<int64_t>();
@@ -72,7 +73,9 @@ at::Tensor SerialReduce(int64_t numel, int size, at::ScalarType dtype, ReduceOp 
 
 class Suite {
  public:
-  explicit Suite(Communicator& comm) : comm_(comm), size_(comm.size()), rank_(comm.rank()) {}
+  // `device`: of the tensors.
+  Suite(Communicator& comm, at::Device device)
+      : comm_(comm), device_(device), size_(comm.size()), rank_(comm.rank()) {}
 
   // Every dtype and size, in ordinary memory, in registered memory, and in both by turns of the
   // rank.
@@ -81,8 +84,8 @@ class Suite {
     for (at::ScalarType dtype : dtypes) {
       for (int64_t numel : kSizes) {
         for (bool registered : {false, true, rank_ % 2 == 0}) {
-          SCOPED_TRACE(absl::StrCat(comm_.name(), " rank ", rank_, "/", size_, " ",
-                                    c10::toString(dtype), " ", numel,
+          SCOPED_TRACE(absl::StrCat(comm_.name(), " rank ", rank_, "/", size_, " ", device_.str(),
+                                    " ", c10::toString(dtype), " ", numel,
                                     registered ? " registered" : ""));
           registered_ = registered;
           body(dtype, numel);
@@ -187,7 +190,7 @@ class Suite {
           want.push_back(part(peer, rank_));
         }
         const int64_t before = comm_.counters().bytes_sent;
-        const at::Tensor got = shoal::ExchangeRows(comm_, at::cat(in), sent, received);
+        const at::Tensor got = shoal::ExchangeRows(comm_, at::cat(in).to(device_), sent, received);
         EXPECT_TRUE(Same(got.flatten(), at::cat(want).flatten()));
         int64_t bytes = 0;
         for (int peer = 0; peer < size_; ++peer)
@@ -224,10 +227,10 @@ class Suite {
     const int next = (rank_ + 1) % size_, previous = (rank_ + size_ - 1) % size_;
     const int64_t numel = (5 << 20) / 4 + 1;
     for (int message = 0; message < 2; ++message)
-      comm_.Send(at::full({numel}, static_cast<float>(10 * rank_ + message)), next);
+      comm_.Send(Full({numel}, static_cast<float>(10 * rank_ + message)), next);
     other->Barrier();
     for (int message = 0; message < 2; ++message) {
-      at::Tensor got = at::zeros({numel}, at::kFloat);
+      at::Tensor got = Full({numel}, 0.0f);
       comm_.Recv(got, previous);
       EXPECT_TRUE(Same(got, at::full({numel}, static_cast<float>(10 * previous + message))));
     }
@@ -235,15 +238,14 @@ class Suite {
 
   void CountersAreExact() {
     const int64_t n = size_, m = 24;
-    at::Tensor x = at::full({m}, 1.0f), whole = at::full({m * n}, 1.0f),
-               other = at::full({m * n}, 1.0f);
+    at::Tensor x = Full({m}, 1.0f), whole = Full({m * n}, 1.0f), other = Full({m * n}, 1.0f);
     ExpectSent(2 * (4 * m - 4 * m / n), [&] { comm_.AllReduce(x); });
     ExpectSent(4 * m * (n - 1), [&] { comm_.AllGather(whole, x); });
     ExpectSent(4 * m * (n - 1), [&] { comm_.ReduceScatter(x, whole); });
     ExpectSent(rank_ == n - 1 && n > 1 ? 4 * m : 0, [&] { comm_.Broadcast(x, size_ - 1); });
     ExpectSent(4 * m * (n - 1), [&] { comm_.AllToAll(other, whole); });
     ExpectSent(0, [&] { comm_.Barrier(); });
-    at::Tensor odd = at::full({7}, 1, at::kByte).to(at::kLong);
+    at::Tensor odd = Full({7}, 1, at::kLong);
     ExpectSent(2 * (56 - 56 / n), [&] { comm_.AllReduce(odd); });
     if (n == 1) return;
     if (rank_ == 0) ExpectSent(4 * m, [&] { comm_.Send(x, 1); });
@@ -256,7 +258,7 @@ class Suite {
     ASSERT_EQ(half->size(), of_my_colour);
     EXPECT_EQ(half->rank(), of_my_colour - 1 - rank_ / 2) << "ordered by key";
     EXPECT_EQ(half->name(), comm_.name());
-    at::Tensor x = at::full({50000}, static_cast<double>(rank_), at::kDouble);
+    at::Tensor x = Full({50000}, static_cast<double>(rank_), at::kDouble);
     half->AllReduce(x);
     double want = 0;
     for (int rank = rank_ % 2; rank < size_; rank += 2) want += rank;
@@ -293,8 +295,8 @@ class Suite {
 
   // A rank's own mistakes are told before anything is sent, so the group stays usable.
   void RefusesNonsense() {
-    at::Tensor x = at::full({4}, 1.0f), wrong = at::full({4 * size_ + 1}, 1.0f);
-    at::Tensor bytes = at::full({4}, 1, at::kByte), strided = at::full({4, 4}, 1.0f).t();
+    at::Tensor x = Full({4}, 1.0f), wrong = Full({4 * size_ + 1}, 1.0f);
+    at::Tensor bytes = Full({4}, 1, at::kByte), strided = Full({4, 4}, 1.0f).t();
     EXPECT_THROW(comm_.AllGather(wrong, x), CommError);
     EXPECT_THROW(comm_.ReduceScatter(x, wrong, ReduceOp::kSum), CommError);
     EXPECT_THROW(comm_.AllReduce(bytes), CommError);
@@ -307,8 +309,12 @@ class Suite {
 
  private:
   at::Tensor Copy(const at::Tensor& values) {
-    if (!registered_) return values.clone();
-    return comm_.AllocateRegistered(values.numel(), values.scalar_type()).copy_(values);
+    if (registered_ && comm_.device() == device_)
+      return comm_.AllocateRegistered(values.numel(), values.scalar_type()).copy_(values);
+    return at::empty(values.sizes(), values.options().device(device_)).copy_(values);
+  }
+  at::Tensor Full(at::IntArrayRef sizes, double value, at::ScalarType dtype = at::kFloat) {
+    return at::full(sizes, value, at::TensorOptions().dtype(dtype).device(device_));
   }
   void ExpectSent(int64_t bytes, const std::function<void()>& call) {
     const CommCounters before = comm_.counters();
@@ -318,6 +324,7 @@ class Suite {
   }
 
   Communicator& comm_;
+  at::Device device_;
   int size_;
   int rank_;
   bool registered_ = false;
@@ -332,10 +339,8 @@ std::string MessageOf(const std::function<void()>& call) {
   return "no error";
 }
 
-}  // namespace
-
-void RunConformance(Communicator& comm) {
-  Suite suite(comm);
+void RunSuite(Communicator& comm, at::Device device) {
+  Suite suite(comm, device);
   suite.AllReduce();
   suite.ReduceScatter();
   suite.AllGather();
@@ -352,8 +357,15 @@ void RunConformance(Communicator& comm) {
   suite.RefusesNonsense();
 }
 
+}  // namespace
+
+void RunConformance(Communicator& comm) {
+  RunSuite(comm, comm.device());
+  if (!comm.device().is_cpu()) RunSuite(comm, at::kCPU);
+}
+
 void RunMismatch(Communicator& comm) {
-  at::Tensor x = at::full({10 + comm.rank() / (comm.size() - 1)}, 1.0f);
+  at::Tensor x = comm.AllocateRegistered(10 + comm.rank() / (comm.size() - 1), at::kFloat).fill_(1);
   const std::string message = MessageOf([&] { comm.AllReduce(x); });
   EXPECT_THAT(message, HasSubstr("rank 0 calls AllReduce(sum, float32, 10 elements)"));
   EXPECT_THAT(message, HasSubstr(absl::StrCat("rank ", comm.size() - 1,
@@ -364,7 +376,7 @@ void RunMismatch(Communicator& comm) {
 void RunTimeout(Communicator& comm) {
   const int late = comm.size() - 1;
   if (comm.rank() == late) return;
-  at::Tensor x = at::full({10}, 1.0f);
+  at::Tensor x = comm.AllocateRegistered(10, at::kFloat).fill_(1);
   const std::string message = MessageOf([&] { comm.AllReduce(x); });
   EXPECT_THAT(message, HasSubstr(absl::StrCat("for rank ", late)));
   EXPECT_THAT(message, HasSubstr("AllReduce(sum, float32, 10 elements)"));

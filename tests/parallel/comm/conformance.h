@@ -1,6 +1,6 @@
-// What every Communicator must do. RunConformance runs each case on the given group; a backend's
-// test calls it on groups of 1 to 4 ranks. Failures are reported through GoogleTest on the rank
-// that sees them.
+// What every Communicator must do. RunConformance runs each case on the given group, with tensors
+// on its device and in host memory; a backend's test calls it on groups of 1 to 4 ranks. Failures
+// are reported through GoogleTest on the rank that sees them.
 #pragma once
 
 #include "parallel/comm/communicator.h"

@@ -1,11 +1,15 @@
-// The conformance suite over MPI ranks, through shared memory and through MPI's own collectives.
+// The conformance suite over MPI ranks, through shared memory and through MPI's own collectives, of
+// host memory and of a fake device that all share.
 // Started by mpirun; each rank is a GoogleTest program of its own and all run the same tests in the
 // same order.
 #include <gtest/gtest.h>
 
+#include "parallel/comm/device_communicator.h"
 #include "parallel/comm/local_communicator.h"
 #include "parallel/comm/mpi_communicator.h"
 #include "parallel/comm/self_check.h"
+#include "parallel/comm/staged_communicator.h"
+#include "tests/fake_device/fake_device.h"
 #include "tests/parallel/comm/conformance.h"
 
 namespace shoal {
@@ -45,6 +49,14 @@ TEST_P(MpiConformance, PassesItsSelfCheck) {
   for (const CollectiveCheck& check : CheckCollectives(*Make(GetParam()), 1 << 16)) {
     EXPECT_TRUE(check.correct) << check.name << ": " << check.problem;
   }
+}
+
+TEST_P(MpiConformance, EverythingFromADevice) {
+  UseDevice(FakeDevice());
+  const auto comm = MakeStagedCommunicator(Make(GetParam()), FakeDevice());
+  EXPECT_EQ(comm->name(),
+            GetParam().transport == CommTransport::kAuto ? "staged-shm" : "staged-mpi");
+  RunConformance(*comm);
 }
 
 // Small chunks, so that tensors of the suite take many.
