@@ -48,17 +48,28 @@ foreach(dir ${shoal_cuda_runtime_dirs})
     $<INSTALL_INTERFACE:-Wl,-rpath-link,$<INSTALL_PREFIX>/${CMAKE_INSTALL_LIBDIR}/shoal/${below}>)
 endforeach()
 
-# With the `cuda` preset programs load libtorch's CUDA library. Kernels (x_cuda.cu beside x_cpu.cc) and the
-# NCCL backend (parallel/comm/nccl_communicator.cc) join here; there are none yet.
+# With the `cuda` preset: kernels/cuda/, the NCCL communicator, and libtorch's CUDA library. It is built where
+# there is no GPU too; the libraries that libtorch_cuda.so needs in turn come from the toolkit, or Python's
+# wheels, of the machine that runs the program.
 if(SHOAL_CUDA)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90 CACHE STRING "GPUs to compile for; the newest one's code runs on later ones")
   enable_language(CUDA)
+  # CMake 3.25 does not know that nvcc 13 takes it.
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
   find_package(CUDAToolkit 13 REQUIRED)
-  # Nothing names its symbols, so the linker must be told to keep it; the libraries it needs in turn
-  # come from the toolkit of the machine that runs the program.
+  find_path(SHOAL_NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} REQUIRED)
+  find_library(SHOAL_NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} REQUIRED)
+  # What files of a room that are compiled for GPUs alone use.
+  add_library(shoal_cuda INTERFACE)
+  target_include_directories(shoal_cuda SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS} ${SHOAL_NCCL_INCLUDE})
+  target_link_libraries(shoal_cuda INTERFACE CUDA::cudart ${SHOAL_NCCL_LIBRARY})
+  # Nothing names libtorch_cuda.so's symbols, so the linker must be told to keep it.
   target_link_options(shoal_torch INTERFACE -Wl,--allow-shlib-undefined)
   target_link_libraries(shoal_torch INTERFACE
     $<BUILD_INTERFACE:-Wl,--no-as-needed,${SHOAL_TORCH}/lib/libtorch_cuda.so,--as-needed>
-    $<BUILD_INTERFACE:${SHOAL_TORCH}/lib/libc10_cuda.so> CUDA::cudart)
+    $<BUILD_INTERFACE:${SHOAL_TORCH}/lib/libc10_cuda.so> $<BUILD_INTERFACE:shoal_cuda>)
 endif()
 
 if(SHOAL_TESTS)

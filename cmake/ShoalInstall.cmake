@@ -28,6 +28,9 @@ endforeach()
 # The wheel's layout is kept, so that its own rpaths find the CUDA runtime libraries beside it.
 file(GLOB shoal_torch_libraries
   ${SHOAL_TORCH}/lib/libtorch_cpu.so ${SHOAL_TORCH}/lib/libc10.so ${SHOAL_TORCH}/lib/libgomp*)
+if(SHOAL_CUDA)
+  list(APPEND shoal_torch_libraries ${SHOAL_TORCH}/lib/libtorch_cuda.so ${SHOAL_TORCH}/lib/libc10_cuda.so)
+endif()
 install(FILES ${shoal_torch_libraries} DESTINATION ${shoal_library_dir}/torch/lib)
 foreach(entry ATen c10 torch caffe2)
   install(DIRECTORY ${SHOAL_TORCH}/include/${entry} DESTINATION ${shoal_library_dir}/torch/include)

@@ -6,6 +6,7 @@
 
 #include "core/status.h"
 #include "core/trace.h"
+#include "kernels/device_kernels.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -61,6 +62,11 @@ Tensor SwiGluOf(const Tensor& gate_in, const Tensor& up_in) {
   const Tensor gate = WithUniformRows(gate_in, &gate_stride),
                up = WithUniformRows(up_in, &up_stride);
   Tensor y = at::empty(gate.sizes(), gate.options());
+  if (const DeviceKernels* device = DeviceKernelsFor(gate)) {
+    device->swiglu(CallOn(gate), {NumRows(gate), gate.size(-1)}, gate.const_data_ptr(), gate_stride,
+                   up.const_data_ptr(), up_stride, y.mutable_data_ptr());
+    return y;
+  }
   DispatchFused(gate, [&]<class T>(T) {
     SwiGluForward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, MutableData<T>(y),
                      NumRows(gate), gate.size(-1));
@@ -83,6 +89,12 @@ struct SwiGluFunction : torch::autograd::Function<SwiGluFunction> {
     Tensor dgate = at::empty(gate.sizes(), gate.options()),
            dup = at::empty(up.sizes(), up.options());
     const int64_t columns = gate.size(-1);
+    if (const DeviceKernels* device = DeviceKernelsFor(gate)) {
+      device->swiglu_backward(CallOn(gate), {NumRows(gate), columns}, gate.const_data_ptr(),
+                              gate_stride, up.const_data_ptr(), up_stride, dy.const_data_ptr(),
+                              dgate.mutable_data_ptr(), columns, dup.mutable_data_ptr(), columns);
+      return {dgate, dup};
+    }
     DispatchFused(gate, [&]<class T>(T) {
       SwiGluBackward<T>({Data<T>(gate), gate_stride}, {Data<T>(up), up_stride}, Data<T>(dy),
                         {MutableData<T>(dgate), columns}, {MutableData<T>(dup), columns},
@@ -98,13 +110,15 @@ struct SwiGluPackedFunction : torch::autograd::Function<SwiGluPackedFunction> {
     std::vector<int64_t> shape = gate_up.sizes().vec();
     const int64_t columns = shape.back() / 2;
     shape.back() = columns;
+    ctx->save_for_backward({gate_up});
+    if (DeviceKernelsFor(gate_up))
+      return SwiGluOf(gate_up.narrow(-1, 0, columns), gate_up.narrow(-1, columns, columns));
     Tensor y = at::empty(shape, gate_up.options());
     DispatchFused(gate_up, [&]<class T>(T) {
       const T* gate = Data<T>(gate_up);
       SwiGluForward<T>({gate, 2 * columns}, {gate + columns, 2 * columns}, MutableData<T>(y),
                        NumRows(gate_up), columns);
     });
-    ctx->save_for_backward({gate_up});
     return y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -112,6 +126,14 @@ struct SwiGluPackedFunction : torch::autograd::Function<SwiGluPackedFunction> {
     const Tensor gate_up = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     Tensor d = at::empty_like(gate_up);
     const int64_t columns = gate_up.size(-1) / 2;
+    if (const DeviceKernels* device = DeviceKernelsFor(gate_up)) {
+      const Tensor up = gate_up.narrow(-1, columns, columns), dup = d.narrow(-1, columns, columns);
+      device->swiglu_backward(CallOn(gate_up), {NumRows(gate_up), columns},
+                              gate_up.const_data_ptr(), 2 * columns, up.const_data_ptr(),
+                              2 * columns, dy.const_data_ptr(), d.mutable_data_ptr(), 2 * columns,
+                              dup.mutable_data_ptr(), 2 * columns);
+      return {d};
+    }
     DispatchFused(gate_up, [&]<class T>(T) {
       const T* gate = Data<T>(gate_up);
       T* dgate = MutableData<T>(d);
@@ -128,15 +150,19 @@ constexpr int64_t kElementGrain = 16384;
 struct GeluFunction : torch::autograd::Function<GeluFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x_in, bool tanh) {
     const Tensor x = x_in.contiguous();
+    ctx->save_for_backward({x});
+    ctx->saved_data["tanh"] = tanh;
     Tensor y = at::empty_like(x);
+    if (const DeviceKernels* device = DeviceKernelsFor(x)) {
+      device->gelu(CallOn(x), x.const_data_ptr(), y.mutable_data_ptr(), x.numel(), tanh);
+      return y;
+    }
     DispatchFused(x, [&]<class T>(T) {
       ParallelFor(x.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
         simd::KernelsFor<T>().gelu(Data<T>(x) + begin, MutableData<T>(y) + begin, end - begin,
                                    tanh);
       });
     });
-    ctx->save_for_backward({x});
-    ctx->saved_data["tanh"] = tanh;
     return y;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -144,6 +170,11 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
     const Tensor x = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const bool tanh = ctx->saved_data["tanh"].toBool();
     Tensor dx = at::empty_like(x);
+    if (const DeviceKernels* device = DeviceKernelsFor(x)) {
+      device->gelu_backward(CallOn(x), x.const_data_ptr(), dy.const_data_ptr(),
+                            dx.mutable_data_ptr(), x.numel(), tanh);
+      return {dx, Tensor()};
+    }
     DispatchFused(x, [&]<class T>(T) {
       ParallelFor(x.numel(), kElementGrain, [&](int64_t begin, int64_t end) {
         simd::KernelsFor<T>().gelu_backward(Data<T>(x) + begin, Data<T>(dy) + begin,
@@ -160,7 +191,7 @@ Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
   const TraceSpan span(TraceKind::kActivation, "activation");
   SHOAL_CHECK(gate.sizes() == up.sizes() && gate.scalar_type() == up.scalar_type())
       << "SwiGlu: gate " << gate.sizes() << ", up " << up.sizes();
-  if (!IsFused(gate)) return reference::SwiGlu(gate, up);
+  if (!HasKernels(gate)) return reference::SwiGlu(gate, up);
   if (!at::GradMode::is_enabled()) return SwiGluOf(gate, up);
   return SwiGluFunction::apply(gate, up);
 }
@@ -168,14 +199,14 @@ Tensor SwiGlu(const Tensor& gate, const Tensor& up) {
 Tensor SwiGluPacked(const Tensor& gate_up) {
   const TraceSpan span(TraceKind::kActivation, "activation");
   SHOAL_CHECK(gate_up.size(-1) % 2 == 0) << "SwiGluPacked: odd width " << gate_up.sizes();
-  if (IsFused(gate_up)) return SwiGluPackedFunction::apply(gate_up);
+  if (HasKernels(gate_up)) return SwiGluPackedFunction::apply(gate_up);
   const int64_t half = gate_up.size(-1) / 2;
   return reference::SwiGlu(gate_up.narrow(-1, 0, half), gate_up.narrow(-1, half, half));
 }
 
 Tensor Gelu(const Tensor& x, GeluKind kind) {
   const TraceSpan span(TraceKind::kActivation, "activation");
-  if (!IsFused(x)) return reference::Gelu(x, kind);
+  if (!HasKernels(x)) return reference::Gelu(x, kind);
   return GeluFunction::apply(x, kind == GeluKind::kTanh);
 }
 

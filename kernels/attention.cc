@@ -11,6 +11,8 @@
 #include "core/random.h"
 #include "core/status.h"
 #include "core/trace.h"
+#include "kernels/attention_device.h"
+#include "kernels/device_kernels.h"
 #include "kernels/dropout.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
@@ -21,10 +23,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-double ScaleOr(double scale, int64_t head_dim) {
-  return scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
-}
 
 // Rows of one head may lie apart, elements of a row not.
 Tensor WithDenseRows(const Tensor& x) {
@@ -42,52 +40,45 @@ T* HeadAt(const Tensor& x, int64_t b, int64_t n) {
   }
 }
 
-// The operands of one training call.
-struct Operands {
-  Tensor q, k, v, out;
-  Tensor lse_BNT;  // float32
-  AttentionPiece piece;
-  Tensor running = {};  // float32, or undefined: these are all keys
+using Operands = AttentionOperands;
 
-  int64_t group() const { return q.size(2) / k.size(2); }
+const int32_t* Starts(const Operands& x, int64_t b) {
+  const Tensor& starts = x.piece.starts_BT;
+  return starts.defined() ? Data<int32_t>(starts) + b * starts.stride(0) : nullptr;
+}
 
-  const int32_t* Starts(int64_t b) const {
-    const Tensor& starts = piece.starts_BT;
-    return starts.defined() ? Data<int32_t>(starts) + b * starts.stride(0) : nullptr;
-  }
+// Whether any query of sequence b sees any key: starts do not decrease.
+bool Meet(const Operands& x, int64_t b) {
+  const AttentionPiece& piece = x.piece;
+  return x.q.size(1) > 0 && piece.query_place + x.q.size(1) > piece.key_place &&
+         (!piece.starts_BT.defined() || *Starts(x, b) < piece.key_place + x.k.size(1));
+}
 
-  // Whether any query of sequence b sees any key: starts do not decrease.
-  bool Meet(int64_t b) const {
-    return q.size(1) > 0 && piece.query_place + q.size(1) > piece.key_place &&
-           (!piece.starts_BT.defined() || *Starts(b) < piece.key_place + k.size(1));
-  }
-
-  template <class T>
-  simd::AttentionHead<T> Head(int64_t b, int64_t n) const {
-    const int64_t key_head = n / group();
-    const AttentionDropout& dropout = piece.dropout;
-    return {.queries = q.size(1),
-            .keys = k.size(1),
-            .head_dim = q.size(3),
-            .query_place = piece.query_place,
-            .key_place = piece.key_place,
-            .starts = Starts(b),
-            .scale = static_cast<float>(ScaleOr(piece.scale, q.size(3))),
-            .q = HeadAt<const T>(q, b, n),
-            .k = HeadAt<const T>(k, b, key_head),
-            .v = HeadAt<const T>(v, b, key_head),
-            .q_stride = q.stride(1),
-            .k_stride = k.stride(1),
-            .v_stride = v.stride(1),
-            .out = HeadAt<T>(out, b, n),
-            .out_stride = out.stride(1),
-            .lse = MutableData<float>(lse_BNT) + b * lse_BNT.stride(0) + n * lse_BNT.stride(1),
-            .running = running.defined() ? HeadAt<float>(running, b, n) : nullptr,
-            .running_stride = running.defined() ? running.stride(1) : 0,
-            .dropout = dropout.rate > 0 ? MaskOf(dropout.rate, dropout.HeadKey(b, n))
-                                        : simd::DropoutMask()};
-  }
-};
+template <class T>
+simd::AttentionHead<T> Head(const Operands& x, int64_t b, int64_t n) {
+  const int64_t key_head = n / x.group();
+  const AttentionDropout& dropout = x.piece.dropout;
+  return {.queries = x.q.size(1),
+          .keys = x.k.size(1),
+          .head_dim = x.q.size(3),
+          .query_place = x.piece.query_place,
+          .key_place = x.piece.key_place,
+          .starts = Starts(x, b),
+          .scale = x.scale(),
+          .q = HeadAt<const T>(x.q, b, n),
+          .k = HeadAt<const T>(x.k, b, key_head),
+          .v = HeadAt<const T>(x.v, b, key_head),
+          .q_stride = x.q.stride(1),
+          .k_stride = x.k.stride(1),
+          .v_stride = x.v.stride(1),
+          .out = HeadAt<T>(x.out, b, n),
+          .out_stride = x.out.stride(1),
+          .lse = MutableData<float>(x.lse_BNT) + b * x.lse_BNT.stride(0) + n * x.lse_BNT.stride(1),
+          .running = x.running.defined() ? HeadAt<float>(x.running, b, n) : nullptr,
+          .running_stride = x.running.defined() ? x.running.stride(1) : 0,
+          .dropout =
+              dropout.rate > 0 ? MaskOf(dropout.rate, dropout.HeadKey(b, n)) : simd::DropoutMask()};
+}
 
 Tensor Scratch(int64_t bytes) { return at::empty({bytes}, at::kByte); }
 
@@ -99,19 +90,15 @@ void Forward(const Operands& x) {
     Tensor scratch =
         Scratch(kernels.attention_scratch_bytes(x.q.size(1), x.k.size(1), x.q.size(3), false));
     for (int64_t i = begin; i < end; ++i) {
-      if (x.running.defined() && !x.Meet(i / heads)) continue;
+      if (x.running.defined() && !Meet(x, i / heads)) continue;
       const bool keys_are_packed = i > begin && i % heads % x.group() != 0;
-      kernels.attention(x.Head<T>(i / heads, i % heads), keys_are_packed,
+      kernels.attention(Head<T>(x, i / heads, i % heads), keys_are_packed,
                         scratch.mutable_data_ptr());
     }
   });
 }
 
-// Of q, k and v. Written, or, where they are sums of several calls' (float32), added to.
-struct Gradients {
-  Tensor q, k, v;
-  bool sums = false;
-};
+using Gradients = AttentionGradients;
 
 template <class T>
 simd::AttentionGradients<T> HeadGradients(const Gradients& grads, const Tensor& grad_out, int64_t b,
@@ -148,16 +135,30 @@ void Backward(const Operands& x, const Tensor& grad_out, const Gradients& grads)
     std::vector<simd::AttentionGradients<T>> head_grads(group);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / key_heads, key_head = i % key_heads;
-      if (grads.sums && !x.Meet(b)) continue;
+      if (grads.sums && !Meet(x, b)) continue;
       for (int64_t g = 0; g < group; ++g) {
         const int64_t n = key_head * group + g;
-        heads[g] = x.Head<T>(b, n);
+        heads[g] = Head<T>(x, b, n);
         head_grads[g] = HeadGradients<T>(grads, grad_out, b, n, key_head);
       }
       kernels.attention_backward(heads.data(), head_grads.data(), group,
                                  scratch.mutable_data_ptr());
     }
   });
+}
+
+void RunForward(const Operands& x) {
+  if (DeviceKernelsFor(x.q)) return AttendOnDevice(x);
+  DispatchFused(x.q, [&]<class T>(T) { Forward<T>(x); });
+}
+
+void RunBackward(const Operands& x, const Tensor& grad_out, const Gradients& grads) {
+  if (DeviceKernelsFor(x.q)) return AttendBackwardOnDevice(x, grad_out, grads);
+  DispatchFused(x.q, [&]<class T>(T) { Backward<T>(x, grad_out, grads); });
+}
+
+bool HasAttentionKernel(const Tensor& q) {
+  return DeviceKernelsFor(q) ? HasDeviceAttention(q) : IsFused(q);
 }
 
 struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFunction> {
@@ -168,12 +169,12 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
         .k = WithDenseRows(k),
         .v = WithDenseRows(v),
         .out = at::empty(q.sizes(), q.options()),
-        .lse_BNT = at::empty({q.size(0), q.size(2), q.size(1)}, at::kFloat),
+        .lse_BNT = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(at::kFloat)),
         .piece = {.scale = options.scale,
                   .starts_BT = options.documents_BT.defined() ? DocumentStarts(options.documents_BT)
                                                               : Tensor(),
                   .dropout = options.dropout}};
-    DispatchFused(q, [&]<class T>(T) { Forward<T>(x); });
+    RunForward(x);
     ctx->save_for_backward({x.q, x.k, x.v, x.out});
     ctx->saved_data["lse"] = x.lse_BNT;
     SavePiece(*ctx, x.piece);
@@ -193,7 +194,7 @@ struct CausalAttentionFunction : torch::autograd::Function<CausalAttentionFuncti
     const Gradients result{at::empty(x.q.sizes(), x.q.options()),
                            at::empty(x.k.sizes(), x.k.options()),
                            at::empty(x.v.sizes(), x.v.options())};
-    DispatchFused(x.q, [&]<class T>(T) { Backward<T>(x, grad_out, result); });
+    RunBackward(x, grad_out, result);
     return {result.q, result.k, result.v, Tensor()};
   }
 };
@@ -219,7 +220,10 @@ Tensor CausalAttention(const Tensor& q_BTNH, const Tensor& k_BTKH, const Tensor&
   CheckShapes("CausalAttention", q_BTNH, k_BTKH, v_BTKH);
   SHOAL_CHECK(k_BTKH.size(1) == q_BTNH.size(1))
       << "CausalAttention: " << q_BTNH.size(1) << " queries, " << k_BTKH.size(1) << " keys";
-  if (!IsFused(q_BTNH)) return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
+  if (!HasAttentionKernel(q_BTNH))
+    return reference::CausalAttention(q_BTNH, k_BTKH, v_BTKH, options);
+  if (PrefersLibraryAttention(q_BTNH, options))
+    return LibraryAttention(q_BTNH, k_BTKH, v_BTKH, options.scale);
   return CausalAttentionFunction::apply(q_BTNH, k_BTKH, v_BTKH, options);
 }
 
@@ -259,7 +263,8 @@ void AttendPiece(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSK
                  const AttentionPiece& piece, AttentionSoFar& so_far) {
   const TraceSpan span(TraceKind::kAttention, "attention");
   CheckShapes("AttendPiece", q_BTNH, k_BSKH, v_BSKH);
-  if (!IsFused(q_BTNH)) return reference::AttendPiece(q_BTNH, k_BSKH, v_BSKH, piece, so_far);
+  if (!HasAttentionKernel(q_BTNH))
+    return reference::AttendPiece(q_BTNH, k_BSKH, v_BSKH, piece, so_far);
   const Operands x{.q = WithDenseRows(q_BTNH),
                    .k = WithDenseRows(k_BSKH),
                    .v = WithDenseRows(v_BSKH),
@@ -267,7 +272,7 @@ void AttendPiece(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSK
                    .lse_BNT = so_far.lse_BNT,
                    .piece = piece,
                    .running = so_far.running_BTNH};
-  DispatchFused(x.q, [&]<class T>(T) { Forward<T>(x); });
+  RunForward(x);
 }
 
 void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tensor& v_BSKH,
@@ -275,7 +280,7 @@ void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tenso
                          const Tensor& grad_out_BTNH, const AttentionSums& sums) {
   const TraceSpan span(TraceKind::kAttention, "attention backward");
   CheckShapes("AttendPieceBackward", q_BTNH, k_BSKH, v_BSKH);
-  if (!IsFused(q_BTNH)) {
+  if (!HasAttentionKernel(q_BTNH)) {
     return reference::AttendPieceBackward(q_BTNH, k_BSKH, v_BSKH, piece, all, grad_out_BTNH, sums);
   }
   const Operands x{.q = WithDenseRows(q_BTNH),
@@ -286,11 +291,27 @@ void AttendPieceBackward(const Tensor& q_BTNH, const Tensor& k_BSKH, const Tenso
                    .piece = piece};
   const Tensor grad_out = WithDenseRows(grad_out_BTNH);
   const Gradients grads{sums.q_BTNH, sums.k_BSKH, sums.v_BSKH, /*sums=*/true};
-  DispatchFused(x.q, [&]<class T>(T) { Backward<T>(x, grad_out, grads); });
+  RunBackward(x, grad_out, grads);
 }
+
+namespace {
+
+// The last place so far that differs from the one before it.
+Tensor StartsByOperators(const Tensor& documents) {
+  const int64_t length = documents.size(1);
+  if (length == 0) return at::empty_like(documents);
+  const Tensor places = at::arange(length, documents.options()).expand_as(documents);
+  const Tensor same = documents.narrow(1, 1, length - 1).eq(documents.narrow(1, 0, length - 1));
+  const Tensor starts = places.clone();
+  starts.narrow(1, 1, length - 1).masked_fill_(same, 0);
+  return std::get<0>(starts.cummax(1));
+}
+
+}  // namespace
 
 Tensor DocumentStarts(const Tensor& documents_BT) {
   const Tensor documents = documents_BT.to(at::kInt).contiguous();
+  if (!documents.device().is_cpu()) return StartsByOperators(documents);
   Tensor starts = at::empty_like(documents);
   const int64_t length = documents.size(1);
   for (int64_t b = 0; b < documents.size(0); ++b) {

@@ -4,9 +4,11 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "core/dtype.h"
 #include "core/status.h"
 #include "core/trace.h"
 #include "kernels/accumulate.h"
+#include "kernels/device_kernels.h"
 #include "kernels/fused.h"
 #include "kernels/matmul.h"
 #include "kernels/reference.h"
@@ -28,10 +30,12 @@ class Chunk {
         weight_(weight_VC),
         targets_(targets_R),
         options_(options),
-        rows_(std::min(
-            options.chunk_rows > 0 ? options.chunk_rows : CrossEntropyChunkRows(weight_VC.size(0)),
-            std::max<int64_t>(hidden_RC.size(0), 1))),
-        logits_(at::empty({rows_, weight_VC.size(0)}, at::kFloat)) {}
+        rows_(std::min(options.chunk_rows > 0
+                           ? options.chunk_rows
+                           : CrossEntropyChunkRows(weight_VC.size(0), hidden_RC.device().type()),
+                       std::max<int64_t>(hidden_RC.size(0), 1))),
+        logits_(at::empty({rows_, weight_VC.size(0)},
+                          hidden_RC.options().dtype(SumDtype(hidden_RC.scalar_type())))) {}
 
   // One chunk holds all rows.
   bool only() const { return hidden_.size(0) <= rows_; }
@@ -47,24 +51,39 @@ class Chunk {
     }
   }
 
-  // Replaces the chunk's logits by their gradient (softmax - onehot) * scale(row), in the hidden
-  // dtype, where `scale` is given. Writes each valid row's log-probability of its target, 0 where
-  // ignored.
-  template <class Scale>
-  void Softmax(int64_t first, int64_t rows, float* logprobs, bool want_gradient, Scale&& scale) {
-    const int64_t vocabulary = weight_.size(0);
-    if (want_gradient && !gradient_.defined()) {
-      // float32 gradients take the logits' place.
-      gradient_ = hidden_.scalar_type() == at::kFloat
+  // Writes each valid row's log-probability of its target, 0 where ignored. Where `scale_R` is
+  // defined, replaces the chunk's logits by their gradient (softmax - onehot) * scale, in the
+  // hidden dtype.
+  void Softmax(int64_t first, int64_t rows, const Tensor& logprobs_R, const Tensor& scale_R) {
+    if (scale_R.defined() && !gradient_.defined()) {
+      // Gradients in the logits' type take their place.
+      gradient_ = hidden_.scalar_type() == logits_.scalar_type()
                       ? logits_
                       : at::empty(logits_.sizes(), hidden_.options());
     }
+    if (const DeviceKernels* device = DeviceKernelsFor(hidden_))
+      SoftmaxOnDevice(*device, first, rows, logprobs_R, scale_R);
+    else if (IsFused(hidden_))
+      SoftmaxByLoops(first, rows, logprobs_R, scale_R);
+    else
+      SoftmaxByOperators(first, rows, logprobs_R, scale_R);
+  }
+
+  Tensor gradient(int64_t rows) const { return gradient_.narrow(0, 0, rows); }
+  Tensor logits(int64_t rows) const { return logits_.narrow(0, 0, rows); }
+
+ private:
+  void SoftmaxByLoops(int64_t first, int64_t rows, const Tensor& logprobs_R,
+                      const Tensor& scale_R) {
+    const int64_t vocabulary = weight_.size(0);
+    float* logprobs = MutableData<float>(logprobs_R);
+    const float* scale = scale_R.defined() ? Data<float>(scale_R) : nullptr;
     DispatchFused(hidden_, [&]<class T>(T) {
       ParallelFor(rows, RowGrain(vocabulary), [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
           const int64_t target = Data<int64_t>(targets_)[first + row];
           float* logits = MutableData<float>(logits_) + row * vocabulary;
-          T* gradient = want_gradient ? MutableData<T>(gradient_) + row * vocabulary : nullptr;
+          T* gradient = scale ? MutableData<T>(gradient_) + row * vocabulary : nullptr;
           if (target == options_.ignore_index) {
             logprobs[first + row] = 0;
             if (gradient) std::fill_n(gradient, vocabulary, T{});
@@ -72,18 +91,43 @@ class Chunk {
           }
           const float logit = logits[target];
           logprobs[first + row] =
-              logit - simd::KernelsFor<T>().softmax_gradient(
-                          logits, gradient, vocabulary, target,
-                          gradient ? static_cast<float>(scale(first + row)) : 0);
+              logit - simd::KernelsFor<T>().softmax_gradient(logits, gradient, vocabulary, target,
+                                                             scale ? scale[first + row] : 0);
         }
       });
     });
   }
 
-  Tensor gradient(int64_t rows) const { return gradient_.narrow(0, 0, rows); }
-  Tensor logits(int64_t rows) const { return logits_.narrow(0, 0, rows); }
+  void SoftmaxOnDevice(const DeviceKernels& device, int64_t first, int64_t rows,
+                       const Tensor& logprobs_R, const Tensor& scale_R) {
+    const bool wanted = scale_R.defined();
+    device.softmax_gradient(CallOn(hidden_),
+                            {.logits = Data<float>(logits_),
+                             .targets = Data<int64_t>(targets_) + first,
+                             .ignore_index = options_.ignore_index,
+                             .shape = {rows, weight_.size(0)},
+                             .logprobs = MutableData<float>(logprobs_R) + first,
+                             .gradient = wanted ? gradient_.mutable_data_ptr() : nullptr,
+                             .scales = wanted ? Data<float>(scale_R) + first : nullptr});
+  }
 
- private:
+  void SoftmaxByOperators(int64_t first, int64_t rows, const Tensor& logprobs_R,
+                          const Tensor& scale_R) {
+    const Tensor targets_R1 = targets_.narrow(0, first, rows).unsqueeze(1);
+    const Tensor ignored_R1 = targets_R1.eq(options_.ignore_index);
+    const Tensor places_R1 = targets_R1.masked_fill(ignored_R1, 0);
+    Tensor probabilities = at::log_softmax(logits(rows), 1);
+    logprobs_R.narrow(0, first, rows)
+        .copy_(probabilities.gather(1, places_R1).masked_fill_(ignored_R1, 0).squeeze(1));
+    if (!scale_R.defined()) return;
+    probabilities.exp_();
+    probabilities.scatter_add_(1, places_R1, at::full({rows, 1}, -1, probabilities.options()));
+    // By filling: what is ignored need not be finite.
+    probabilities.masked_fill_(ignored_R1, 0);
+    Tensor target = gradient(rows);
+    at::mul_out(target, probabilities, scale_R.narrow(0, first, rows).unsqueeze(1));
+  }
+
   const Tensor hidden_, weight_, targets_;
   const CrossEntropyOptions& options_;
   int64_t rows_;
@@ -138,50 +182,68 @@ void AddChunkGradients(const Tensor& dlogits, const Tensor& hidden, const Tensor
   }
 }
 
+// The sum of -logprobs / denominator, added up in float64.
+Tensor SumOfLosses(const Tensor& logprobs_R, double denominator) {
+  if (!logprobs_R.is_cpu())
+    return logprobs_R.sum(at::kDouble).neg_().div_(denominator).to(logprobs_R.scalar_type());
+  double total = 0;
+  for (int64_t row = 0; row < logprobs_R.size(0); ++row) total -= Data<float>(logprobs_R)[row];
+  return at::scalar_tensor(total / denominator, at::kFloat);
+}
+
 struct LinearCrossEntropyFunction : torch::autograd::Function<LinearCrossEntropyFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& anchor,
                         const Parameter& weight, const Tensor& targets_R,
                         const CrossEntropyOptions& options, bool want_grad_hidden) {
     const Tensor hidden = hidden_in.contiguous(), weight_VC = weight.value.detach();
-    Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
+    const auto sums = hidden.options().dtype(SumDtype(hidden.scalar_type()));
+    const Tensor logprobs_R = at::empty({hidden.size(0)}, sums);
     Tensor grad_hidden = want_grad_hidden ? at::empty_like(hidden) : Tensor();
     Chunk chunk(hidden, weight_VC, targets_R, options);
     // Several chunks are not added up in bfloat16.
     const bool direct = options.unit_gradient && weight.grad.defined() &&
-                        (weight.grad.scalar_type() == at::kFloat || chunk.only());
+                        (weight.grad.scalar_type() == logprobs_R.scalar_type() || chunk.only());
     Tensor grad_weight = !weight.grad.defined() ? Tensor()
                          : direct               ? weight.grad
-                                                : at::empty(weight.grad.sizes(), at::kFloat);
+                                                : at::empty(weight.grad.sizes(), sums);
     if (grad_weight.defined() && !direct && hidden.size(0) == 0) grad_weight.zero_();
     const bool want_gradient = grad_hidden.defined() || grad_weight.defined();
+    const Tensor scale_R =
+        want_gradient ? at::full({hidden.size(0)}, 1.0 / options.denominator, sums) : Tensor();
     chunk.ForEach([&](int64_t first, int64_t rows) {
       const Smoothing smoothing(chunk.logits(rows), targets_R.narrow(0, first, rows), options);
-      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), want_gradient,
-                    [&](int64_t) { return 1.0 / options.denominator; });
+      chunk.Softmax(first, rows, logprobs_R, scale_R);
       smoothing.Smooth(logprobs_R.narrow(0, first, rows));
       if (!want_gradient) return;
       smoothing.SmoothGradient(chunk.gradient(rows), 1.0 / options.denominator);
       AddChunkGradients(chunk.gradient(rows), hidden, weight_VC, grad_hidden, grad_weight, first,
                         direct || first > 0);
     });
-    double total = 0;
-    for (int64_t row = 0; row < hidden.size(0); ++row) total -= Data<float>(logprobs_R)[row];
     ctx->saved_data["grad_hidden"] = grad_hidden;
     ctx->saved_data["product"] = direct ? Tensor() : grad_weight;
     ctx->saved_data["grad"] = weight.grad;
     ctx->saved_data["direct"] = direct;
-    return at::scalar_tensor(total / options.denominator, at::kFloat);
+    ctx->saved_data["unit_gradient"] = options.unit_gradient;
+    return SumOfLosses(logprobs_R, options.denominator);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
-    const double factor = grads[0].item<double>();
+    // On another device to look at it were to wait for that.
+    const bool looks = grads[0].is_cpu(), promised = ctx->saved_data["unit_gradient"].toBool();
+    const double factor = looks ? grads[0].item<double>() : 1;
     TORCH_CHECK(factor == 1 || !ctx->saved_data["direct"].toBool(),
                 "LinearCrossEntropy: unit_gradient was promised, the loss's gradient is ", factor);
+    const auto scale = [&](Tensor& x) {
+      if (!looks && !promised)
+        x.mul_(grads[0]);
+      else if (factor != 1)
+        x.mul_(factor);
+    };
     Tensor grad_hidden = ctx->saved_data["grad_hidden"].toTensor();
-    if (grad_hidden.defined() && factor != 1) grad_hidden.mul_(factor);
+    if (grad_hidden.defined()) scale(grad_hidden);
     if (Tensor product = ctx->saved_data["product"].toTensor(); product.defined()) {
-      if (factor != 1) product.mul_(factor);
+      scale(product);
       Accumulate(product, ctx->saved_data["grad"].toTensor());
     }
     ctx->saved_data.erase("product");
@@ -195,12 +257,11 @@ struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction
                         const Parameter& weight, const Tensor& targets_R,
                         const CrossEntropyOptions& options) {
     const Tensor hidden = hidden_in.contiguous();
-    Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
+    const Tensor logprobs_R =
+        at::empty({hidden.size(0)}, hidden.options().dtype(SumDtype(hidden.scalar_type())));
     Chunk chunk(hidden, weight.value.detach(), targets_R, options);
-    chunk.ForEach([&](int64_t first, int64_t rows) {
-      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), false,
-                    [](int64_t) { return 0.0; });
-    });
+    chunk.ForEach(
+        [&](int64_t first, int64_t rows) { chunk.Softmax(first, rows, logprobs_R, Tensor()); });
     ctx->save_for_backward({hidden, targets_R});
     ctx->saved_data["weight"] = weight.value.detach();
     ctx->saved_data["grad"] = weight.grad;
@@ -212,18 +273,17 @@ struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor hidden = saved[0], targets_R = saved[1], upstream_R = grads[0].contiguous();
+    const Tensor hidden = saved[0], targets_R = saved[1], scale_R = grads[0].neg().contiguous();
     const Tensor weight = ctx->saved_data["weight"].toTensor();
     Tensor grad_weight = ctx->saved_data["grad"].toTensor();
     Tensor grad_hidden = ctx->needs_input_grad(0) ? at::empty_like(hidden) : Tensor();
     CrossEntropyOptions options;
     options.ignore_index = ctx->saved_data["ignore_index"].toInt();
     options.chunk_rows = ctx->saved_data["chunk_rows"].toInt();
-    Tensor logprobs_R = at::empty({hidden.size(0)}, at::kFloat);
+    const Tensor logprobs_R = at::empty_like(scale_R);
     Chunk chunk(hidden, weight, targets_R, options);
     chunk.ForEach([&](int64_t first, int64_t rows) {
-      chunk.Softmax(first, rows, MutableData<float>(logprobs_R), true,
-                    [&](int64_t row) { return -Data<float>(upstream_R)[row]; });
+      chunk.Softmax(first, rows, logprobs_R, scale_R);
       AddChunkGradients(chunk.gradient(rows), hidden, weight, grad_hidden, grad_weight, first,
                         true);
     });
@@ -231,7 +291,8 @@ struct LinearLogprobsFunction : torch::autograd::Function<LinearLogprobsFunction
   }
 };
 
-// Targets as the loops read them; every one an index of the vocabulary or ignored.
+// Targets as the loops read them; every one an index of the vocabulary or ignored. Those on another
+// device are not looked at, which would wait for it; its own gather stops at one outside.
 Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter& weight,
                       const Tensor& targets_R, const CrossEntropyOptions& options) {
   SHOAL_CHECK(hidden_RC.dim() == 2 && weight.value.dim() == 2 &&
@@ -240,7 +301,7 @@ Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter
       << what << ": hidden " << hidden_RC.sizes() << ", weight " << weight.value.sizes()
       << ", targets " << targets_R.sizes();
   const Tensor targets = targets_R.to(at::kLong).contiguous().view({-1});
-  for (int64_t i = 0; i < targets.numel(); ++i) {
+  for (int64_t i = 0; targets.is_cpu() && i < targets.numel(); ++i) {
     const int64_t target = Data<int64_t>(targets)[i];
     SHOAL_CHECK(target == options.ignore_index || (0 <= target && target < weight.value.size(0)))
         << what << ": target " << target << " in row " << i << ", the vocabulary holds "
@@ -251,9 +312,10 @@ Tensor CheckedTargets(const char* what, const Tensor& hidden_RC, const Parameter
 
 }  // namespace
 
-int64_t CrossEntropyChunkRows(int64_t vocabulary) {
-  constexpr int64_t kChunkBytes = 8 << 20, kMinChunkRows = 64;
-  return std::max(kMinChunkRows, kChunkBytes / (4 * std::max<int64_t>(vocabulary, 1)) / 64 * 64);
+int64_t CrossEntropyChunkRows(int64_t vocabulary, at::DeviceType device) {
+  constexpr int64_t kMinChunkRows = 64;
+  const int64_t bytes = device == at::kCPU ? 8 << 20 : 256 << 20;
+  return std::max(kMinChunkRows, bytes / (4 * std::max<int64_t>(vocabulary, 1)) / 64 * 64);
 }
 
 Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, const Tensor& targets_R,
@@ -261,7 +323,7 @@ Tensor LinearCrossEntropy(const Tensor& hidden_RC, const Parameter& weight, cons
   const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy");
   const Tensor targets =
       CheckedTargets("LinearCrossEntropy", hidden_RC, weight, targets_R, options);
-  if (!IsFused(hidden_RC))
+  if (hidden_RC.is_cpu() && !IsFused(hidden_RC))
     return reference::LinearCrossEntropy(hidden_RC, WeightOf(weight), targets, options);
   if (!at::GradMode::is_enabled()) {
     return LinearCrossEntropyFunction::apply(hidden_RC, weight.value, Parameter{weight.value, {}},
@@ -275,7 +337,7 @@ Tensor LinearLogprobs(const Tensor& hidden_RC, const Parameter& weight, const Te
                       const CrossEntropyOptions& options) {
   const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy");
   const Tensor targets = CheckedTargets("LinearLogprobs", hidden_RC, weight, targets_R, options);
-  if (!IsFused(hidden_RC))
+  if (hidden_RC.is_cpu() && !IsFused(hidden_RC))
     return reference::LinearLogprobs(hidden_RC, WeightOf(weight), targets, options);
   return LinearLogprobsFunction::apply(hidden_RC, weight.value, weight, targets, options);
 }

@@ -16,13 +16,15 @@ struct CrossEntropyOptions {
   double label_smoothing = 0.0;
   // LinearCrossEntropy only: promises that backward() will be called once with gradient 1 and that
   // weight.grad may be added to from the forward pass on. dL/dW then goes straight there, without a
-  // (V, C) float32 buffer in between (bfloat16 gradients: if the rows are one chunk).
+  // (V, C) float32 buffer in between (bfloat16 gradients: if the rows are one chunk). On the CPU a
+  // broken promise throws; elsewhere the gradient is not looked at, which would wait for the
+  // device.
   bool unit_gradient = false;
 };
 
 // Rows of a chunk where the caller leaves them open: its logits stay within 8 MB, a share of the
-// last-level cache, unless that were too few rows for a product.
-int64_t CrossEntropyChunkRows(int64_t vocabulary);
+// last-level cache, unless that were too few rows for a product; on other devices within 256 MB.
+int64_t CrossEntropyChunkRows(int64_t vocabulary, at::DeviceType device = at::kCPU);
 
 // hidden: (R, C), weight: (V, C), targets: (R) int64. Returns () float32 (float64 for float64
 // inputs): sum over valid rows of logsumexp(hidden W^T) - logit of the target, / denominator. The

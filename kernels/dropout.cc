@@ -8,6 +8,7 @@
 
 #include "core/status.h"
 #include "core/trace.h"
+#include "kernels/device_kernels.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -22,6 +23,17 @@ Tensor Masked(const Tensor& x_in, double rate, const Tensor& keys_R, const Tenso
   const Tensor x = x_in.contiguous();
   Tensor y = at::empty_like(x);
   const int64_t columns = x.size(-1);
+  if (const DeviceKernels* device = DeviceKernelsFor(x)) {
+    const simd::DropoutMask mask = MaskOf(rate, 0);
+    device->dropout(CallOn(x), {.x = x.const_data_ptr(),
+                                .y = y.mutable_data_ptr(),
+                                .shape = {NumRows(x), columns},
+                                .keys = Data<int64_t>(keys_R),
+                                .places = Data<int64_t>(places_R),
+                                .threshold = mask.threshold,
+                                .scale = mask.scale});
+    return y;
+  }
   const int64_t* keys = Data<int64_t>(keys_R);
   const int64_t* places = Data<int64_t>(places_R);
   DispatchFused(x, [&]<class T>(T) {
@@ -68,8 +80,11 @@ Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor&
       << "Dropout: x " << x.sizes() << ", " << keys_R.numel() << " keys, " << places_R.numel()
       << " places";
   if (rate == 0) return x;
-  const Tensor keys = keys_R.contiguous(), places = places_R.contiguous();
-  if (!IsFused(x)) return reference::Dropout(x, rate, keys, places);
+  if (!HasKernels(x))
+    return reference::Dropout(x, rate, keys_R.contiguous(), places_R.contiguous());
+  // Host memory that is not pinned has been read when a copy returns.
+  const Tensor keys = keys_R.to(x.device(), at::kLong, /*non_blocking=*/true).contiguous(),
+               places = places_R.to(x.device(), at::kLong, /*non_blocking=*/true).contiguous();
   return DropoutFunction::apply(x, rate, keys, places);
 }
 

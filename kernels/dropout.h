@@ -12,7 +12,7 @@ namespace shoal {
 simd::DropoutMask MaskOf(double rate, uint64_t key);
 
 // x: (..., C), R rows. Row r's elements are at (places_R[r], 0 .. C - 1) of the stream keys_R[r]
-// (both int64). What stays is divided by 1 - rate. Differentiable in x.
+// (both int64, on any device). What stays is divided by 1 - rate. Differentiable in x.
 Tensor Dropout(const Tensor& x, double rate, const Tensor& keys_R, const Tensor& places_R);
 
 }  // namespace shoal

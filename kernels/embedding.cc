@@ -51,8 +51,11 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
     const TraceSpan span(TraceKind::kEmbedding, "embedding backward");
     const Tensor indices = ctx->get_saved_variables()[0], dy = grads[0].contiguous();
     const Tensor grad_VC = ctx->saved_data["grad"].toTensor();
-    if (grad_VC.defined())
+    if (!grad_VC.defined()) return {Tensor(), Tensor(), Tensor()};
+    if (dy.is_cpu())
       DispatchFused(dy, [&]<class T>(T) { ScatterAdd<T>(indices, dy, grad_VC); });
+    else
+      AddRowsInOrder(dy.view({-1, grad_VC.size(1)}), indices.view({-1}), grad_VC);
     return {Tensor(), Tensor(), Tensor()};
   }
 };
@@ -64,7 +67,7 @@ Tensor Embedding(const Tensor& indices, const Parameter& weight) {
   SHOAL_CHECK(weight.value.dim() == 2) << "Embedding: weight " << weight.value.sizes();
   const Tensor flat = indices.contiguous();
   CheckRows("Embedding", flat, weight.value.size(0));
-  if (!IsFused(weight.value) || !weight.value.is_contiguous())
+  if (weight.value.is_cpu() && (!IsFused(weight.value) || !weight.value.is_contiguous()))
     return reference::Embedding(flat, WeightOf(weight));
   return EmbeddingFunction::apply(flat, weight.value, weight);
 }

@@ -21,14 +21,15 @@ using ExpertTensors = torch::autograd::variable_list;
 // oneDNN compiles a kernel for every size and keeps it: milliseconds and megabytes. An expert gets
 // another number of rows in every pass, so its rows are multiplied in pieces of a few sizes, powers
 // of two, and what remains: fewer rows than the smallest, which take loops of our own (matmul.h)
-// or, as the inner dimension of a weight's gradient, are filled up with zeros.
+// or, as the inner dimension of a weight's gradient, are filled up with zeros. Other devices'
+// libraries take any size: an expert's rows are one product there.
 constexpr int64_t kSmallestPiece = 64, kLargestPiece = 1024;
 static_assert(kSmallestPiece <= kMaxRowsOfEqualBits);
 
 // Calls visit(first row, rows) for pieces of `rows` rows from `first` on.
 template <typename Visit>
-void ForPieces(int64_t first, int64_t rows, const Visit& visit) {
-  for (int64_t piece = kLargestPiece; piece >= kSmallestPiece; piece /= 2) {
+void ForPieces(const at::Device& device, int64_t first, int64_t rows, const Visit& visit) {
+  for (int64_t piece = kLargestPiece; device.is_cpu() && piece >= kSmallestPiece; piece /= 2) {
     for (; rows >= piece; first += piece, rows -= piece) visit(first, piece);
   }
   if (rows > 0) visit(first, rows);
@@ -39,7 +40,7 @@ void MultiplyGroups(const Tensor& x, std::span<const int64_t> rows,
                     const std::vector<Tensor>& matrices, const Tensor& y) {
   int64_t begin = 0;
   for (size_t g = 0; g < rows.size(); ++g) {
-    ForPieces(begin, rows[g], [&](int64_t first, int64_t count) {
+    ForPieces(x.device(), begin, rows[g], [&](int64_t first, int64_t count) {
       Tensor part = y.narrow(0, first, count);
       MatMul(x.narrow(0, first, count), matrices[g], part);
     });
@@ -49,9 +50,9 @@ void MultiplyGroups(const Tensor& x, std::span<const int64_t> rows,
 
 // weight_grad (out, in) += grad_y^T x over equally many rows.
 void AddWeightGradient(const Tensor& grad_y, const Tensor& x, Tensor& weight_grad) {
-  ForPieces(0, x.size(0), [&](int64_t first, int64_t count) {
+  ForPieces(x.device(), 0, x.size(0), [&](int64_t first, int64_t count) {
     Tensor left = grad_y.narrow(0, first, count), right = x.narrow(0, first, count);
-    if (count < kSmallestPiece) {
+    if (count < kSmallestPiece && x.is_cpu()) {
       const int64_t missing = kSmallestPiece - count;
       left = at::constant_pad_nd(left, {0, 0, 0, missing});
       right = at::constant_pad_nd(right, {0, 0, 0, missing});

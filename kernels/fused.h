@@ -7,7 +7,8 @@
 
 namespace shoal {
 
-// Whether fused kernels exist for this tensor's type; reference.h serves the rest.
+// Whether fused kernels for the CPU serve this tensor; device_kernels.h has those of other devices,
+// reference.h serves the rest.
 inline bool IsFused(const at::Tensor& x) {
   const at::ScalarType type = x.scalar_type();
   return x.device().is_cpu() && (type == at::kFloat || type == at::kBFloat16 || type == at::kHalf);

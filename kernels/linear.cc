@@ -29,7 +29,7 @@ Tensor Rows(const Tensor& x) {
 // threads.
 void AddColumnSums(const Tensor& grad_RO, const Tensor& bias_grad) {
   if (!IsFused(grad_RO)) {
-    bias_grad.add_(grad_RO.sum(0));
+    bias_grad.add_(grad_RO.sum(0, /*keepdim=*/false, SumDtype(grad_RO.scalar_type())));
     return;
   }
   constexpr int64_t kPieceRows = 256;

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dnnl.hpp>
 
 #include "core/status.h"
@@ -209,6 +210,47 @@ void WidenedMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
   options.accumulate ? c_MN.add_(product) : c_MN.copy_(product);
 }
 
+// cuBLAS may add up parts of half-precision sums in half precision unless it is told not to.
+void KeepCublasSumsInFloat() {
+  static const bool once = [] {
+    at::globalContext().setAllowBF16ReductionCuBLAS(false);
+    at::globalContext().setAllowFP16ReductionCuBLAS(false);
+    return true;
+  }();
+  static_cast<void>(once);
+}
+
+// By the device's own library, without a copy of c where the types allow. c is contiguous.
+void DeviceMatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
+                  const MatMulOptions& options) {
+  const at::ScalarType type = a_MK.scalar_type();
+  const Tensor& bias = options.bias;
+  const bool half_to_float =
+      (type == at::kBFloat16 || type == at::kHalf) && c_MN.scalar_type() == at::kFloat;
+  if (b_KN.scalar_type() != type || (c_MN.scalar_type() != type && !half_to_float)) {
+    AtenMatMul(a_MK, b_KN, c_MN, options);
+  } else if (half_to_float && !c_MN.is_cuda()) {
+    DeviceMatMul(a_MK.to(at::kFloat), b_KN.to(at::kFloat), c_MN,
+                 {options.accumulate, bias.defined() ? bias.to(at::kFloat) : Tensor()});
+  } else if (half_to_float) {
+    KeepCublasSumsInFloat();
+    if (options.accumulate)
+      at::addmm_out(c_MN, c_MN, a_MK, b_KN, at::kFloat);
+    else
+      at::mm_out(c_MN, a_MK, b_KN, at::kFloat);
+    if (bias.defined()) c_MN.add_(bias);
+  } else {
+    if (c_MN.is_cuda()) KeepCublasSumsInFloat();
+    if (options.accumulate)
+      at::addmm_out(c_MN, c_MN, a_MK, b_KN);
+    else if (bias.defined() && bias.scalar_type() == type)
+      at::addmm_out(c_MN, bias, a_MK, b_KN);
+    else
+      at::mm_out(c_MN, a_MK, b_KN);
+    if (bias.defined() && bias.scalar_type() != type) c_MN.add_(bias);
+  }
+}
+
 double Seconds(const std::function<void()>& work) {
   const auto start = std::chrono::steady_clock::now();
   work();
@@ -259,6 +301,7 @@ void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN, const MatMulOp
   const TraceSpan span(
       TraceKind::kMatMul, "matmul",
       {.flops = 2.0 * static_cast<double>(c_MN.numel()) * static_cast<double>(a_MK.size(1))});
+  if (!a_MK.is_cpu()) return DeviceMatMul(a_MK, b_KN, c_MN, options);
   if (a_MK.scalar_type() == at::kHalf) {
     if (!FewRowsProduct(a_MK, b_KN, c_MN, options)) WidenedMatMul(a_MK, b_KN, c_MN, options);
     return;
@@ -298,6 +341,28 @@ double MeasureMatMulPeak(at::ScalarType dtype, int num_threads) {
     Tensor a = at::ones({m, k}, dtype), b = at::ones({n, k}, dtype), c = at::empty({m, n}, dtype);
     const double seconds = BestSeconds([&] { MatMul(a, b.t(), c); }, 0.08);
     peak = std::max(peak, 2.0 * m * k * n / seconds);
+  }
+  return peak;
+}
+
+double MeasureMatMulPeak(at::ScalarType dtype, at::Device device) {
+  constexpr int64_t kSmallest = 512, kLargest = 8192;
+  constexpr double kLongEnough = 2e-3, kBudget = 0.05;
+  const auto options = at::TensorOptions(device);
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  double peak = 0;
+  for (int64_t n = kSmallest; n <= kLargest; n *= 2) {
+    // No constants: what a processor multiplies decides its power, and so its clock.
+    const Tensor a = at::arange(n * n, options.dtype(at::kFloat)).sin_().to(dtype).view({n, n});
+    Tensor c = at::empty_like(a);
+    const double seconds = BestSeconds(
+        [&] {
+          MatMul(a, a.t(), c);
+          guard.synchronizeDevice(c.device().index());
+        },
+        kBudget);
+    peak = std::max(peak, 2.0 * static_cast<double>(n * n * n) / seconds);
+    if (seconds > kLongEnough) break;
   }
   return peak;
 }

@@ -17,8 +17,8 @@ struct MatMulOptions {
 // float32 where they are bfloat16 or float16 (sums are float32 in any case). Safe to call from many
 // threads.
 //
-// Up to kMaxRowsOfEqualBits rows of these three types take loops of our own that read b once
-// where it lies, and with which a row of c has the same bits whatever the other rows and their
+// On the CPU up to kMaxRowsOfEqualBits rows of these three types take loops of our own that read b
+// once where it lies, and with which a row of c has the same bits whatever the other rows and their
 // number are: what a sequence generates does not depend on what shares its batch.
 void MatMul(const Tensor& a_MK, const Tensor& b_KN, Tensor& c_MN,
             const MatMulOptions& options = {});
@@ -39,6 +39,10 @@ MatMulBackend MeasureMatMulBackend(at::ScalarType dtype);
 // FLOP/s of the best of a few large products on `num_threads` threads, with the library in use.
 // Takes under half a second. What MFU is reported against.
 double MeasureMatMulPeak(at::ScalarType dtype, int num_threads);
+
+// The same of a device other than the CPU: of square products of 512 rows and up, until one takes
+// long enough to fill it.
+double MeasureMatMulPeak(at::ScalarType dtype, at::Device device);
 
 struct MemoryBandwidth {
   double read_bytes_per_second = 0;

@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include "core/status.h"
+#include "kernels/device_kernels.h"
 #include "kernels/fused.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
@@ -26,7 +27,7 @@ bool IsFusedStep(const char* what, const Tensor& weights, const Tensor& grads,
   };
   check(weights, "weights");
   check(grads, "grads");
-  bool fused = weights.scalar_type() == at::kFloat && IsFused(grads);
+  bool fused = weights.scalar_type() == at::kFloat && HasKernels(grads);
   for (const Tensor* moment : moments) {
     if (!moment->defined()) continue;
     check(*moment, "moment");
@@ -34,9 +35,25 @@ bool IsFusedStep(const char* what, const Tensor& weights, const Tensor& grads,
   }
   if (compute_copy.defined()) {
     check(compute_copy, "compute_copy");
-    fused = fused && IsFused(compute_copy);
+    fused = fused && HasKernels(compute_copy);
   }
   return fused;
+}
+
+// The operands as a device's kernels take them.
+DeviceStep StepOf(const Tensor& weights, const Tensor& grads, const Tensor& moment1,
+                  const Tensor& moment2, const Tensor& compute_copy) {
+  const auto floats = [](const Tensor& x) { return x.defined() ? MutableData<float>(x) : nullptr; };
+  DeviceStep step{.n = weights.numel(),
+                  .weights = floats(weights),
+                  .gradients = grads.const_data_ptr(),
+                  .moment1 = floats(moment1),
+                  .moment2 = floats(moment2)};
+  if (compute_copy.defined()) {
+    step.copy = compute_copy.mutable_data_ptr();
+    step.copy_type = ElementTypeOf(compute_copy.scalar_type());
+  }
+  return step;
 }
 
 // Calls step(first, count, bfloat16 copy or null) block by block; copies of other types are made
@@ -81,6 +98,10 @@ void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& mo
       .epsilon = static_cast<float>(options.epsilon),
       .grad_scale = static_cast<float>(options.grad_scale),
   };
+  if (const DeviceKernels* device = DeviceKernelsFor(grads)) {
+    return device->adamw(CallOn(grads), StepOf(weights, grads, moment1, moment2, compute_copy),
+                         scalars);
+  }
   DispatchFused(grads, [&]<class T>(T) {
     ForBlocks(weights, compute_copy, [&](int64_t first, int64_t count, simd::Bf16* copy) {
       simd::KernelsFor<T>().adamw(MutableData<float>(weights) + first, Data<T>(grads) + first,
@@ -105,6 +126,10 @@ void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& com
       .nesterov = options.nesterov,
       .first_step = options.step == 1,
   };
+  if (const DeviceKernels* device = DeviceKernelsFor(grads)) {
+    return device->sgd(CallOn(grads), StepOf(weights, grads, momentum, Tensor(), compute_copy),
+                       scalars);
+  }
   DispatchFused(grads, [&]<class T>(T) {
     ForBlocks(weights, compute_copy, [&](int64_t first, int64_t count, simd::Bf16* copy) {
       simd::KernelsFor<T>().sgd(MutableData<float>(weights) + first, Data<T>(grads) + first,
@@ -127,6 +152,7 @@ double SquaresInOrder(const Tensor& values) {
 }  // namespace
 
 double SumOfSquares(const Tensor& values) {
+  if (!values.device().is_cpu()) return SumOfSquaresOf(values).item<double>();
   const Tensor flat = values.contiguous().view({-1});
   const int64_t n = flat.numel(), blocks = (n + kBlock - 1) / kBlock;
   std::vector<double> sums(blocks);
@@ -145,6 +171,19 @@ double SumOfSquares(const Tensor& values) {
   double total = 0;
   for (double sum : sums) total += sum;
   return total;
+}
+
+Tensor SumOfSquaresOf(const Tensor& values) {
+  const Tensor flat = values.contiguous().view({-1});
+  if (const DeviceKernels* device = DeviceKernelsFor(flat)) {
+    const Tensor sums =
+        at::empty({DeviceSumScratch(flat.numel()) + 1}, flat.options().dtype(at::kDouble));
+    device->sum_of_squares(CallOn(flat), flat.const_data_ptr(), flat.numel(),
+                           MutableData<double>(sums) + 1, MutableData<double>(sums));
+    return sums[0];
+  }
+  if (flat.device().is_cpu()) return at::scalar_tensor(SumOfSquares(flat), at::kDouble);
+  return flat.to(at::kDouble).square().sum();
 }
 
 }  // namespace shoal

@@ -44,4 +44,8 @@ void SgdStep(Tensor& weights, const Tensor& grads, Tensor& momentum, Tensor& com
 // so that it is the same on any rank and thread count. Inf and NaN propagate.
 double SumOfSquares(const Tensor& values);
 
+// The same as a () float64 tensor on values' device, without waiting for it. On another device than
+// the CPU the order is that device's own, fixed as well.
+Tensor SumOfSquaresOf(const Tensor& values);
+
 }  // namespace shoal

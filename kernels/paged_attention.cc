@@ -184,9 +184,11 @@ Tensor PagedAttention(const Tensor& q_RNH, const Tensor& k_RKH, const Tensor& v_
               q_RNH.size(0) == k_RKH.size(0) && q_RNH.size(2) == k_RKH.size(2) &&
               k_RKH.size(1) > 0 && q_RNH.size(1) % k_RKH.size(1) == 0 &&
               k_RKH.scalar_type() == q_RNH.scalar_type() &&
-              v_RKH.scalar_type() == q_RNH.scalar_type() && q_RNH.is_cpu())
+              v_RKH.scalar_type() == q_RNH.scalar_type())
       << "PagedAttention: q " << q_RNH.sizes() << ", k " << k_RKH.sizes() << ", v " << v_RKH.sizes()
       << "; want (R, N, H) and twice (R, K, H) of one dtype, K dividing N";
+  SHOAL_CHECK(q_RNH.is_cpu() && k_RKH.is_cpu() && v_RKH.is_cpu())
+      << "PagedAttention: its pages are host memory, q lies on " << q_RNH.device().str();
   int64_t rows = 0;
   for (const PagedSegment& segment : segments) {
     SHOAL_CHECK(segment.first_row == rows && segment.num_tokens > 0 && segment.past >= 0)

@@ -88,8 +88,11 @@ Tensor Embedding(const Tensor& indices, const Tensor& weight) {
 
 namespace {
 
-// (rows, columns) float64: 0 where dropped, else the scale. Row r at (places[r], 0 ..) of keys[r].
-Tensor DropoutFactors(double rate, const Tensor& keys_R, const Tensor& places_R, int64_t columns) {
+// (rows, columns) float64 in host memory: 0 where dropped, else the scale. Row r at (places[r], 0
+// ..) of keys[r].
+Tensor DropoutFactors(double rate, const Tensor& device_keys_R, const Tensor& device_places_R,
+                      int64_t columns) {
+  const Tensor keys_R = device_keys_R.cpu(), places_R = device_places_R.cpu();
   const simd::DropoutMask mask = MaskOf(rate, 0);
   Tensor factors = at::empty({keys_R.numel(), columns}, at::kDouble);
   double* out = factors.mutable_data_ptr<double>();
@@ -118,7 +121,7 @@ struct ScoreBlock {
   int64_t query_place = 0, key_place = 0;
 };
 
-// (B, N, T, S) as AttentionOptions::dropout has it.
+// (B, N, T, S) in host memory, as AttentionOptions::dropout has it.
 Tensor AttentionFactors(const AttentionDropout& dropout, int64_t heads, const ScoreBlock& block) {
   const int64_t B = dropout.keys_B.size(0), queries = block.queries, keys = block.keys;
   Tensor factors = at::empty({B, heads, queries, keys}, at::kDouble);
@@ -188,10 +191,11 @@ struct PieceScores {
     const int64_t heads = q_BTNH.size(2);
     q = HeadsFirst(q_BTNH, heads);
     k = HeadsFirst(k_BSKH, heads);
-    const Tensor query = at::arange(block.query_place, block.query_place + block.queries, at::kLong)
+    const auto places = q.options().dtype(at::kLong);
+    const Tensor query = at::arange(block.query_place, block.query_place + block.queries, places)
                              .view({1, 1, -1, 1});
     const Tensor key =
-        at::arange(block.key_place, block.key_place + block.keys, at::kLong).view({1, 1, 1, -1});
+        at::arange(block.key_place, block.key_place + block.keys, places).view({1, 1, 1, -1});
     Tensor visible = key.le(query);
     if (piece.starts_BT.defined())
       visible = visible.logical_and(key.ge(piece.starts_BT.unsqueeze(1).unsqueeze(3)));

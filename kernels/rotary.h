@@ -15,7 +15,9 @@ struct RotaryTable {
 RotaryTable MakeRotaryTable(const Tensor& inverse_frequency, int64_t num_positions,
                             double attention_factor, at::ScalarType dtype);
 
-// x: (B, T, N, H), positions_BT: int64. Returns the rotated x; differentiable in x.
+// x: (B, T, N, H), positions_BT: int64; both and the table on one device. Returns the rotated x;
+// differentiable in x. A position outside the table is a broken invariant; found on another device
+// than the CPU, it makes its token NaN.
 Tensor ApplyRotary(const Tensor& x_BTNH, const Tensor& positions_BT, const RotaryTable& table);
 
 }  // namespace shoal

@@ -66,7 +66,14 @@ struct TakeRowsFunction : torch::autograd::Function<TakeRowsFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const Tensor dy_RW = grads[0].contiguous();
     const int64_t rows = ctx->saved_data["rows"].toInt();
-    const TakersOfRows takers(ctx->get_saved_variables()[0], rows);
+    const Tensor index_R = ctx->get_saved_variables()[0];
+    if (!dy_RW.is_cpu()) {
+      const Tensor sum_NW =
+          at::zeros({rows, dy_RW.size(1)}, dy_RW.options().dtype(SumDtype(dy_RW.scalar_type())));
+      AddRowsInOrder(dy_RW, index_R, sum_NW);
+      return {sum_NW.to(dy_RW.scalar_type()), Tensor()};
+    }
+    const TakersOfRows takers(index_R, rows);
     const Tensor dx_NW = at::empty({rows, dy_RW.size(1)}, dy_RW.options());
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dy_RW.scalar_type(), "TakeRows",
                                     [&] { SumTakers<scalar_t>(dy_RW, takers, dx_NW); });
@@ -76,7 +83,17 @@ struct TakeRowsFunction : torch::autograd::Function<TakeRowsFunction> {
 
 }  // namespace
 
+void AddRowsInOrder(const Tensor& x_RW, const Tensor& index_R, const Tensor& sum_NW) {
+  const at::NoGradGuard no_grad;
+  Tensor sum = sum_NW;
+  // CUDA sorts the places of each row (index_add_ adds them as they come). `unsafe` leaves out a
+  // check of the indices that waits for the device.
+  at::_index_put_impl_(sum, {index_R}, x_RW.to(sum.scalar_type()), /*accumulate=*/true,
+                       /*unsafe=*/true);
+}
+
 void CheckRows(const char* what, const Tensor& index, int64_t rows) {
+  if (!index.is_cpu()) return;
   const int64_t* values = Data<int64_t>(index);
   for (int64_t i = 0; i < index.numel(); ++i) {
     SHOAL_CHECK(0 <= values[i] && values[i] < rows)
@@ -85,11 +102,12 @@ void CheckRows(const char* what, const Tensor& index, int64_t rows) {
 }
 
 Tensor CopyRows(const Tensor& x_NW, const Tensor& index) {
-  const int64_t* rows = Data<int64_t>(index);
   const int64_t width = x_NW.size(1), bytes = ElementBytes(x_NW.scalar_type()),
                 stride = x_NW.stride(0);
   std::vector<int64_t> sizes = index.sizes().vec();
   sizes.push_back(width);
+  if (!x_NW.is_cpu()) return x_NW.index_select(0, index.view({-1})).view(sizes);
+  const int64_t* rows = Data<int64_t>(index);
   Tensor y = at::empty(sizes, x_NW.options());
   const char* from = static_cast<const char*>(x_NW.const_data_ptr());
   char* to = static_cast<char*>(y.mutable_data_ptr());

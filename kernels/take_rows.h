@@ -14,7 +14,12 @@ Tensor TakeRows(const Tensor& x, const Tensor& index_R);
 // differentiable.
 Tensor CopyRows(const Tensor& x_NW, const Tensor& index);
 
-// An index outside of [0, rows) stops the rank, naming `what`. index: contiguous.
+// Adds row i of x to row index_R[i] of sum, in the order of i, each rounded to sum's type. For
+// devices other than the CPU. x: (R, W), sum: (N, W).
+void AddRowsInOrder(const Tensor& x_RW, const Tensor& index_R, const Tensor& sum_NW);
+
+// An index outside of [0, rows) stops the rank, naming `what`. index: contiguous. Other devices'
+// indices are not looked at, which would wait for the device.
 void CheckRows(const char* what, const Tensor& index, int64_t rows);
 
 }  // namespace shoal

@@ -36,7 +36,8 @@ class VocabularyChunks {
         dtype_(SumDtype(hidden_RC.scalar_type())) {
     // The same on every rank, though parts of the vocabulary may differ by one.
     const int64_t part = options.vocabulary / parallel.place().size + 1;
-    rows_ = options.chunk_rows > 0 ? options.chunk_rows : CrossEntropyChunkRows(part);
+    rows_ = options.chunk_rows > 0 ? options.chunk_rows
+                                   : CrossEntropyChunkRows(part, hidden_RC.device().type());
   }
 
   // Calls body(first row, rows, logprobs, probabilities): log-probabilities of the chunk's targets,
@@ -45,7 +46,7 @@ class VocabularyChunks {
   void ForEach(F&& body) {
     for (int64_t first = 0; first < hidden_.size(0); first += rows_) {
       const int64_t rows = std::min(rows_, hidden_.size(0) - first);
-      Tensor logits = at::empty({rows, weight_.size(0)}, at::TensorOptions(dtype_));
+      Tensor logits = at::empty({rows, weight_.size(0)}, hidden_.options().dtype(dtype_));
       MatMul(hidden_.narrow(0, first, rows), weight_.t(), logits);
       const Tensor targets = targets_.narrow(0, first, rows);
       Tensor largest = logits.size(1) > 0 ? std::get<0>(logits.max(1))
@@ -57,9 +58,12 @@ class VocabularyChunks {
       const bool smooths = options_.label_smoothing > 0;
       Tensor sums = at::zeros({smooths ? 3 : 2, rows}, logits.options());
       if (smooths) sums[2].copy_(logits.sum(1));
-      const Tensor places = OwnTargets(targets);
       Tensor target_logits = sums[0], exponentials = sums[1];
-      target_logits.index_copy_(0, places, logits.index({places, LocalTargets(targets, places)}));
+      if (logits.size(1) > 0) {
+        target_logits.copy_(logits.gather(1, Columns(targets).unsqueeze(1))
+                                .squeeze(1)
+                                .masked_fill_(IsElsewhere(targets), 0));
+      }
       logits.exp_();
       exponentials.copy_(logits.sum(1));
       parallel_.SumOverRanks(sums);
@@ -83,10 +87,9 @@ class VocabularyChunks {
     probabilities.mul_(scale.neg().unsqueeze(1));
     if (share > 0)
       probabilities.add_((scale * (share / static_cast<double>(options_.vocabulary))).unsqueeze(1));
-    const Tensor places = OwnTargets(targets);
-    const Tensor columns = LocalTargets(targets, places);
-    probabilities.index_put_({places, columns}, scale.index_select(0, places) * (1 - share),
-                             /*accumulate=*/true);
+    if (probabilities.size(1) == 0) return;
+    const Tensor own = (scale * (1 - share)).masked_fill_(IsElsewhere(targets), 0);
+    probabilities.scatter_add_(1, Columns(targets).unsqueeze(1), own.unsqueeze(1));
   }
 
   // Adds what gradients of a chunk's logits give to those of the hidden states and the weight,
@@ -106,14 +109,13 @@ class VocabularyChunks {
   }
 
  private:
-  // Rows whose target this rank holds.
-  Tensor OwnTargets(const Tensor& targets) const {
-    return at::nonzero(
-               at::logical_and(targets >= options_.range.begin, targets < options_.range.end))
-        .view({-1});
+  // Whether another rank holds a row's target, or none does.
+  Tensor IsElsewhere(const Tensor& targets) const {
+    return at::logical_or(targets < options_.range.begin, targets >= options_.range.end);
   }
-  Tensor LocalTargets(const Tensor& targets, const Tensor& places) const {
-    return targets.index_select(0, places) - options_.range.begin;
+  // Where this rank holds a row's target; any place of its own where it does not.
+  Tensor Columns(const Tensor& targets) const {
+    return targets.clamp(options_.range.begin, options_.range.end - 1) - options_.range.begin;
   }
 
   const TensorParallel& parallel_;
@@ -137,9 +139,9 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
     const at::ScalarType dtype = SumDtype(hidden.scalar_type());
     Tensor grad_hidden = wanted.hidden ? at::empty_like(hidden) : Tensor();
     Tensor grad_weight = wanted.weight_grad.defined()
-                             ? at::zeros(weight.sizes(), at::TensorOptions(dtype))
+                             ? at::zeros(weight.sizes(), hidden.options().dtype(dtype))
                              : Tensor();
-    Tensor total = at::zeros({}, at::TensorOptions(dtype));
+    Tensor total = at::zeros({}, hidden.options().dtype(dtype));
     VocabularyChunks chunks(*parallel, hidden, weight, targets_R, options);
     chunks.ForEach([&](int64_t first, int64_t rows, const Tensor& logprobs, Tensor probabilities) {
       total.sub_(logprobs.sum());
@@ -155,11 +157,16 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const TraceSpan span(TraceKind::kCrossEntropy, "cross entropy backward");
-    const double factor = grads[0].item<double>();
+    const auto scale = [&](Tensor& x) {
+      if (!grads[0].is_cpu())
+        x.mul_(grads[0]);  // To read it were to wait for the device
+      else if (const double factor = grads[0].item<double>(); factor != 1)
+        x.mul_(factor);
+    };
     Tensor grad_hidden = ctx->saved_data["grad_hidden"].toTensor();
-    if (grad_hidden.defined() && factor != 1) grad_hidden.mul_(factor);
+    if (grad_hidden.defined()) scale(grad_hidden);
     if (Tensor product = ctx->saved_data["product"].toTensor(); product.defined()) {
-      if (factor != 1) product.mul_(factor);
+      scale(product);
       Accumulate(product, ctx->saved_data["weight_grad"].toTensor());
     }
     ctx->saved_data.erase("product");
@@ -174,7 +181,7 @@ struct LogprobsFunction : torch::autograd::Function<LogprobsFunction> {
                         const Tensor& targets_R, const Options& options) {
     const Tensor hidden = hidden_in.contiguous(), weight = anchor.detach();
     Tensor logprobs_R =
-        at::zeros({hidden.size(0)}, at::TensorOptions(SumDtype(hidden.scalar_type())));
+        at::zeros({hidden.size(0)}, hidden.options().dtype(SumDtype(hidden.scalar_type())));
     VocabularyChunks chunks(*parallel, hidden, weight, targets_R, options);
     chunks.ForEach([&](int64_t first, int64_t rows, const Tensor& logprobs, const Tensor&) {
       logprobs_R.narrow(0, first, rows).copy_(logprobs);

@@ -16,34 +16,39 @@ struct Gradients {
 using Operation =
     std::function<Tensor(const std::vector<Tensor>& inputs, const std::vector<Parameter>& weights)>;
 
-// Weights' gradients start at 0.25, to see that they are added to.
+// Weights' gradients start at 0.25, to see that they are added to. Runs on `device`; what comes
+// back lies in host memory.
 inline Gradients RunOperation(const Operation& operation, const std::vector<Tensor>& inputs,
                               const std::vector<Tensor>& weights, const Tensor& upstream,
-                              at::ScalarType dtype, at::ScalarType grad_dtype) {
+                              at::ScalarType dtype, at::ScalarType grad_dtype,
+                              c10::Device device = at::kCPU) {
   std::vector<Tensor> leaves, views;
   for (const Tensor& x : inputs) {
-    leaves.push_back(x.detach().to(dtype, false, true).requires_grad_(true));
+    leaves.push_back(x.detach().to(device, dtype, false, true).requires_grad_(true));
     // Strides survive: a view of the leaf with the input's own layout.
     Tensor leaf = leaves.back();
     views.push_back(x.is_contiguous() ? leaf : at::cat({leaf, leaf}, -1).narrow(-1, 0, x.size(-1)));
   }
   std::vector<Parameter> parameters;
   for (const Tensor& w : weights) {
-    Tensor value = w.detach().to(dtype, false, true).contiguous().requires_grad_(true);
-    parameters.push_back({value, at::full(w.sizes(), 0.25, grad_dtype)});
+    Tensor value = w.detach().to(device, dtype, false, true).contiguous().requires_grad_(true);
+    parameters.push_back({value, at::full(w.sizes(), 0.25, value.options().dtype(grad_dtype))});
   }
   Gradients result;
   result.out = operation(views, parameters);
-  result.out.backward(upstream.to(result.out.scalar_type()));
-  for (const Tensor& leaf : leaves) result.inputs.push_back(leaf.grad());
-  for (const Parameter& p : parameters) result.weights.push_back(p.grad);
+  result.out.backward(upstream.to(result.out.options()));
+  result.out = result.out.cpu();
+  for (const Tensor& leaf : leaves) result.inputs.push_back(leaf.grad().cpu());
+  for (const Parameter& p : parameters) result.weights.push_back(p.grad.cpu());
   return result;
 }
 
-// `fused` in `dtype` against `exact` in float64, both on the inputs rounded to dtype.
+// `fused` in `dtype` on `device` against `exact` in float64 on the host, both on the inputs rounded
+// to dtype.
 inline void ExpectMatches(const Operation& fused, const Operation& exact,
                           const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-                          at::ScalarType dtype, double tolerance_factor = 1) {
+                          at::ScalarType dtype, double tolerance_factor = 1,
+                          c10::Device device = at::kCPU) {
   auto rounded = [&](const std::vector<Tensor>& tensors) {
     std::vector<Tensor> result;
     for (const Tensor& x : tensors) {
@@ -61,8 +66,8 @@ inline void ExpectMatches(const Operation& fused, const Operation& exact,
   }();
   const Tensor upstream = at::randn(shape_of.sizes(), at::kDouble).to(dtype).to(at::kDouble);
   const Gradients want = RunOperation(exact, in, w, upstream, at::kDouble, at::kDouble);
-  const Gradients got =
-      RunOperation(fused, in, w, upstream, dtype, dtype == at::kDouble ? at::kDouble : at::kFloat);
+  const Gradients got = RunOperation(fused, in, w, upstream, dtype,
+                                     dtype == at::kDouble ? at::kDouble : at::kFloat, device);
   EXPECT_TRUE(Near(got.out, want.out, dtype, tolerance_factor));
   for (size_t i = 0; i < in.size(); ++i) {
     EXPECT_TRUE(Near(got.inputs[i], want.inputs[i], dtype, tolerance_factor))

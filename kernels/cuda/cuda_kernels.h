@@ -1,0 +1,62 @@
+// NVIDIA GPUs' table of kernels (device_kernel_table.h); each function lies in the .cu file of its
+// operation.
+#pragma once
+
+#include "kernels/device_kernel_table.h"
+
+namespace shoal::cuda {
+
+void RmsNorm(const DeviceCall& call, DeviceMatrix shape, const void* x, const void* residual,
+             const void* weight, void* sum, void* y, float* rstd, float epsilon);
+void RmsNormBackward(const DeviceCall& call, DeviceMatrix shape, const void* x, const void* weight,
+                     const float* rstd, const void* dy, const void* extra, void* dx,
+                     float* grad_weight);
+void LayerNorm(const DeviceCall& call, DeviceMatrix shape, const void* x, const void* weight,
+               const void* bias, void* y, float* mean, float* rstd, float epsilon);
+void LayerNormBackward(const DeviceCall& call, DeviceMatrix shape, const void* x,
+                       const void* weight, const float* mean, const float* rstd, const void* dy,
+                       void* dx, float* grad_weight, float* grad_bias);
+void SwiGlu(const DeviceCall& call, DeviceMatrix shape, const void* gate, int64_t gate_stride,
+            const void* up, int64_t up_stride, void* y);
+void SwiGluBackward(const DeviceCall& call, DeviceMatrix shape, const void* gate,
+                    int64_t gate_stride, const void* up, int64_t up_stride, const void* dy,
+                    void* dgate, int64_t dgate_stride, void* dup, int64_t dup_stride);
+void Gelu(const DeviceCall& call, const void* x, void* y, int64_t n, bool tanh);
+void GeluBackward(const DeviceCall& call, const void* x, const void* dy, void* dx, int64_t n,
+                  bool tanh);
+void Rotary(const DeviceCall& call, const DeviceRotary& rotary);
+void Dropout(const DeviceCall& call, const DeviceDropout& dropout);
+void AdamW(const DeviceCall& call, const DeviceStep& step, const simd::AdamWScalars& scalars);
+void Sgd(const DeviceCall& call, const DeviceStep& step, const simd::SgdScalars& scalars);
+void Lion(const DeviceCall& call, const DeviceStep& step, const LionScalars& scalars);
+void SumOfSquares(const DeviceCall& call, const void* x, int64_t n, double* scratch, double* total);
+void SoftmaxGradient(const DeviceCall& call, const DeviceSoftmax& softmax);
+void Attention(const DeviceCall& call, const DeviceAttention& attention);
+void AttentionBackward(const DeviceCall& call, const DeviceAttention& attention,
+                       const DeviceAttentionGradients& gradients);
+
+inline DeviceKernels TableWith(void* (*current_stream)(int device_index)) {
+  return {.current_stream = current_stream,
+          .rms_norm = &RmsNorm,
+          .rms_norm_backward = &RmsNormBackward,
+          .layer_norm = &LayerNorm,
+          .layer_norm_backward = &LayerNormBackward,
+          .swiglu = &SwiGlu,
+          .swiglu_backward = &SwiGluBackward,
+          .gelu = &Gelu,
+          .gelu_backward = &GeluBackward,
+          .rotary = &Rotary,
+          .dropout = &Dropout,
+          .adamw = &AdamW,
+          .sgd = &Sgd,
+          .lion = &Lion,
+          .sum_of_squares = &SumOfSquares,
+          .softmax_gradient = &SoftmaxGradient,
+          .attention = &Attention,
+          .attention_backward = &AttentionBackward};
+}
+
+// The table of CUDA's own streams (cuda_kernels.cc).
+const DeviceKernels& Kernels();
+
+}  // namespace shoal::cuda
