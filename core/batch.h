@@ -1,4 +1,5 @@
-// One rank's share of one micro-batch.
+// One rank's share of one micro-batch, made in host memory. Where the model computes on a device,
+// operations are handed a copy there of all but sequences_B and lengths_B, which the host reads.
 #pragma once
 
 #include <cstdint>

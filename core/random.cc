@@ -1,10 +1,12 @@
 #include "core/random.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <numbers>
 
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
 
 #include "core/status.h"
 
@@ -74,10 +76,23 @@ std::array<double, 2> NormalPair(const Philox& philox, uint64_t pair) {
   return {radius * std::cos(angle), radius * std::sin(angle)};
 }
 
+void FillFromHost(const at::Tensor& out, const Philox& philox, uint64_t first, double stddev) {
+  constexpr int64_t kPiece = 1 << 22;
+  const at::Tensor flat = out.view({-1});
+  const at::Tensor buffer =
+      at::empty({std::min(kPiece, flat.numel())}, at::TensorOptions(flat.scalar_type()));
+  for (int64_t at = 0; at < flat.numel(); at += kPiece) {
+    at::Tensor piece = buffer.narrow(0, 0, std::min(kPiece, flat.numel() - at));
+    FillNormal(piece, philox, first + static_cast<uint64_t>(at), stddev);
+    flat.narrow(0, at, piece.numel()).copy_(piece);
+  }
+}
+
 }  // namespace
 
 void FillNormal(at::Tensor& out, const Philox& philox, uint64_t first, double stddev) {
   SHOAL_CHECK(out.is_contiguous()) << "FillNormal needs contiguous memory";
+  if (!out.is_cpu()) return FillFromHost(out, philox, first, stddev);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "FillNormal", [&] {
     scalar_t* data = out.mutable_data_ptr<scalar_t>();
     const uint64_t end = first + static_cast<uint64_t>(out.numel());

@@ -41,7 +41,7 @@ uint64_t SubStream(uint64_t stream, uint64_t word);
 
 // Fills contiguous `out` (any floating dtype) with elements [first, first + out.numel()) of the
 // stream's N(0, stddev^2) numbers (Box-Muller on pairs of elements, computed in double, then
-// rounded).
+// rounded). A device's memory is filled from the host's, a piece at a time.
 void FillNormal(at::Tensor& out, const Philox& philox, uint64_t first, double stddev);
 
 }  // namespace shoal

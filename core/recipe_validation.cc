@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/context_validation.h"
+#include "core/device_validation.h"
 #include "core/federated_validation.h"
 #include "core/moe_validation.h"
 #include "core/offload_validation.h"
@@ -55,6 +56,7 @@ class Validator {
     ValidateContext(recipe_, report);
     ValidatePrecision(recipe_, report);
     ValidateOffload(recipe_, report);
+    ValidateDevice(recipe_, report);
     Checkpoint();
     Profiling();
     Sample();

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/CachingDeviceAllocator.h>
 
 #include "core/status.h"
 
@@ -45,6 +46,12 @@ class CountingAllocator final : public c10::Allocator {
   }
 };
 
+// Null: the device's allocator counts nothing, or has been asked for nothing yet.
+c10::DeviceAllocator* CountingAllocatorOf(at::Device device) {
+  auto* allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(device.type()));
+  return allocator != nullptr && allocator->initialized() ? allocator : nullptr;
+}
+
 }  // namespace
 
 void CountTensorMemory() {
@@ -64,7 +71,20 @@ void AddTensorBytes(int64_t bytes) {
 }
 
 int64_t TensorBytes() { return alive; }
-int64_t PeakTensorBytes() { return peak; }
-void ResetPeakTensorBytes() { peak = alive.load(); }
+
+int64_t PeakTensorBytes(at::Device device) {
+  if (device.is_cpu()) return peak;
+  c10::DeviceAllocator* allocator = CountingAllocatorOf(device);
+  if (allocator == nullptr) return 0;
+  const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  return allocator->getDeviceStats(device.index()).allocated_bytes[all].peak;
+}
+
+void ResetPeakTensorBytes(at::Device device) {
+  if (device.is_cpu())
+    peak = alive.load();
+  else if (c10::DeviceAllocator* allocator = CountingAllocatorOf(device))
+    allocator->resetPeakStats(device.index());
+}
 
 }  // namespace shoal

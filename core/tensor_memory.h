@@ -1,5 +1,5 @@
 // Bytes of tensors in host memory, counted where libtorch allocates them. Of the process: rank
-// threads share one count.
+// threads share one count. A device's are counted by its own allocator.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,10 @@ void CountTensorMemory();
 // Counts tensors whose memory comes from elsewhere (shared segments); negative: they are gone.
 void AddTensorBytes(int64_t bytes);
 
-int64_t TensorBytes();      // Alive now
-int64_t PeakTensorBytes();  // The most since the last reset; 0 where nothing is counted
-void ResetPeakTensorBytes();
+int64_t TensorBytes();  // Alive now
+// The most in the device's memory since the last reset; 0 where nothing is counted.
+int64_t PeakTensorBytes(at::Device device = at::kCPU);
+void ResetPeakTensorBytes(at::Device device = at::kCPU);
 
 // Where large tensors that a thread makes get their memory; it counts it.
 class TensorMemorySource {

@@ -201,8 +201,9 @@ absl::Status RecordOnThisRank(const ParityOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(LoadedRecipe recipe, LoadRecipe(options.recipe, options.rest));
   // Both sides find the data that the first has prepared.
   recipe.proto.mutable_run()->set_output_dir(JoinPath(ParentPath(options.record), "run"));
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> world,
-                         JoinRanks(environment, CommOptionsOf(recipe.proto)));
+  SHOAL_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Communicator> world,
+      JoinRanks(environment, CommOptionsOf(recipe.proto), DeviceRequestOf(recipe.proto)));
   const Logger log(world->rank(), world->size());
   PosixFileSystem files;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));

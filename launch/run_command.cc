@@ -31,16 +31,19 @@ struct RunOptions {
 absl::StatusOr<LoadedRecipe> CheckedRecipe(const RunOptions& options, int ranks) {
   SHOAL_ASSIGN_OR_RETURN(LoadedRecipe recipe, LoadRecipe(options.recipe, options.overrides));
   SHOAL_RETURN_IF_ERROR(RecipeErrorsToStatus(CheckRecipeInputs(recipe)));
+  SHOAL_RETURN_IF_ERROR(CheckBuiltFor(DeviceRequestOf(recipe.proto)));
   SHOAL_ASSIGN_OR_RETURN(const MeshPlan mesh, PlanMesh(recipe, ranks));
   SHOAL_RETURN_IF_ERROR(PlanBatch(recipe, mesh.data_parallel_ranks).status());
   return recipe;
 }
 
 absl::Status RunOnThisRank(const LoadedRecipe& recipe, const RankEnvironment& environment) {
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> world,
-                         JoinRanks(environment, CommOptionsOf(recipe.proto)));
+  SHOAL_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Communicator> world,
+      JoinRanks(environment, CommOptionsOf(recipe.proto), DeviceRequestOf(recipe.proto)));
   const Logger log(world->rank(), world->size());
   for (const std::string& notice : recipe.notices) log.Info(notice);
+  if (const auto line = DescribeIdleGpus(recipe.proto, *world)) log.Info(*line);
   PosixFileSystem files;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const TaskEnvironment task{.files = files,

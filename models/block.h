@@ -39,7 +39,7 @@ struct RouterTraining {
 
 // What a layer's router did with a micro-batch: sums over its tokens.
 struct RouterSums {
-  Tensor chosen_E;     // float64: tokens that chose each expert, whether or not it had room
+  Tensor chosen_E;     // float64, in host memory: tokens that chose each expert, room or not
   double dropped = 0;  // Choices of experts that had no room
   double balance = 0;  // The load-balancing loss of a token's sequence
   double z = 0;        // The square of log sum exp of the logits
@@ -49,6 +49,7 @@ struct RouterSums {
 struct ForwardContext {
   std::span<const Parameter> weights;  // In the order of Block::parameters()
   const Batch* batch = nullptr;
+  const Batch* host_batch = nullptr;  // The same in host memory; null: there `batch` is
   // Hidden states are the (1, N) rows that this names instead of (B, T) places. Null: they are the
   // places.
   const SharedRows* shared_rows = nullptr;
@@ -68,6 +69,8 @@ struct ForwardContext {
   // Set in training: the seed of what is dropped, if the model drops anything.
   std::optional<uint64_t> dropout_seed = std::nullopt;
 
+  // For what looks at numbers instead of computing with them.
+  const Batch& InHostMemory() const { return host_batch ? *host_batch : *batch; }
   // (B, T), or (1, N) of shared rows.
   const Tensor& tokens() const;
   const Tensor& positions() const;

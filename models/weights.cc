@@ -197,7 +197,7 @@ absl::Status WeightReader::ReadInMemoryOrder(const ParameterSpec& spec, int64_t 
   if (!spec.transposed() || out.numel() == 0) return Read(spec, begin, out);
   const int64_t rows = spec.full_shape()[0], columns = spec.full_shape()[1];
   const int64_t first = begin / rows, end = (begin + out.numel() - 1) / rows + 1;  // Columns
-  Tensor part = at::empty({rows, end - first}, out.options());
+  Tensor part = at::empty({rows, end - first}, out.options().device(at::kCPU));
   for (int64_t row = 0; row < rows; ++row) {
     Tensor of_row = part[row];
     SHOAL_RETURN_IF_ERROR(Read(spec, row * columns + first, of_row));

@@ -5,6 +5,8 @@
 
 #include <ATen/ATen.h>
 
+#include "core/scalar_sum.h"
+
 namespace shoal {
 namespace {
 
@@ -21,18 +23,30 @@ Tensor Scaled(const WholePart& part, at::ScalarType master, double scale) {
   return part.gradients.to(master) * scale;
 }
 
-double SumOfDoubles(const Tensor& squares) { return squares.sum(at::kDouble).item<double>(); }
+// sum += the squares of `values`; () float64.
+void AddSquares(const Tensor& values, Tensor sum) { sum.add_(values.square().sum(at::kDouble)); }
+
+// Float64 zeros where the unit's weights are.
+Tensor ZeroSums(const WholeUnit& unit, int64_t numel) {
+  return at::zeros({numel}, at::TensorOptions(at::kDouble).device(unit.shard->device()));
+}
+
+// The sums at `places`, in host memory.
+std::vector<double> ReadAt(const Tensor& sums, std::span<const int64_t> places) {
+  std::vector<Tensor> numbers;
+  for (const int64_t place : places) numbers.push_back(sums[place]);
+  return ReadNumbers(numbers);
+}
 
 void AddSums(const WholeUnit& unit, const WholeWeight& weight, int shard, double scale,
              Tensor sums) {
-  double* squares = sums.mutable_data_ptr<double>();
   for (const WholePart& part : weight.parts) {
     if (part.shard != shard) continue;
     const Tensor gradient = weight.is_matrix() ? Scaled(part, unit.master, scale) : Tensor();
     const Tensor weights = part.master.Read();
     for (const WholePart::Run& run : part.runs) {
       if (!run.counted) continue;
-      *squares += SumOfDoubles(weights.narrow(0, run.offset, run.count).square());
+      AddSquares(weights.narrow(0, run.offset, run.count), sums[0]);
       if (!weight.is_matrix()) continue;
       const Tensor raised = gradient.narrow(0, run.offset, run.count).square().add_(kSquareFloor);
       ForRectangles(
@@ -108,7 +122,7 @@ void Adafactor::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
     offsets.push_back(offsets.back() + NumSums(weight.shape));
 
   const Tensor sums = ReduceOverUnit(unit, ReduceOp::kSum, [&](int shard) {
-    Tensor mine = at::zeros({offsets.back()}, at::kDouble);
+    Tensor mine = ZeroSums(unit, offsets.back());
     for (int64_t i = 0; i < num_weights; ++i)
       AddSums(unit, unit.weights[i], shard, scale, mine.slice(0, offsets[i], offsets[i + 1]));
     return mine;
@@ -131,26 +145,26 @@ void Adafactor::UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const 
   }
 
   const Tensor squares = ReduceOverUnit(unit, ReduceOp::kSum, [&](int shard) {
-    Tensor mine = at::zeros({num_weights}, at::kDouble);
-    double* sum = mine.mutable_data_ptr<double>();
+    Tensor mine = ZeroSums(unit, num_weights);
     for (int64_t i = 0; i < num_weights; ++i) {
       for (size_t p = 0; p < directions[i].size(); ++p) {
         const WholePart& part = unit.weights[i].parts[p];
         if (part.shard != shard) continue;
         for (const WholePart::Run& run : part.runs) {
-          if (run.counted)
-            sum[i] += SumOfDoubles(directions[i][p].narrow(0, run.offset, run.count).square());
+          if (run.counted) AddSquares(directions[i][p].narrow(0, run.offset, run.count), mine[i]);
         }
       }
     }
     return mine;
   });
 
+  const std::vector<double> weight_squares = ReadAt(sums, std::span(offsets).first(num_weights)),
+                            step_squares = ReadNumbers({squares});
   for (int64_t i = 0; i < num_weights; ++i) {
     WholeWeight& weight = unit.weights[i];
     const double numel = static_cast<double>(weight.spec->full_numel());
-    const double rms = std::sqrt(sums.const_data_ptr<double>()[offsets[i]] / numel);
-    const double size = std::sqrt(squares.const_data_ptr<double>()[i] / numel);
+    const double rms = std::sqrt(weight_squares[i] / numel);
+    const double size = std::sqrt(step_squares[i] / numel);
     const double rate = options.learning_rate * weight.spec->learning_rate_multiplier;
     const double step = rate * (options_.scale_parameter ? std::max(kSmallestScale, rms) : 1.0) /
                         std::max(1.0, size / options_.clip_threshold);

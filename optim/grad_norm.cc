@@ -3,15 +3,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/scalar_sum.h"
 #include "kernels/optimizer_step.h"
 #include "parallel/device_mesh.h"
 
 namespace shoal {
 namespace {
 
-// Sum of squares of `count` elements of the slice, those that another rank counts left out.
-double OwnedSquares(const OptimizerSlice& slice, int64_t first, int64_t count) {
-  std::vector<Tensor> owned;
+// Runs of one slice, in the order in which their squares are added.
+using Runs = std::vector<Tensor>;
+
+// The runs of `count` elements of the slice, those that another rank counts left out.
+Runs OwnedRuns(const OptimizerSlice& slice, int64_t first, int64_t count) {
+  Runs owned;
   bool all = true;
   const int64_t begin = slice.begin + first;
   for (const FlatLayout::Run& run : slice.layout->RunsOf(begin, begin + count)) {
@@ -20,29 +24,44 @@ double OwnedSquares(const OptimizerSlice& slice, int64_t first, int64_t count) {
     all &= run.whole.owned;
   }
   if (all) owned = {slice.gradients.narrow(0, first, count)};  // Padding is zero
-  double total = 0;
-  for (const Tensor& run : owned) total += SumOfSquares(run);
-  return total;
-}
-
-// Sum of squares of the shard-th shard that the slices hold.
-double ShardSquares(const std::vector<OptimizerSlice>& slices, int shard) {
-  double total = 0;
-  for (const OptimizerSlice& slice : slices)
-    total += OwnedSquares(slice, shard * slice.shard_numel, slice.shard_numel);
-  return total;
+  return owned;
 }
 
 bool HoldsAll(const OptimizerSlice& slice) { return slice.gradients.numel() != slice.shard_numel; }
 
-// Sum of squares of this rank's own shards.
-double OwnShardSquares(const std::vector<OptimizerSlice>& slices) {
-  double total = 0;
+// The slices' runs of one shard: of all that they hold the shard-th, or this rank's own (-1).
+std::vector<Runs> ShardRuns(const std::vector<OptimizerSlice>& slices, int shard) {
+  std::vector<Runs> runs;
   for (const OptimizerSlice& slice : slices) {
-    const int64_t first = HoldsAll(slice) ? slice.shard * slice.shard_numel : 0;
-    total += OwnedSquares(slice, first, slice.shard_numel);
+    const int place = shard >= 0 ? shard : HoldsAll(slice) ? slice.shard : 0;
+    runs.push_back(OwnedRuns(slice, place * slice.shard_numel, slice.shard_numel));
   }
-  return total;
+  return runs;
+}
+
+// Sums of squares of shards: run by run, slice by slice. From a device all are read at once.
+std::vector<double> ShardSquares(const std::vector<std::vector<Runs>>& shards) {
+  std::vector<Tensor> of_device;
+  for (const auto& shard : shards) {
+    for (const Runs& slice : shard) {
+      for (const Tensor& run : slice) {
+        if (!run.is_cpu()) of_device.push_back(SumOfSquaresOf(run));
+      }
+    }
+  }
+  const std::vector<double> read = ReadNumbers(of_device);
+  std::vector<double> sums;
+  size_t next = 0;
+  for (const auto& shard : shards) {
+    double total = 0;
+    for (const Runs& slice : shard) {
+      double squares = 0;
+      for (const Tensor& run : slice) squares += run.is_cpu() ? SumOfSquares(run) : read[next++];
+      total += squares;
+    }
+    sums.push_back(total);
+  }
+  return sums;
 }
 
 }  // namespace
@@ -51,9 +70,11 @@ double GlobalGradNorm(const std::vector<OptimizerSlice>& slices, Communicator& s
                       Communicator& model, bool shares_experts) {
   double total = 0;
   if (!slices.empty() && HoldsAll(slices[0]) && !shares_experts) {
-    for (int i = 0; i < shard.size(); ++i) total += ShardSquares(slices, i);
+    std::vector<std::vector<Runs>> shards;
+    for (int i = 0; i < shard.size(); ++i) shards.push_back(ShardRuns(slices, i));
+    for (const double squares : ShardSquares(shards)) total += squares;
   } else {
-    total = SumOverRanks(shard, OwnShardSquares(slices));
+    total = SumOverRanks(shard, ShardSquares({ShardRuns(slices, -1)})[0]);
   }
   return std::sqrt(SumOverRanks(model, total));
 }

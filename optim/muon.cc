@@ -18,6 +18,11 @@ Tensor Product(const Tensor& a, const Tensor& b) {
   return c;
 }
 
+// What the matrices are orthogonalised in.
+at::TensorOptions MasterOptions(const WholeUnit& unit) {
+  return at::TensorOptions(unit.master).device(unit.shard->device());
+}
+
 // First element of the unit that this rank owns.
 int64_t OwnedBegin(const WholeUnit& unit) {
   return unit.holds_all ? 0 : unit.layout->shard_numel() * unit.shard->rank();
@@ -51,7 +56,7 @@ void ForRuns(const WholeUnit& unit, const Tensor& flat, const Tensor& wholes, bo
 
 // (sum of all weights, whole, one after the other) from this rank's whole unit.
 Tensor Whole(const WholeUnit& unit, const Tensor& flat) {
-  Tensor wholes = at::zeros({WholeOffsets(unit).back()}, unit.master);
+  Tensor wholes = at::zeros({WholeOffsets(unit).back()}, MasterOptions(unit));
   ForRuns(unit, flat, wholes, /*counted=*/true,
           [](const Tensor& mine, Tensor whole) { whole.copy_(mine); });
   if (unit.tensor_size() > 1) unit.tensor->AllReduce(wholes);
@@ -91,7 +96,9 @@ Tensor Orthogonalize(const Tensor& matrix, int iterations) {
   constexpr double kA = 3.4445, kB = -4.7750, kC = 2.0315, kSmallestNorm = 1e-7;
   const bool tall = matrix.size(0) > matrix.size(1);
   Tensor x = (tall ? matrix.t() : matrix).contiguous();
-  x = x / std::max(x.norm().item<double>(), kSmallestNorm);
+  // A device's norm is not waited for.
+  x = x.is_cpu() ? x / std::max(x.norm().item<double>(), kSmallestNorm)
+                 : x / x.norm().clamp_min(kSmallestNorm);
   for (int i = 0; i < iterations; ++i) {
     const Tensor a = Product(x, x.t());
     const Tensor polynomial = Product(a, a).mul_(kC).add_(a, kB);
@@ -137,8 +144,9 @@ void Muon::Update(std::span<WholeUnit> units, const UpdateOptions& options) cons
 
 // What is to be orthogonalised, of the elements that this rank owns.
 Tensor Muon::Momenta(WholeUnit& unit, double grad_scale) const {
-  Tensor flat = at::zeros(
-      {unit.holds_all ? unit.layout->padded_numel() : unit.layout->shard_numel()}, unit.master);
+  Tensor flat =
+      at::zeros({unit.holds_all ? unit.layout->padded_numel() : unit.layout->shard_numel()},
+                MasterOptions(unit));
   for (WholeWeight& weight : unit.weights) {
     for (WholePart& part : weight.parts) {
       const Tensor gradient = part.gradients.to(unit.master) * grad_scale;
@@ -158,7 +166,7 @@ void Muon::UpdateRound(std::span<WholeUnit> units, const UpdateOptions& options)
   for (WholeUnit& unit : units) {
     Tensor flat = Momenta(unit, options.grad_scale);
     if (!unit.holds_all && shard.size() > 1) {
-      Tensor all = at::empty({unit.layout->padded_numel()}, unit.master);
+      Tensor all = at::empty({unit.layout->padded_numel()}, MasterOptions(unit));
       shard.AllGather(all, flat);
       flat = std::move(all);
     }
@@ -179,14 +187,14 @@ void Muon::UpdateRound(std::span<WholeUnit> units, const UpdateOptions& options)
       }
     }
     if (tensor_size > 1) unit.tensor->AllReduce(wholes[u]);
-    Tensor steps = at::zeros({unit.layout->padded_numel()}, unit.master);
+    Tensor steps = at::zeros({unit.layout->padded_numel()}, MasterOptions(unit));
     ForRuns(unit, steps, wholes[u], /*counted=*/false,
             [](Tensor mine, const Tensor& whole) { mine.copy_(whole); });
     wholes[u] = Tensor();
     if (unit.holds_all) {
       if (shard.size() > 1) shard.AllReduce(steps);
     } else if (shard.size() > 1) {
-      Tensor mine = at::empty({unit.layout->shard_numel()}, unit.master);
+      Tensor mine = at::empty({unit.layout->shard_numel()}, MasterOptions(unit));
       shard.ReduceScatter(mine, steps);
       steps = std::move(mine);
     }

@@ -72,7 +72,8 @@ ShardedOptimizer::ShardedOptimizer(std::unique_ptr<UpdateRule> rule, ShardedPara
                                    [](const ParameterSpec& spec) { return spec.whole_update; });
     if (has_whole) AddWhole(owned, options.decay_all);
     AddSegments(owned, options.decay_all);
-    if (ema_decay_) owned.ema = Zeros(owned.slice.numel(), parameters_.options().master_dtype());
+    if (ema_decay_)
+      owned.ema = Zeros(*unit, owned.slice.numel(), parameters_.options().master_dtype());
     owned.used = {{owned.slice.weights, OffloadAccess::kUpdate},
                   {owned.slice.compute_copy, OffloadAccess::kReplace}};
     ForStates(owned,
@@ -101,7 +102,7 @@ void ShardedOptimizer::AddSegments(OwnedStates& owned, bool decay_all) {
   for (const Range& range : ranges) numel += range.count;
   if (!has_whole) numel = slice.numel();
   for (size_t i = 0; i < rule_->state_names().size(); ++i)
-    owned.states.push_back(Zeros(numel, parameters_.options().master_dtype()));
+    owned.states.push_back(Zeros(*owned.unit, numel, parameters_.options().master_dtype()));
   int64_t at = 0;
   for (const Range& range : ranges) {
     const int64_t begin = range.begin - slice.begin;
@@ -141,7 +142,7 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
                                                                  .parts = {},
                                                                  .shared = {}});
     for (const WholeRule::State& state : whole_rule_->shared_states(weight.shape, whole.master))
-      weight.shared.push_back(Zeros(state.numel, state.dtype));
+      weight.shared.push_back(Zeros(*owned.unit, state.numel, state.dtype));
     const int64_t end = slice.begin + slice.numel(), shard_numel = layout.shard_numel();
     for (int64_t shard = slice.begin / shard_numel; shard * shard_numel < end; ++shard) {
       for (const auto& part : layout.Slices(shard * shard_numel, (shard + 1) * shard_numel)) {
@@ -156,7 +157,7 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
                       .runs = CountedRuns(spec, part.first, part.count, whole.tensor_rank())});
         for (const WholeRule::State& state :
              whole_rule_->element_states(weight.shape, whole.master))
-          made.states.push_back(Zeros(part.count, state.dtype));
+          made.states.push_back(Zeros(*owned.unit, part.count, state.dtype));
       }
     }
   }
@@ -181,8 +182,10 @@ void ShardedOptimizer::UpdateSegment(Segment& segment, const UpdateOptions& opti
 
 void ShardedOptimizer::MoveEma(OwnedStates& owned) const {
   owned.master().ForPieces([&](int64_t first, const MasterRun& run) {
-    const Tensor mean = owned.ema.narrow(0, first, run.numel());
-    if (mean.scalar_type() == at::kDouble)
+    Tensor mean = owned.ema.narrow(0, first, run.numel());
+    if (!mean.is_cpu())
+      mean.mul_(*ema_decay_).add_(run.Read(), 1 - *ema_decay_);
+    else if (mean.scalar_type() == at::kDouble)
       MoveMean<double>(mean, run.Read(), *ema_decay_);
     else
       MoveMean<float>(mean, run.Read(), *ema_decay_);

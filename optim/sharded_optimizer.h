@@ -92,8 +92,9 @@ class ShardedOptimizer {
     MasterRun master() const { return slice.Master(0, slice.numel()); }
   };
 
-  Tensor Zeros(int64_t numel, at::ScalarType dtype) const {
-    return OptimizerZeros(parameters_.options(), numel, dtype);
+  Tensor Zeros(const ShardedUnit& unit, int64_t numel, at::ScalarType dtype) const {
+    return OptimizerZeros(parameters_.options(), numel,
+                          at::TensorOptions(dtype).device(unit.device()));
   }
   // Calls visit(tensor) for the states and the mean of a unit.
   template <class Visit>

@@ -86,6 +86,8 @@ Exchange ExpertParallel::Plan(std::span<const int64_t> rows) const {
       }
     }
   }
+  exchange.order = exchange.order.to(comm_.device(), at::kLong, /*non_blocking=*/true);
+  exchange.place = exchange.place.to(comm_.device(), at::kLong, /*non_blocking=*/true);
   return exchange;
 }
 

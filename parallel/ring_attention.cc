@@ -20,7 +20,7 @@ class Ring {
 
   void Send(const Tensor& x) const { context_.comm().Send(x, (context_.rank() + 1) % size()); }
   Tensor Receive(at::IntArrayRef sizes, at::ScalarType dtype) const {
-    Tensor x = at::empty(sizes, dtype);
+    Tensor x = at::empty(sizes, at::TensorOptions(dtype).device(context_.comm().device()));
     context_.comm().Recv(x, OwnerAt(1));
     return x;
   }

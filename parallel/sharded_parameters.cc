@@ -34,7 +34,7 @@ ZeroOptions OptionsOfUnit(const UnitPlan& plan, ZeroOptions options) {
 
 ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
                                      const ZeroOptions& options, const ShareGroups& groups)
-    : options_(options) {
+    : options_(options), device_(groups.shard.device()) {
   std::vector<std::vector<UnitPlace>> places;
   const std::vector<UnitPlan> plans = PlanUnits(blocks, places);
 
@@ -90,7 +90,7 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
     blocks_.push_back(std::move(view));
   }
   gathers_.resize(units_.size(), 0);
-  if (options_.overlap) queue_ = std::make_unique<CommQueue>();
+  if (options_.overlap) queue_ = std::make_unique<CommQueue>(device_);
 }
 
 CommQueue::Ticket ShardedParameters::Do(std::function<void()> work) {
@@ -128,7 +128,8 @@ ShardedUnit::Arenas ShardedParameters::MakeArenas(int64_t numel, bool trainable,
                                                   Communicator& comm) {
   ShardedUnit::Arenas arenas;
   if (options_.stage == 3) {
-    arenas.gathered = at::empty({numel}, options_.compute_dtype);
+    arenas.gathered =
+        at::empty({numel}, at::TensorOptions(options_.compute_dtype).device(comm.device()));
     arena_bytes_ += arenas.gathered.nbytes();
   }
   if (options_.stage >= 2 && trainable) {

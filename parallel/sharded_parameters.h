@@ -53,6 +53,7 @@ class ShardedParameters {
   std::vector<OptimizerSlice> optimizer_slices() const;
   const std::vector<std::unique_ptr<ShardedUnit>>& units() const { return units_; }
   const ZeroOptions& options() const { return options_; }
+  at::Device device() const { return device_; }  // Of weights, gradients and states
   int num_blocks() const { return static_cast<int>(blocks_.size()); }
 
   // Elements over all shards that this rank owns, no padding; of shared experts, all ranks'.
@@ -81,6 +82,7 @@ class ShardedParameters {
   ShardedUnit::Arenas MakeArenas(int64_t numel, bool trainable, Communicator& comm);
 
   ZeroOptions options_;
+  at::Device device_;
   std::vector<std::unique_ptr<ShardedUnit>> units_;
   std::vector<UnitUse> uses_;       // One a unit
   std::vector<std::string> names_;  // One a unit, in traces

@@ -17,9 +17,10 @@ Tensor ZeroedRegistered(Communicator& comm, int64_t numel, at::ScalarType dtype)
 
 }  // namespace
 
-Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, at::ScalarType dtype) {
-  return options.offload_optimizer ? options.offload->Zeros(numel, dtype)
-                                   : at::zeros({numel}, dtype);
+Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, const at::TensorOptions& kind) {
+  return options.offload_optimizer
+             ? options.offload->Zeros(numel, c10::typeMetaToScalarType(kind.dtype()))
+             : at::zeros({numel}, kind);
 }
 
 ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
@@ -50,13 +51,14 @@ ShardedUnit::ShardedUnit(std::vector<ParameterSpec> specs, bool trainable,
       split_ = std::make_unique<SplitMaster>(owned_weights_.numel());
       owned_weights_ = Tensor();
     } else if (options_.has_master_copy()) {
-      owned_weights_ = OptimizerZeros(options_, owned_weights_.numel(), options_.master_dtype());
+      owned_weights_ = OptimizerZeros(options_, owned_weights_.numel(),
+                                      at::TensorOptions(options_.master_dtype()).device(device()));
     }
     gradients_full_ = options_.stage >= 2
                           ? arenas.gradients.narrow(0, 0, padded)
                           : ZeroedRegistered(comm_, padded, options_.gradient_dtype);
-    gradients_shard_ =
-        gradients_sharded() ? at::zeros({shard}, options_.gradient_dtype) : Shard(gradients_full_);
+    gradients_shard_ = gradients_sharded() ? at::zeros({shard}, gradients_full_.options())
+                                           : Shard(gradients_full_);
   }
   for (int i = 0; i < static_cast<int>(layout_.specs().size()); ++i) {
     Parameter parameter{.value = layout_.View(weights_full_, i).detach(), .grad = {}};
@@ -101,7 +103,7 @@ void ShardedUnit::SumPartialGradients(const MicroBatchPlace& place) {
   for (const ParameterSpec& spec : layout_.specs())
     total += spec.partial_gradient ? spec.full_numel() : 0;
   if (total == 0) return;
-  Tensor wholes = at::zeros({total}, options_.gradient_dtype);
+  Tensor wholes = at::zeros({total}, gradients_full_.options());
   // Calls visit(run of this rank's gradients, the same elements of the wholes).
   const auto for_each_run = [&](const auto& visit) {
     int64_t whole = 0;

@@ -120,8 +120,9 @@ struct HeldBytes {
   int64_t master_weights_on_disk = 0;
 };
 
-// (numel) zeros of which the optimizer is the only user between steps.
-Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, at::ScalarType dtype);
+// (numel) zeros of that dtype and, unless they are offloaded, device, of which the optimizer is the
+// only user between steps.
+Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, const at::TensorOptions& kind);
 
 class ShardedUnit {
  public:
@@ -143,6 +144,7 @@ class ShardedUnit {
   Communicator* tensor_ranks() const { return groups_.tensor; }
   // One a spec; valid while gathered, gradients between ZeroGradients and ReduceGradients.
   const std::vector<Parameter>& parameters() const { return parameters_; }
+  at::Device device() const { return comm_.device(); }  // Of all that it holds
 
   // Stage 3: fills the gathered weights from all shards. Collective.
   void Gather();

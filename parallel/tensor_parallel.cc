@@ -75,6 +75,14 @@ Tensor TensorParallel::Rows(const Tensor& x_R) const {
 Tensor TensorParallel::Embedding(const Tensor& tokens_R, const Parameter& weight,
                                  const TensorCut::Range& range) const {
   if (comm_.size() == 1) return shoal::Embedding(tokens_R, weight);
+  if (!tokens_R.is_cpu() && range.end > range.begin) {
+    // How many tokens are this rank's is nothing to wait for a device for: it looks some row up for
+    // the others' too, and drops it.
+    const Tensor others =
+        at::logical_or(tokens_R < range.begin, tokens_R >= range.end).unsqueeze(1);
+    const Tensor rows = (tokens_R - range.begin).clamp(0, range.end - range.begin - 1);
+    return shoal::Embedding(rows, weight).masked_fill(others, 0);
+  }
   const Tensor places =
       at::nonzero(at::logical_and(tokens_R >= range.begin, tokens_R < range.end)).view({-1});
   const Tensor zeros = at::zeros({tokens_R.size(0), weight.value.size(1)}, weight.value.options());

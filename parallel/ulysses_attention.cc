@@ -68,7 +68,8 @@ Tensor UlyssesAttention(const ContextParallel& context, const Tensor& q_BtNH, co
   const std::vector<int64_t> read = KeyHeadsOfRanks(queries, k_BtKH.size(2), context.size());
   const auto for_ranks = [&](const Tensor& x) {
     const bool all_once = std::ssize(read) == x.size(2);
-    return HeadsByRank(all_once ? x : x.index_select(2, at::tensor(read)), c);
+    const at::TensorOptions indices = at::TensorOptions(at::kLong).device(x.device());
+    return HeadsByRank(all_once ? x : x.index_select(2, at::tensor(read, indices)), c);
   };
   const int64_t keys = std::ssize(read) / c;
   const Tensor sent = at::cat({HeadsByRank(q_BtNH, c), for_ranks(k_BtKH), for_ranks(v_BtKH)}, 3);

@@ -5,6 +5,7 @@
 #include <ATen/ops/full_like.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "core/scalar_sum.h"
 #include "core/status.h"
 #include "core/trace.h"
 #include "parallel/tensor_parallel.h"
@@ -24,16 +25,15 @@ std::string StageLabel(int stage) { return "stage " + std::to_string(stage); }
 }  // namespace
 
 struct BlockRunner::Step {
-  std::span<const Batch> micro_batches;
-  std::vector<std::optional<SharedRows>> shared;  // Of each micro-batch
-  double denominator;                             // Divided by the next
+  std::vector<DeviceBatch> micro_batches;
+  double denominator;  // Divided by the next
   double loss_scale;
   std::optional<RouterTraining> routers;  // Of models with experts
   ObjectiveMetrics& metrics;
   RoutingTotals& routing;
   std::vector<std::map<int, ChunkPass>> passes;  // [chunk][micro-batch]
   Box activations, gradients;
-  double loss = 0;
+  ScalarSum loss;
 };
 
 BlockRunner::BlockRunner(const Model& model, ShardedParameters& parameters, RunnerOptions options)
@@ -70,11 +70,11 @@ std::optional<SharedRows> BlockRunner::Share(const Batch& batch) const {
   return ShareRows(batch, kMultiple * (options_.tensor ? options_.tensor->place().size : 1));
 }
 
-ForwardContext BlockRunner::Context(const Batch& batch, const std::optional<SharedRows>& shared,
-                                    double denominator) const {
+ForwardContext BlockRunner::Context(const DeviceBatch& batch, double denominator) const {
   ForwardContext context{.weights = {},
-                         .batch = &batch,
-                         .shared_rows = shared ? &*shared : nullptr,
+                         .batch = &batch.batch,
+                         .host_batch = batch.host,
+                         .shared_rows = batch.shared ? &*batch.shared : nullptr,
                          .loss_denominator = denominator,
                          .tensor = options_.tensor,
                          .context = options_.context,
@@ -87,8 +87,7 @@ ForwardContext BlockRunner::Context(const Batch& batch, const std::optional<Shar
 }
 
 ForwardContext BlockRunner::TrainingContext(const Step& step, int micro_batch) const {
-  ForwardContext context =
-      Context(step.micro_batches[micro_batch], step.shared[micro_batch], step.denominator);
+  ForwardContext context = Context(step.micro_batches[micro_batch], step.denominator);
   if (step.routers) context.routers = &*step.routers;
   context.label_smoothing = options_.label_smoothing;
   context.dropout_seed = options_.dropout_seed;
@@ -113,7 +112,7 @@ Tensor BlockRunner::Take(Box& box, Communicator* comm, int from_stage, int stage
   Tensor tensor =
       at::empty({shares_rows ? 1 : B, shares_rows ? B * T / options_.tensor->place().size : T,
                  model_.config.hidden_size},
-                parameters_.options().compute_dtype);
+                at::TensorOptions(parameters_.options().compute_dtype).device(comm->device()));
   comm->Recv(tensor, from);
   return tensor;
 }
@@ -181,7 +180,7 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
     made.aside->PutAside();
   }
   if (IsHead(range.end - 1))
-    step.loss += pass.blocks.back().out.loss.item<double>();
+    step.loss.Add(pass.blocks.back().out.loss);
   else
     Give(step.activations, options_.activations, stage + 1, micro_batch, hidden.detach());
 }
@@ -245,15 +244,14 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const 
   using enum Action::Kind;
   const std::vector<Action>& actions = options_.schedule.actions[rank()];
   SHOAL_CHECK(static_cast<int>(micro_batches.size()) == options_.schedule.micro_batches);
-  Step step{.micro_batches = micro_batches,
-            .shared = {},
+  Step step{.micro_batches = {},
             .denominator = counts.denominator / counts.loss_scale,
             .loss_scale = counts.loss_scale,
             .routers = std::nullopt,
             .metrics = metrics,
             .routing = routing,
             .passes = std::vector<std::map<int, ChunkPass>>(options_.schedule.chunks)};
-  for (const Batch& batch : micro_batches) step.shared.push_back(Share(batch));
+  for (const Batch& batch : micro_batches) step.micro_batches.push_back(Move(batch, Share(batch)));
   if (model_.config.num_experts > 0) {
     step.routers = {.balance_coefficient = model_.config.router_balance_loss,
                     .z_coefficient = options_.router_z_loss,
@@ -288,7 +286,7 @@ double BlockRunner::ForwardBackward(std::span<const Batch> micro_batches, const 
   for (int block = num_blocks - 1; splits_backward_ && block >= 0; --block)
     parameters_.EndBackward(block, last);
   parameters_.FinishGradients();
-  return step.loss / counts.loss_scale;
+  return step.loss.Read() / counts.loss_scale;
 }
 
 Activations BlockRunner::RunStages(const ForwardContext& base) {
@@ -328,8 +326,8 @@ std::span<const Parameter> BlockRunner::HeadWeights() {
 double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetrics& metrics) {
   const TraceSpan span(TraceKind::kOther, "loss");
   const at::NoGradGuard no_grad;
-  const std::optional<SharedRows> shared = Share(batch);
-  ForwardContext context = Context(batch, shared, denominator);
+  const DeviceBatch moved = Move(batch, Share(batch));
+  ForwardContext context = Context(moved, denominator);
   const Activations in = RunStages(context);
   if (!in.hidden_BTC.defined()) return 0;
   context.weights = HeadWeights();
@@ -339,9 +337,9 @@ double BlockRunner::Loss(const Batch& batch, double denominator, ObjectiveMetric
 Activations BlockRunner::Head(const Batch& batch, const HeadOptions& options) {
   const TraceSpan span(TraceKind::kOther, "outputs");
   const at::NoGradGuard no_grad;
-  const std::optional<SharedRows> shared =
-      options.mode == HeadMode::kLogits ? std::nullopt : Share(batch);
-  ForwardContext context = Context(batch, shared, 1.0);
+  const DeviceBatch moved =
+      Move(batch, options.mode == HeadMode::kLogits ? std::nullopt : Share(batch));
+  ForwardContext context = Context(moved, 1.0);
   context.head_mode = options.mode;
   context.temperature = options.temperature;
   context.adapters = options.adapters;

@@ -13,10 +13,10 @@
 #include "core/offload.h"
 #include "kernels/weight_gradients.h"
 #include "models/model.h"
-#include "models/shared_rows.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/pipeline/stage_split.h"
 #include "parallel/sharded_parameters.h"
+#include "trainer/device_batch.h"
 #include "trainer/objective.h"
 #include "trainer/routing_totals.h"
 
@@ -113,8 +113,10 @@ class BlockRunner {
 
   // What all blocks but attention run over, where that is the same to every one of them.
   std::optional<SharedRows> Share(const Batch& batch) const;
-  ForwardContext Context(const Batch& batch, const std::optional<SharedRows>& shared,
-                         double denominator) const;
+  DeviceBatch Move(const Batch& batch, const std::optional<SharedRows>& shared) const {
+    return MoveToDevice(batch, shared, parameters_.device());
+  }
+  ForwardContext Context(const DeviceBatch& batch, double denominator) const;
   ForwardContext TrainingContext(const Step& step, int micro_batch) const;
   // The head's output and, under an objective, its loss.
   Activations RunHead(const ForwardContext& context, const Activations& in,

@@ -1,5 +1,7 @@
 #include "trainer/engine.h"
 
+#include <ATen/Context.h>
+
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "checkpoint/agreement.h"
@@ -39,6 +41,15 @@ std::optional<std::string> DescribeQuantized(const ZeroOptions& zero, int ranks)
 }  // namespace
 
 void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks) {
+  if (!ranks.device().is_cpu()) {
+    // Of libtorch's operations on a device some add in any order. The warning names those that
+    // must.
+    if (recipe.run().deterministic()) {
+      at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
+      at::globalContext().setDeterministicFillUninitializedMemory(false);
+    }
+    return;
+  }
   const at::ScalarType compute = ComputeDtype(recipe);
   const at::ScalarType dtype = compute == at::kHalf ? at::kFloat : compute;  // See kernels/matmul.h
   if (recipe.run().deterministic() || dtype == at::kDouble) return;
@@ -132,9 +143,10 @@ absl::Status Engine::PlanStages() {
 }
 
 absl::StatusOr<ZeroOptions> Engine::MakeZeroOptions() {
-  ZeroOptions zero =
-      ZeroOptionsOf(recipe_.proto, batch_,
-                    {.ranks = mesh_.shard().size(), .leaves_host = mesh_.shard().name() == "mpi"});
+  const std::string moves = mesh_.shard().name();
+  const bool leaves_host = moves == "mpi" || moves == "nccl";
+  ZeroOptions zero = ZeroOptionsOf(recipe_.proto, batch_,
+                                   {.ranks = mesh_.shard().size(), .leaves_host = leaves_host});
   SHOAL_ASSIGN_OR_RETURN(offload_, OpenOffloadSpace(recipe_, mesh_.control()));
   zero.offload = offload_.get();
   if (recipe_.proto.training().offload_activations() == disk)
@@ -226,6 +238,11 @@ std::vector<std::string> Engine::Describe() const {
           "held/rank weights %s, gradients %s, master weights %s, optimizer %s, gathered units %s",
           HumanBytes(held.weights), HumanBytes(held.gradients), HumanBytes(held.master_weights),
           HumanBytes(optimizer_->state_bytes()), HumanBytes(held.gathered))};
+  if (const at::Device device = parameters_->device(); !device.is_cpu()) {
+    lines.push_back(absl::StrCat("device    ", device.str()));
+    if (mesh_.control().size() > 1)
+      absl::StrAppend(&lines.back(), ", ", mesh_.control().name(), " between ranks");
+  }
   if (offload_) {
     lines.push_back(absl::StrFormat(
         "on disk   weights %s, master weights %s, optimizer %s%s, in %s",

@@ -95,7 +95,8 @@ class Engine {
 };
 
 // The library that multiplies fastest on this machine, the same on all ranks; a deterministic run
-// depends on no measurement. Once a job, before its engines are built. Collective.
+// depends on no measurement, and on a device takes libtorch's operations that add in a fixed order.
+// Once a job, before its engines are built. Collective.
 void ChooseProductLibrary(const Recipe& recipe, Communicator& ranks);
 
 }  // namespace shoal

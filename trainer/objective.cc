@@ -8,31 +8,27 @@
 
 namespace shoal {
 
-ObjectiveMetrics::ObjectiveMetrics(const std::vector<std::string>& names) {
-  for (const std::string& name : names) entries_.push_back({.name = name});
-}
+ObjectiveMetrics::ObjectiveMetrics(const std::vector<std::string>& names)
+    : names_(names), sums_(2 * names.size()) {}
 
-void ObjectiveMetrics::Add(const std::string& name, double sum, double count) {
-  const auto entry = std::find_if(entries_.begin(), entries_.end(),
-                                  [&](const Entry& each) { return each.name == name; });
-  SHOAL_CHECK(entry != entries_.end()) << "metric_names() lacks \"" << name << "\"";
-  entry->sum += sum;
-  entry->count += count;
+size_t ObjectiveMetrics::Find(const std::string& name) const {
+  const auto found = std::find(names_.begin(), names_.end(), name);
+  SHOAL_CHECK(found != names_.end()) << "metric_names() lacks \"" << name << "\"";
+  return found - names_.begin();
 }
 
 std::vector<std::pair<std::string, double>> ObjectiveMetrics::Reduce(const DeviceMesh& mesh) const {
   std::vector<std::pair<std::string, double>> means;
-  if (entries_.empty()) return means;
-  Tensor sums = at::zeros({static_cast<int64_t>(entries_.size()), 2}, at::kDouble);
+  if (names_.empty()) return means;
+  Tensor sums = at::zeros({static_cast<int64_t>(names_.size()), 2}, at::kDouble);
   double* values = sums.mutable_data_ptr<double>();
-  for (size_t i = 0; mesh.reports_loss() && i < entries_.size(); ++i) {
-    values[2 * i] = entries_[i].sum;
-    values[2 * i + 1] = entries_[i].count;
+  if (mesh.reports_loss()) {
+    const std::vector<double> mine = ReadSums(sums_);
+    std::copy(mine.begin(), mine.end(), values);
   }
   mesh.control().AllReduce(sums);
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    if (values[2 * i + 1] != 0)
-      means.emplace_back(entries_[i].name, values[2 * i] / values[2 * i + 1]);
+  for (size_t i = 0; i < names_.size(); ++i) {
+    if (values[2 * i + 1] != 0) means.emplace_back(names_[i], values[2 * i] / values[2 * i + 1]);
   }
   return means;
 }

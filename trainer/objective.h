@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "core/batch.h"
+#include "core/scalar_sum.h"
 #include "models/block.h"
 #include "parallel/device_mesh.h"
 
@@ -32,8 +33,14 @@ class ObjectiveMetrics {
  public:
   explicit ObjectiveMetrics(const std::vector<std::string>& names);
 
-  // `name` is one of those that it was made with.
-  void Add(const std::string& name, double sum, double count);
+  // `name` is one of those that it was made with; `sum` and `count` are doubles or () tensors,
+  // which Reduce waits for if they are a device's.
+  template <class Sum, class Count>
+  void Add(const std::string& name, const Sum& sum, const Count& count) {
+    const size_t entry = Find(name);
+    sums_[2 * entry].Add(sum);
+    sums_[2 * entry + 1].Add(count);
+  }
 
   // (name, sum over ranks / count over ranks), in the order of the names; those that counted
   // nothing are left out. Ranks for which mesh.reports_loss() does not hold add nothing. Collective
@@ -41,11 +48,10 @@ class ObjectiveMetrics {
   std::vector<std::pair<std::string, double>> Reduce(const DeviceMesh& mesh) const;
 
  private:
-  struct Entry {
-    std::string name;
-    double sum = 0, count = 0;
-  };
-  std::vector<Entry> entries_;
+  size_t Find(const std::string& name) const;
+
+  std::vector<std::string> names_;
+  std::vector<ScalarSum> sums_;  // Two a name: sum and count
 };
 
 class Objective {

@@ -86,11 +86,11 @@ class PreferenceData final : public TaskData {
   }
 
  private:
-  // (B) log-probabilities of the answers under the reference; undefined where this rank has no
-  // head.
+  // (B) log-probabilities of the answers under the reference, in host memory; undefined where this
+  // rank has no head.
   Tensor Ask(const Batch& batch) {
     const Activations head = runner_.Head(batch, {.adapters = !adapters_off_});
-    return head.logprobs_BT.defined() ? SequenceLogprobs(head.logprobs_BT).to(at::kDouble)
+    return head.logprobs_BT.defined() ? SequenceLogprobs(head.logprobs_BT).to(at::kCPU, at::kDouble)
                                       : Tensor();
   }
 
@@ -102,7 +102,7 @@ class PreferenceData final : public TaskData {
       const Tensor reference_B = Ask(batch);
       count += static_cast<double>(batch.tokens_BT.size(0));
       if (!reference_B.defined()) continue;
-      sum += (SequenceLogprobs(policy.logprobs_BT) - reference_B).sum().item<double>();
+      sum += (SequenceLogprobs(policy.logprobs_BT).to(at::kCPU) - reference_B).sum().item<double>();
     }
     Communicator& ranks = mesh_.data_control();
     return KtoReferencePoint(at::scalar_tensor(SumOverRanks(ranks, sum), at::kDouble),

@@ -5,6 +5,7 @@
 #include <google/protobuf/util/json_util.h>
 
 #include "absl/strings/str_cat.h"
+#include "core/device_validation.h"
 #include "core/dtype.h"
 #include "core/status.h"
 #include "models/family.h"
@@ -20,6 +21,25 @@ CommOptions CommOptionsOf(const Recipe& recipe) {
                                                                      : CommTransport::kAuto,
           .deterministic = recipe.run().deterministic(),
           .timeout = absl::Seconds(recipe.comm().timeout_s())};
+}
+
+DeviceRequest DeviceRequestOf(const Recipe& recipe) {
+  switch (recipe.run().device()) {
+    case RunConfig::cpu:
+      return DeviceRequest::kCpu;
+    case RunConfig::cuda:
+      return DeviceRequest::kCuda;
+    case RunConfig::auto_device:
+      break;
+  }
+  return WhyNotOnGpu(recipe) ? DeviceRequest::kCpu : DeviceRequest::kAuto;
+}
+
+std::optional<std::string> DescribeIdleGpus(const Recipe& recipe, const Communicator& ranks) {
+  if (recipe.run().device() != RunConfig::auto_device || !ranks.device().is_cpu() ||
+      NumDevices() == 0)
+    return std::nullopt;
+  return absl::StrCat("device    cpu: ", WhyNotOnGpu(recipe).value_or("not every rank sees a GPU"));
 }
 
 MeshShape ShapeOf(const MeshPlan& plan) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "core/recipe.h"
@@ -10,6 +11,7 @@
 #include "models/model.h"
 #include "optim/lr_schedule.h"
 #include "parallel/comm/comm_options.h"
+#include "parallel/comm/device_communicator.h"
 #include "parallel/context_parallel.h"
 #include "parallel/device_mesh.h"
 #include "parallel/pipeline/schedule.h"
@@ -20,11 +22,15 @@ namespace shoal {
 
 at::ScalarType ComputeDtype(const Recipe& recipe);
 CommOptions CommOptionsOf(const Recipe& recipe);
+// run.device; auto is the CPU for a recipe that asks for what runs there alone (WhyNotOnGpu).
+DeviceRequest DeviceRequestOf(const Recipe& recipe);
+// A line for the log where auto leaves GPUs alone that this process sees; empty: it does not.
+std::optional<std::string> DescribeIdleGpus(const Recipe& recipe, const Communicator& ranks);
 MeshShape ShapeOf(const MeshPlan& plan);
 // The ranks that will share the states.
 struct ShardGroup {
   int ranks = 1;
-  bool leaves_host = false;  // What they send crosses a network
+  bool leaves_host = false;  // What they send crosses a network, or goes from device to device
 };
 // Without the space that is offloaded to.
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group);

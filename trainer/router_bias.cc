@@ -25,7 +25,7 @@ void MoveRouterBiases(const RoutingTotals& routing, const ModelConfig& config, d
       const Tensor sign_E =
           (chosen_E.sum() - chosen_E * static_cast<double>(chosen_E.numel())).sgn();
       Tensor bias_E = unit->parameters()[i].value;
-      bias_E.add_(sign_E.to(bias_E.scalar_type()), rate);
+      bias_E.add_(sign_E.to(bias_E.options()), rate);
     }
   }
 }

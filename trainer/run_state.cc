@@ -36,20 +36,25 @@ absl::StatusOr<std::unique_ptr<LogHook>> MakeLogHook(const LoadedRecipe& recipe,
       LogHook::Options{.every_steps = logging.steps(),
                        .train_flops_per_token = 3 * engine.model().ForwardFlopsPerToken(seq_length),
                        .compute_dtype = ComputeDtype(recipe.proto),
-                       .threads_per_rank = environment.threads_per_rank},
+                       .threads_per_rank = environment.threads_per_rank,
+                       .device = engine.parameters().device()},
       engine.mesh(), std::move(sinks));
 }
 
 void AddProfileHook(const Recipe& recipe, const TaskEnvironment& environment, LogHook& rows,
                     Trainer& trainer) {
   if (recipe.profiling().steps() == 0) return;
+  // On a device a product's span is the time in which it was asked for.
+  const bool spans_products = rows.mesh().shard().device().is_cpu();
   trainer.AddHook(std::make_unique<ProfileHook>(
       ProfilerOptionsOf(recipe),
-      Profiler::Parts{.ranks = rows.mesh().control(),
-                      .files = environment.files,
-                      .log = environment.log,
-                      .matrix_peak = [&rows] { return rows.MatrixPeak(); },
-                      .write_row = [&rows](const MetricsRow& row) { return rows.Write(row); }}));
+      Profiler::Parts{
+          .ranks = rows.mesh().control(),
+          .files = environment.files,
+          .log = environment.log,
+          .matrix_peak = [&rows,
+                          spans_products] { return spans_products ? rows.MatrixPeak() : 0.0; },
+          .write_row = [&rows](const MetricsRow& row) { return rows.Write(row); }}));
 }
 
 TrainerState ConstantStateOf(const LoadedRecipe& recipe, const TaskEnvironment& environment,

@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "core/offload.h"
 #include "parallel/comm/communicator.h"
 
@@ -24,6 +26,11 @@ absl::Status Caught(const std::function<absl::Status()>& task) {
     return absl::UnavailableError(error.what());
   } catch (const OffloadError& error) {
     return error.status();
+  } catch (const c10::OutOfMemoryError& error) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "out of memory on the device: lower training.per_device_train_batch_size, raise zero.stage "
+        "or use more ranks (",
+        absl::StripAsciiWhitespace(error.what_without_backtrace()), ")"));
   } catch (const c10::Error& error) {
     return absl::InternalError(error.what_without_backtrace());
   } catch (const std::bad_alloc&) {

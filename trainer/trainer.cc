@@ -37,7 +37,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   span.Label([&] { return absl::StrCat(progress_.step + 1); });
   DeviceMesh& mesh = parts_.mesh;
   const int64_t bytes_before = mesh.bytes_sent();
-  ResetPeakTensorBytes();
+  ResetPeakTensorBytes(parts_.parameters.device());
   const StepMetrics::OffloadBytes offloaded_before = OffloadedSoFar();
 
   SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches, [&] {
@@ -89,7 +89,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   ++progress_.step;
   progress_.tokens += metrics.tokens;
   metrics.bytes_sent = mesh.bytes_sent() - bytes_before;
-  metrics.peak_tensor_bytes = PeakTensorBytes();
+  metrics.peak_tensor_bytes = PeakTensorBytes(parts_.parameters.device());
   if (parts_.offload != nullptr) {
     const StepMetrics::OffloadBytes so_far = OffloadedSoFar();
     metrics.offload = {.read = so_far.read - offloaded_before.read,

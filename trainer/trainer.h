@@ -25,9 +25,10 @@ struct StepMetrics {
   double loss = 0;   // Mean over what the global batch counts (targets, pairs), before the update
   double grad_norm = 0;  // Before clipping
   double learning_rate = 0;
-  int64_t tokens = 0;             // Read by this step, over all ranks
-  int64_t bytes_sent = 0;         // By this rank, along all axes of the mesh
-  int64_t peak_tensor_bytes = 0;  // Of this rank in this step; 0 where nothing counts them
+  int64_t tokens = 0;      // Read by this step, over all ranks
+  int64_t bytes_sent = 0;  // By this rank, along all axes of the mesh
+  // Of this rank in this step, in the memory that it trains in; 0 where nothing counts them.
+  int64_t peak_tensor_bytes = 0;
   // By this rank; set where something is offloaded.
   struct OffloadBytes {
     int64_t read = 0;

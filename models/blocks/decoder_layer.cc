@@ -110,7 +110,7 @@ Tensor DecoderLayer::Attention(const ForwardContext& ctx, const Tensor& x_BTC) c
     k_BTKH = k_norm_->Forward(ctx.weights, k_BTKH);
   }
   if (rotary_) {
-    const RotaryTable table = rotary_->For(x_BTC, positions_BT);
+    const RotaryTable table = rotary_->For(x_BTC, ctx.InHostMemory().positions_BT);
     q_BTNH = ApplyRotary(q_BTNH, positions_BT, table);
     k_BTKH = ApplyRotary(k_BTKH, positions_BT, table);
   }

@@ -10,7 +10,7 @@
 namespace shoal {
 
 void CheckIndices(const Tensor& indices, int64_t size, int64_t ignored, const char* what) {
-  if (!indices.is_cpu() || indices.numel() == 0) return;
+  if (indices.numel() == 0) return;
   const Tensor contiguous = indices.contiguous();
   const int64_t* values = contiguous.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < contiguous.numel(); ++i) {
@@ -47,7 +47,7 @@ EmbeddingBlock::EmbeddingBlock(ParameterList& parameters, const ModelConfig& con
 }
 
 Activations EmbeddingBlock::Forward(const ForwardContext& ctx, const Activations& in) const {
-  CheckIndices(ctx.tokens(), vocab_size_, 0, "token");
+  CheckIndices(ctx.InHostMemory().tokens_BT, vocab_size_, 0, "token");
   Activations out;
   const Parameter& table = ctx.weights[kTokens];
   Tensor positions = ctx.positions();
@@ -59,7 +59,7 @@ Activations EmbeddingBlock::Forward(const ForwardContext& ctx, const Activations
     out.hidden_BTC = Embedding(ctx.tokens(), table);
   }
   if (positions_ >= 0) {
-    CheckIndices(ctx.positions(), max_positions_, 0, "position");
+    CheckIndices(ctx.InHostMemory().positions_BT, max_positions_, 0, "position");
     out.hidden_BTC =
         out.hidden_BTC + Embedding(positions, ctx.weights[positions_]).view(out.hidden_BTC.sizes());
   }

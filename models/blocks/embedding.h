@@ -29,8 +29,8 @@ class EmbeddingBlock : public Block {
 // How tensor-parallel ranks share a table or matrix with a row for every token.
 TensorCut VocabularyCut(int64_t vocab_size, const TensorPlace& place);
 
-// Throws std::out_of_range unless all of `indices` (int64; `ignored` aside) are in [0, size). Looks
-// at tensors of the CPU alone: a GPU would have to be waited for.
+// Throws std::out_of_range unless all of `indices` (int64 in host memory; `ignored` aside) are in
+// [0, size).
 void CheckIndices(const Tensor& indices, int64_t size, int64_t ignored, const char* what);
 
 }  // namespace shoal

@@ -12,6 +12,7 @@ namespace shoal {
 namespace {
 
 // Rows that have a target, where a good part has none (prompts, padding); undefined: all are taken.
+// In host memory, as the targets.
 Tensor RowsWithTargets(const Tensor& targets_R) {
   const Tensor has_target = targets_R.ne(Batch::kIgnoreIndex);
   const auto targets = has_target.sum().item<int64_t>();
@@ -53,7 +54,8 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
     return out;
   }
   const Tensor& targets_BT = ctx.batch->targets_BT;
-  CheckIndices(targets_BT, vocab_size_, Batch::kIgnoreIndex, "target");
+  const Tensor& host_targets_BT = ctx.InHostMemory().targets_BT;
+  CheckIndices(host_targets_BT, vocab_size_, Batch::kIgnoreIndex, "target");
   const CrossEntropyOptions options{.denominator = ctx.loss_denominator,
                                     .ignore_index = Batch::kIgnoreIndex,
                                     .label_smoothing = ctx.label_smoothing,
@@ -63,7 +65,8 @@ Activations HeadBlock::Forward(const ForwardContext& ctx, const Activations& in)
   Tensor rows_RC = (scaled ? normed_BTC / ctx.temperature : normed_BTC).reshape({-1, hidden_size_}),
          targets_R = targets_BT.reshape({-1});
   // Ranks that share the vocabulary send sums for each row: their bytes follow from shapes alone.
-  const Tensor places = ctx.tensor ? Tensor() : RowsWithTargets(targets_R);
+  Tensor places = ctx.tensor ? Tensor() : RowsWithTargets(host_targets_BT.reshape({-1}));
+  if (places.defined()) places = places.to(targets_R.device(), at::kLong, /*non_blocking=*/true);
   if (places.defined()) targets_R = targets_R.index_select(0, places);
   if (ctx.shared_rows) {
     const Tensor& rows_BT = ctx.shared_rows->rows_BT;

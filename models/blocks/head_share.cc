@@ -1,6 +1,5 @@
 #include "models/blocks/head_share.h"
 
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/tensor.h>
 
 namespace shoal {
@@ -46,7 +45,8 @@ at::Tensor HeadShare::ForQueries(const at::Tensor& key_value_BTKH) const {
   std::vector<int64_t> head_of_query;
   for (int64_t query = first_query_; query < last_query_; ++query)
     head_of_query.push_back(query / group_ - first_key_value_);
-  return key_value_BTKH.index_select(2, at::tensor(head_of_query));
+  return key_value_BTKH.index_select(
+      2, at::tensor(head_of_query, at::TensorOptions(at::kLong).device(key_value_BTKH.device())));
 }
 
 }  // namespace shoal

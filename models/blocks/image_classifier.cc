@@ -62,7 +62,7 @@ class Layer : public Block {
   // The pixels, from 0 to 1, or what the block before gave: (N, ...).
   static Tensor Input(const ForwardContext& ctx, const Activations& in, const ModelConfig& config) {
     if (in.hidden_BTC.defined()) return in.hidden_BTC;
-    CheckIndices(ctx.batch->tokens_BT, config.max_pixel + 1, 0, "pixel");
+    CheckIndices(ctx.InHostMemory().tokens_BT, config.max_pixel + 1, 0, "pixel");
     return ctx.batch->tokens_BT.to(ctx.weights[0].value.scalar_type())
         .div_(static_cast<double>(config.max_pixel));
   }
@@ -136,7 +136,7 @@ class ClassHead final : public Layer {
     }
     SHOAL_CHECK(ctx.head_mode != HeadMode::kScores) << "a classifier gives no scores";
     const Tensor targets_N = ctx.batch->targets_BT.reshape({-1});
-    CheckIndices(targets_N, out_, Batch::kIgnoreIndex, "class");
+    CheckIndices(ctx.InHostMemory().targets_BT, out_, Batch::kIgnoreIndex, "class");
     const Tensor counts_N = targets_N.ne(Batch::kIgnoreIndex);
     const Tensor logprobs_NO = at::log_softmax(logits_NO / ctx.temperature, -1);
     const Tensor target_N = logprobs_NO.gather(1, targets_N.clamp_min(0).unsqueeze(1)).squeeze(1);

@@ -10,10 +10,8 @@
 namespace shoal {
 
 RotaryTable RotaryCache::For(const Tensor& x, const Tensor& positions_BT) {
-  // Looking at positions on a GPU would wait for it: there the table covers the whole model at
-  // once.
   int64_t needed = max_positions_;
-  if (x.is_cpu() && positions_BT.numel() > 0) {
+  if (positions_BT.numel() > 0) {
     const Tensor positions = positions_BT.contiguous();
     const int64_t* values = positions.const_data_ptr<int64_t>();
     needed = *std::max_element(values, values + positions.numel()) + 1;
@@ -22,8 +20,7 @@ RotaryTable RotaryCache::For(const Tensor& x, const Tensor& positions_BT) {
   const std::lock_guard lock(mutex_);
   RotaryTable& table = tables_[{dtype, x.is_cpu() ? -1 : x.get_device()}];
   if (!table.cos_PH.defined() || table.cos_PH.size(0) < needed) {
-    const int64_t rows =
-        x.is_cpu() ? static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed))) : needed;
+    const auto rows = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(needed)));
     const at::NoGradGuard no_grad;
     const TensorMemoryScope memory(nullptr);  // It outlives the pass
     table = MakeRotaryTable(InverseFrequencies(rope_, head_dim_, dtype), rows,

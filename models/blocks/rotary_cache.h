@@ -17,8 +17,8 @@ class RotaryCache {
   RotaryCache(const RopeOptions& rope, int64_t head_dim, int64_t max_positions)
       : rope_(rope), head_dim_(head_dim), max_positions_(max_positions) {}
 
-  // A table on x's device, in the precision that goes with x's dtype, that covers `positions_BT`;
-  // those may lie past max_positions.
+  // A table on x's device, in the precision that goes with x's dtype, that covers `positions_BT`,
+  // which are in host memory and may lie past max_positions.
   RotaryTable For(const Tensor& x, const Tensor& positions_BT);
 
  private:

@@ -80,8 +80,8 @@ Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const Router
     choice_of[row] = choice;
     row_of[choice] = row;
   }
-  rows.choice_S = rows.choice_S.to(device);
-  rows.row_RK = rows.row_RK.to(device);
+  rows.choice_S = rows.choice_S.to(device, at::kLong, /*non_blocking=*/true);
+  rows.row_RK = rows.row_RK.to(device, at::kLong, /*non_blocking=*/true);
   routing.weights_RK = scores_RE.gather(1, expert_RK);
   // Sigmoids may all be next to nothing; of a softmax's the sum is never so small.
   constexpr double kTiny = 1e-20;

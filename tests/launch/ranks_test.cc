@@ -66,6 +66,19 @@ TEST(ReadRankEnvironment, RefusesTwoNumbersOfRanks) {
   EXPECT_THAT(std::string(found.status().message()), HasSubstr("-n 2, but mpirun started 1 rank:"));
 }
 
+TEST(JoinRanks, TakesTheDeviceAskedForOrSaysWhyNot) {
+  const auto on_cpu = JoinRanks({}, {});
+  ASSERT_TRUE(on_cpu.ok()) << on_cpu.status();
+  EXPECT_TRUE((*on_cpu)->device().is_cpu());
+  const auto on_gpu = JoinRanks({}, {}, DeviceRequest::kCuda);
+  if (NumDevices() > 0) {
+    ASSERT_TRUE(on_gpu.ok()) << on_gpu.status();
+    EXPECT_EQ((*on_gpu)->device().type(), at::kCUDA);
+  } else {
+    EXPECT_THAT(std::string(on_gpu.status().message()), HasSubstr("run.device: cuda, but "));
+  }
+}
+
 TEST(ThreadsPerRank, SharesTheCores) {
   EXPECT_GE(ThreadsPerRank(1), ThreadsPerRank(2));
   EXPECT_EQ(ThreadsPerRank(1 << 20), 1);

@@ -5,7 +5,10 @@
 
 #include "kernels/cross_entropy.h"
 #include "kernels/reference.h"
+#include "parallel/comm/device_communicator.h"
 #include "parallel/comm/local_communicator.h"
+#include "parallel/comm/staged_communicator.h"
+#include "tests/fake_device/fake_device.h"
 
 namespace shoal {
 namespace {
@@ -13,7 +16,9 @@ namespace {
 constexpr int64_t kRows = 12, kChannels = 5;
 
 void Near(const Tensor& got, const Tensor& want, const char* what) {
-  EXPECT_TRUE(at::allclose(got, want, 1e-12, 1e-13)) << what << "\n" << got << "\n" << want;
+  EXPECT_TRUE(at::allclose(got.cpu(), want.cpu(), 1e-12, 1e-13)) << what << "\n"
+                                                                 << got << "\n"
+                                                                 << want;
 }
 
 // The same on every rank.
@@ -21,6 +26,24 @@ Tensor Fixed(at::IntArrayRef sizes, double phase) {
   int64_t numel = 1;
   for (int64_t size : sizes) numel *= size;
   return (at::arange(numel, at::kDouble) * 0.7 + phase).sin().view(sizes);
+}
+
+// Runs `body` on ranks that compute on the CPU, and on ranks of a device each.
+void OnBothDevices(int ranks, const std::function<void(Communicator&)>& body) {
+  for (bool fake : {false, true}) {
+    SCOPED_TRACE(fake ? "on a device" : "on the CPU");
+    const absl::Status status = RunRanks(ranks, [&](Communicator& host) {
+      if (!fake) {
+        body(host);
+        return absl::OkStatus();
+      }
+      const c10::Device device = FakeDevice(host.rank());
+      UseDevice(device);
+      body(*MakeStagedCommunicator(host.Split(/*color=*/0, /*key=*/host.rank()), device));
+      return absl::OkStatus();
+    });
+    EXPECT_TRUE(status.ok()) << status;
+  }
 }
 
 Tensor Sum(Communicator& comm, const Tensor& part) {
@@ -43,9 +66,9 @@ TEST(EvenRange, DealsOutInOrder) {
 TEST(TensorParallel, EnterAndLeaveAreEachOthersTransposes) {
   for (int ranks : {1, 2, 3, 4}) {
     for (bool sequence_parallel : {true, false}) {
-      const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
+      OnBothDevices(ranks, [&](Communicator& comm) {
         const TensorParallel tensor(comm, sequence_parallel);
-        const Tensor all = Fixed({kRows, kChannels}, 0);
+        const Tensor all = Fixed({kRows, kChannels}, 0).to(comm.device());
         Tensor mine = tensor.Rows(all).clone().requires_grad_(true);
         const Tensor entered = tensor.Enter(mine);
         Near(entered, all, "Enter");
@@ -58,9 +81,7 @@ TEST(TensorParallel, EnterAndLeaveAreEachOthersTransposes) {
         Near(left, tensor.Rows(all) * (ranks * (ranks + 1) / 2.0), "Leave");
         (left * tensor.Rows(all)).sum().backward();
         Near(part.grad(), all, "Leave, backward");
-        return absl::OkStatus();
       });
-      EXPECT_TRUE(status.ok()) << status;
     }
   }
 }
@@ -70,11 +91,11 @@ TEST(TensorParallel, VocabularyEqualsOneRank) {
   for (int ranks : {1, 2, 3, 4}) {
     for (int64_t vocabulary : {3, 8, 13}) {
       for (int64_t chunk_rows : {0, 1, 5}) {
-        const absl::Status status = RunRanks(ranks, [&](Communicator& comm) {
+        OnBothDevices(ranks, [&](Communicator& comm) {
           const TensorParallel tensor(comm, true);
           const TensorCut::Range range = EvenRange(vocabulary, tensor.place());
-          const Tensor table = Fixed({vocabulary, kChannels}, 0.3);
-          Tensor targets = at::arange(kRows) % vocabulary;
+          const Tensor table = Fixed({vocabulary, kChannels}, 0.3).to(comm.device());
+          Tensor targets = (at::arange(kRows) % vocabulary).to(comm.device());
           targets[4] = -100;
           const CrossEntropyOptions dense{
               .denominator = 3.5, .ignore_index = -100, .label_smoothing = 0.2};
@@ -87,12 +108,13 @@ TEST(TensorParallel, VocabularyEqualsOneRank) {
           const auto local = [&](const Tensor& whole) {
             return whole.narrow(0, range.begin, range.end - range.begin).clone();
           };
-          Tensor hidden = Fixed({kRows, kChannels}, 1).requires_grad_(true);
+          const Tensor inputs = Fixed({kRows, kChannels}, 1).to(comm.device());
+          Tensor hidden = inputs.clone().requires_grad_(true);
           Tensor whole = table.clone().requires_grad_(true);
           Tensor want = reference::LinearCrossEntropy(hidden, whole, targets, dense);
           (want * 2).backward();
 
-          Tensor mine = Fixed({kRows, kChannels}, 1).requires_grad_(true);
+          Tensor mine = inputs.clone().requires_grad_(true);
           Parameter part{local(table).requires_grad_(true), local(at::zeros_like(table))};
           const Tensor loss = tensor.CrossEntropy(mine, part, targets, cut);
           (loss * 2).backward();
@@ -102,7 +124,7 @@ TEST(TensorParallel, VocabularyEqualsOneRank) {
 
           hidden.mutable_grad().reset();
           whole.mutable_grad().reset();
-          const Tensor weights = Fixed({kRows}, 2);
+          const Tensor weights = Fixed({kRows}, 2).to(comm.device());
           want = reference::LinearLogprobs(hidden, whole, targets, dense);
           (want * weights).sum().backward();
           mine.mutable_grad().reset();
@@ -113,7 +135,7 @@ TEST(TensorParallel, VocabularyEqualsOneRank) {
           Near(part.grad, local(whole.grad()), "gradient of the matrix, by row");
           Near(Sum(comm, mine.grad()), hidden.grad(), "gradient of the hidden states, by row");
 
-          const Tensor tokens = at::arange(kRows) * 5 % vocabulary;
+          const Tensor tokens = (at::arange(kRows) * 5 % vocabulary).to(comm.device());
           part.grad.zero_();
           const Tensor rows = tensor.Embedding(tokens, part, range);
           Near(Sum(comm, rows.detach()), table.index_select(0, tokens), "embedding");
@@ -122,9 +144,7 @@ TEST(TensorParallel, VocabularyEqualsOneRank) {
                local(at::zeros_like(table).index_add(
                    0, tokens, weights.unsqueeze(1).expand({kRows, kChannels}))),
                "gradient of the table");
-          return absl::OkStatus();
         });
-        EXPECT_TRUE(status.ok()) << status;
       }
     }
   }

@@ -7,13 +7,16 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
 #include "core/random.h"
 #include "core/status.h"
 #include "models/weights.h"
+#include "parallel/comm/device_communicator.h"
 #include "parallel/comm/local_communicator.h"
+#include "parallel/comm/staged_communicator.h"
 #include "parallel/expert_parallel.h"
 #include "tests/trainer/training_models.h"
 #include "trainer/objectives/preference_objective.h"
@@ -297,15 +300,24 @@ void CollectState(const ShardedOptimizer& optimizer,
     for (int64_t size : piece.shape) numel *= size;
     whole.resize(numel);
     const OffloadHold hold(piece.data, OffloadAccess::kRead);
-    const Tensor data = piece.data.to(at::kDouble);
+    const Tensor data = piece.data.to(at::kCPU, at::kDouble);
     std::copy_n(data.const_data_ptr<double>(), data.numel(), whole.begin() + piece.begin);
   }
+}
+
+absl::Status OnDevice(c10::DeviceType type, Communicator& host,
+                      const std::function<absl::Status(Communicator&)>& body) {
+  if (type == c10::kCPU) return body(host);
+  const int devices = c10::impl::VirtualGuardImpl(type).deviceCount();
+  const c10::Device device(type, static_cast<c10::DeviceIndex>(host.rank() % devices));
+  UseDevice(device);
+  return body(*MakeStagedCommunicator(host.Split(/*color=*/0, /*key=*/host.rank()), device));
 }
 
 TrainingResult RunTrainingJob(const TrainingJob& job) {
   TrainingResult result;
   std::mutex mutex;
-  const absl::Status status = RunRanks(job.ranks, [&](Communicator& comm) {
+  const auto train = [&](Communicator& comm) {
     return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
       std::vector<StepMetrics> steps;
       parts.trainer.AddHook(std::make_unique<Record>(steps));
@@ -315,7 +327,9 @@ TrainingResult RunTrainingJob(const TrainingJob& job) {
       CollectState(parts.optimizer, result.state);
       return absl::OkStatus();
     });
-  });
+  };
+  const absl::Status status =
+      RunRanks(job.ranks, [&](Communicator& host) { return OnDevice(job.device, host, train); });
   EXPECT_TRUE(status.ok()) << status;
   return result;
 }

@@ -16,6 +16,9 @@ namespace shoal {
 struct TrainingJob {
   std::string model = "llama";  // "llama", "gpt2", "mixtral", "dots1"; see ConfigOf
   at::ScalarType dtype = at::kDouble;
+  // Where ranks compute: each on a device of its own if there are as many, and what they exchange
+  // goes through host memory.
+  c10::DeviceType device = c10::kCPU;
   int ranks = 1;  // Of the whole mesh; the shard axis takes what the others leave
   int replicate = 1;
   int tensor = 1;
@@ -109,6 +112,10 @@ void ExpectClose(const TrainingResult& got, const TrainingResult& want, double t
                  const std::string& what);
 std::string Describe(const TrainingJob& job);
 
+// Of each rank, at its start: runs `body` with a communicator of all ranks on devices of that type.
+absl::Status OnDevice(c10::DeviceType type, Communicator& host,
+                      const std::function<absl::Status(Communicator&)>& body);
+
 // What a recipe would say of the job's optimizer.
 LoadedRecipe OptimizerRecipe(const TrainingJob& job);
 
@@ -121,6 +128,7 @@ struct JobParts {
   ShardedOptimizer& optimizer;
   Trainer& trainer;
 };
+// `comm` is of the job's device (OnDevice).
 absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
                               const std::function<absl::Status(JobParts)>& train);
 

@@ -12,8 +12,11 @@ absl::Status LogHook::Write(const MetricsRow& row) {
 }
 
 double LogHook::MatrixPeak() {
-  if (matrix_peak_flops_ == 0)
-    matrix_peak_flops_ = MeasureMatMulPeak(options_.compute_dtype, options_.threads_per_rank);
+  if (matrix_peak_flops_ == 0) {
+    matrix_peak_flops_ = options_.device.is_cpu()
+                             ? MeasureMatMulPeak(options_.compute_dtype, options_.threads_per_rank)
+                             : MeasureMatMulPeak(options_.compute_dtype, options_.device);
+  }
   return matrix_peak_flops_;
 }
 

@@ -20,6 +20,7 @@ class LogHook final : public Hook {
     double train_flops_per_token = 0;
     at::ScalarType compute_dtype = at::kFloat;
     int threads_per_rank = 1;
+    at::Device device = at::kCPU;  // That it computes on
   };
 
   // `sinks` is empty on ranks other than 0. The mesh outlives the hook.
@@ -34,15 +35,15 @@ class LogHook final : public Hook {
   // What is added to each row of a step, under names of its own.
   using Figures = std::vector<std::pair<std::string, double>>;
   void set_more(std::function<Figures()> more) { more_ = std::move(more); }
-  // FLOP/s of large products on this rank's threads. Measured once, when it is first asked for;
-  // every rank asks at the same time.
+  // FLOP/s of large products on this rank's threads, or its device. Measured once, when it is first
+  // asked for; every rank asks at the same time.
   double MatrixPeak();
   // The last call.
   absl::Status Close();
 
  private:
   // Share of the machine's matrix peak that the model's own products use:
-  //   mfu = train_flops_per_token * tokens_per_second / (ranks * measured peak of a rank's threads)
+  //   mfu = train_flops_per_token * tokens_per_second / (ranks * measured peak of a rank)
   // Asked for after the first logged step, outside of any step's time.
   double ModelFlopsUtilization(double tokens_per_second);
 

@@ -53,7 +53,8 @@ Tensor PreferenceObjective::Loss(const Batch& batch, const Activations& head,
     }
     case Kind::kKto: {
       reward_B = options_.beta * ratio_B;
-      const Tensor desirable_B = at::arange(logprobs_B.size(0), at::kLong).remainder(2).eq(0);
+      const Tensor desirable_B =
+          at::arange(logprobs_B.size(0), as.dtype(at::kLong)).remainder(2).eq(0);
       const Tensor loss_B =
           KtoLoss(ratio_B, desirable_B, batch.Named(kReferencePoint).to(as.dtype()),
                   {.beta = options_.beta,
@@ -72,9 +73,9 @@ Tensor PreferenceObjective::Loss(const Batch& batch, const Activations& head,
   }
   const Tensor loss = (loss_P * weight_P).sum();
   const at::NoGradGuard no_grad;
-  const auto pairs = weight_P.sum().item<double>();
+  const Tensor pairs = weight_P.sum();
   const auto add = [&](const char* name, const Tensor& x_P) {
-    metrics.Add(name, (x_P * weight_P).sum().item<double>(), pairs);
+    metrics.Add(name, (x_P * weight_P).sum(), pairs);
   };
   const Tensor margin_P = Chosen(reward_B) - Rejected(reward_B);
   add(kAccuracy, margin_P.gt(0).to(as.dtype()));

@@ -27,9 +27,9 @@ Tensor RewardObjective::Loss(const Batch& batch, const Activations& head,
   const Tensor weight_P = batch.Named("weight_E").to(scores_P2.scalar_type());
   const Tensor loss = (BradleyTerryLoss(chosen_P, rejected_P, {}, centering_) * weight_P).sum();
   const at::NoGradGuard no_grad;
-  const auto pairs = weight_P.sum().item<double>();
+  const Tensor pairs = weight_P.sum();
   const auto add = [&](const char* name, const Tensor& x_P) {
-    metrics.Add(name, (x_P * weight_P).sum().item<double>(), pairs);
+    metrics.Add(name, (x_P * weight_P).sum(), pairs);
   };
   add(kRewardAccuracy, chosen_P.gt(rejected_P).to(weight_P.scalar_type()));
   add(kRewardMargin, chosen_P - rejected_P);

@@ -41,13 +41,14 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
               const Hardware& hardware) {
   static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
                                              Recompute::kFull};
-  // A job on several hosts speaks MPI.
-  const bool speaks_mpi =
-      mesh.num_ranks() > hardware.ranks_per_host || recipe.comm().transport() == CommSection::mpi;
+  // A job on several hosts speaks MPI, one on GPUs NCCL.
+  const bool leaves_host = mesh.num_ranks() > hardware.ranks_per_host ||
+                           recipe.comm().transport() == CommSection::mpi ||
+                           recipe.run().device() == RunConfig::cuda;
   PlanJob job{
       .mesh = mesh,
       .zero =
-          ZeroOptionsOf(recipe, batch, {.ranks = mesh.weight_shards(), .leaves_host = speaks_mpi}),
+          ZeroOptionsOf(recipe, batch, {.ranks = mesh.weight_shards(), .leaves_host = leaves_host}),
       .sequence_parallel = recipe.parallelism().sequence_parallel(),
       .recompute = kRecompute[recipe.training().activation_checkpointing()],
       .label_smoothing = recipe.training().label_smoothing_factor(),

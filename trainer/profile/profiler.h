@@ -30,7 +30,8 @@ class Profiler {
     Communicator& ranks;  // All of the run
     FileSystem& files;
     const Logger& log;
-    std::function<double()> matrix_peak;  // FLOP/s of this rank's threads; asked outside the window
+    // FLOP/s of this rank's threads, asked outside the window; 0: products do not run there.
+    std::function<double()> matrix_peak;
     std::function<absl::Status(const MetricsRow&)> write_row;
   };
 

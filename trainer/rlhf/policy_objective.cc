@@ -16,10 +16,8 @@ Tensor Carried(const Batch& batch, const char* name, const Tensor& like) {
 Tensor Targets(const Batch& batch) { return batch.targets_BT != Batch::kIgnoreIndex; }
 
 // The sum over the targets' places.
-double SumAt(const Tensor& mask_BT, const Tensor& values_BT) {
-  return at::where(mask_BT, values_BT.detach(), at::zeros_like(values_BT))
-      .sum(at::kDouble)
-      .item<double>();
+Tensor SumAt(const Tensor& mask_BT, const Tensor& values_BT) {
+  return at::where(mask_BT, values_BT.detach(), at::zeros_like(values_BT)).sum(at::kDouble);
 }
 
 }  // namespace
