@@ -41,7 +41,7 @@ SHOAL_PROGRAMS = [f"shoal_zero{stage}" for stage in range(4)] + ["shoal_tensor",
 PROGRAMS = SHOAL_PROGRAMS + list(PEER_STAGES)
 
 RECIPE = """\
-run: {{name: peers, output_dir: {out}, seed: {seed}}}
+run: {{name: peers, output_dir: {out}, seed: {seed}, device: {device}}}
 model: {{name_or_path: {model}, init: pretrained, dtype: {dtype}}}
 data:
   train: [{{path: {tokens}}}]
@@ -88,6 +88,7 @@ def shoal_command(case, args, out):
         file.write(
             RECIPE.format(
                 out=os.path.join(out, "run"),
+                device=args.device,
                 seed=workload.SEED,
                 dtype=case["dtype"],
                 steps=case["steps"],
@@ -117,6 +118,8 @@ def peer_command(case, args, out):
         str(case["steps"]),
         "--threads",
         str(case["threads"]),
+        "--device",
+        args.device,
         "--work",
         args.work,
         "--out",
@@ -128,12 +131,13 @@ def environment(threads, args):
     env = dict(
         os.environ,
         DS_ACCELERATOR="cpu",
-        CUDA_VISIBLE_DEVICES="",
         HF_HUB_OFFLINE="1",
         TRANSFORMERS_VERBOSITY="error",
         GLOO_SOCKET_IFNAME="lo",
         PYTHONWARNINGS="ignore",
     )
+    if args.device == "cpu":
+        env["CUDA_VISIBLE_DEVICES"] = ""
     env["PATH"] = os.path.dirname(args.python) + os.pathsep + env.get("PATH", "")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         env[name] = str(threads)
@@ -232,7 +236,7 @@ def cases(args):
                 size=size, dtype="float32", repeat=0, warmup=1, steps=args.trace_steps, trace=True
             )
             yield dict(base, program="pytorch", threads=RANKS)
-            for program in SHOAL_PROGRAMS:
+            for program in SHOAL_PROGRAMS if args.device == "cpu" else ["shoal_zero0"]:
                 yield dict(base, program=program, threads=1)
     for repeat in range(args.repeats):
         for size in args.sizes:
@@ -260,6 +264,12 @@ def parse_arguments():
     parser.add_argument("--sizes", type=names, default=["S"])
     parser.add_argument("--dtypes", type=names, default=["float32", "bfloat16"])
     parser.add_argument("--programs", type=names, default=PROGRAMS, help="default: all of them")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="cuda: one rank on one GPU; programs pytorch and shoal_zero0",
+    )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, help="steps before those")
@@ -278,6 +288,12 @@ def parse_arguments():
     parser.add_argument("--from-results", action="store_true", help="no measuring: the table only")
     parser.add_argument("--table", help="write the Markdown table here (default: standard output)")
     args = parser.parse_args()
+    if args.device == "cuda":
+        global RANKS
+        RANKS = 1
+        beside = set(args.programs) - {"pytorch", "shoal_zero0"}
+        if beside:
+            parser.error(f"not on one GPU: {', '.join(sorted(beside))}")
     args.results = args.results or os.path.join(args.work, "results.jsonl")
     unknown = set(args.programs) - set(PROGRAMS)
     if unknown:

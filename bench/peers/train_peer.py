@@ -12,6 +12,7 @@ parser.add_argument("--size", required=True)
 parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
 parser.add_argument("--steps", type=int, required=True)
 parser.add_argument("--threads", type=int, required=True)
+parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of peer pytorch")
 parser.add_argument("--work", required=True, help="folder that workload.prepare() filled")
 parser.add_argument("--out", required=True, help="folder for rank<i>.json and the file first_step")
 args = parser.parse_args()
@@ -52,11 +53,11 @@ def plain_step(model, optimizer, context):
 
 
 def autocast():
-    return torch.autocast("cpu", torch.bfloat16) if BF16 else contextlib.nullcontext()
+    return torch.autocast(args.device, torch.bfloat16) if BF16 else contextlib.nullcontext()
 
 
 def single():
-    model = load_model()
+    model = load_model().to(args.device)
     return plain_step(model, adamw(model), autocast)
 
 
@@ -238,7 +239,7 @@ def peak_rss_bytes():
 
 def main():
     step = PEERS[args.peer]()
-    rows = torch.tensor(workload.read_tokens(args.work, args.size))
+    rows = torch.tensor(workload.read_tokens(args.work, args.size)).to(args.device)
     # Ranks that share the model read the same rows.
     shares_model = args.peer in ("torch_tensor", "torch_pipeline")
     share = SIZE["batch"] if shares_model else SIZE["batch"] // WORLD
@@ -249,6 +250,8 @@ def main():
             dist.barrier()
         start = time.perf_counter()
         losses.append(step(rows[first : first + share]))
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         if index == 0 and RANK == 0:
             open(os.path.join(args.out, "first_step"), "w").close()
