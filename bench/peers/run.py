@@ -39,6 +39,7 @@ PEER_STAGES = {
 }
 SHOAL_PROGRAMS = [f"shoal_zero{stage}" for stage in range(4)] + ["shoal_tensor", "shoal_pipeline"]
 PROGRAMS = SHOAL_PROGRAMS + list(PEER_STAGES)
+GPU_PROGRAMS = ["pytorch", "shoal_zero0"]
 
 RECIPE = """\
 run: {{name: peers, output_dir: {out}, seed: {seed}, device: {device}}}
@@ -263,12 +264,12 @@ def parse_arguments():
 
     parser.add_argument("--sizes", type=names, default=["S"])
     parser.add_argument("--dtypes", type=names, default=["float32", "bfloat16"])
-    parser.add_argument("--programs", type=names, default=PROGRAMS, help="default: all of them")
+    parser.add_argument("--programs", type=names, help="default: all of them")
     parser.add_argument(
         "--device",
         choices=["cpu", "cuda"],
         default="cpu",
-        help="cuda: one rank on one GPU; programs pytorch and shoal_zero0",
+        help=f"cuda: one rank on one GPU; programs {' and '.join(GPU_PROGRAMS)}",
     )
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
@@ -288,17 +289,16 @@ def parse_arguments():
     parser.add_argument("--from-results", action="store_true", help="no measuring: the table only")
     parser.add_argument("--table", help="write the Markdown table here (default: standard output)")
     args = parser.parse_args()
+    programs = PROGRAMS
     if args.device == "cuda":
-        global RANKS
-        RANKS = 1
-        beside = set(args.programs) - {"pytorch", "shoal_zero0"}
-        if beside:
-            parser.error(f"not on one GPU: {', '.join(sorted(beside))}")
+        global RANKS, PEER_STAGES
+        RANKS, PEER_STAGES, programs = 1, {"pytorch": 0}, GPU_PROGRAMS
+    args.programs = args.programs or programs
     args.results = args.results or os.path.join(args.work, "results.jsonl")
-    unknown = set(args.programs) - set(PROGRAMS)
+    unknown = set(args.programs) - set(programs)
     if unknown:
         parser.error(
-            f"no program named {', '.join(sorted(unknown))}: choose from {', '.join(PROGRAMS)}"
+            f"no program named {', '.join(sorted(unknown))}: choose from {', '.join(programs)}"
         )
     if not args.python and not args.from_results:
         parser.error(

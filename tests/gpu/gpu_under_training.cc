@@ -1,6 +1,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "kernels/device_kernels.h"
 #include "tests/fake_device/device_under_training.h"
@@ -15,7 +16,8 @@ size_t DeviceCalls() {
   if (allocator == nullptr || !allocator->initialized()) return 0;
   const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   size_t made = 0;
-  for (c10::DeviceIndex device = 0; device < at::globalContext().getNumGPUs(); ++device)
+  const int devices = c10::impl::VirtualGuardImpl(at::kCUDA).deviceCount();
+  for (c10::DeviceIndex device = 0; device < devices; ++device)
     made += allocator->getDeviceStats(device).allocation[all].allocated;
   return made;
 }
