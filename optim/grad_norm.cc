@@ -39,24 +39,22 @@ std::vector<Runs> ShardRuns(const std::vector<OptimizerSlice>& slices, int shard
   return runs;
 }
 
-// Sums of squares of shards: run by run, slice by slice. From a device all are read at once.
+// Sums of squares of shards: run by run, slice by slice. All are read at once.
 std::vector<double> ShardSquares(const std::vector<std::vector<Runs>>& shards) {
-  std::vector<Tensor> of_device;
+  std::vector<Tensor> squares_of_runs;
   for (const auto& shard : shards) {
     for (const Runs& slice : shard) {
-      for (const Tensor& run : slice) {
-        if (!run.is_cpu()) of_device.push_back(SumOfSquaresOf(run));
-      }
+      for (const Tensor& run : slice) squares_of_runs.push_back(SumOfSquaresOf(run));
     }
   }
-  const std::vector<double> read = ReadNumbers(of_device);
+  const std::vector<double> read = ReadNumbers(squares_of_runs);
   std::vector<double> sums;
   size_t next = 0;
   for (const auto& shard : shards) {
     double total = 0;
     for (const Runs& slice : shard) {
       double squares = 0;
-      for (const Tensor& run : slice) squares += run.is_cpu() ? SumOfSquares(run) : read[next++];
+      for (size_t run = 0; run < slice.size(); ++run) squares += read[next++];
       total += squares;
     }
     sums.push_back(total);

@@ -41,13 +41,9 @@ __device__ void SoftmaxTile(const DeviceAttention& x, const KeyRange (&ranges)[T
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(kTileThreads) AttendQueries(DeviceAttention x) {
-  // The last queries see the most keys: they begin first.
-  const int64_t tiles = CeilDivide(x.queries, Tile::kSize);
-  const int64_t first = (tiles - 1 - blockIdx.x % tiles) * Tile::kSize;
-  const int64_t b = blockIdx.x / tiles / x.heads, n = blockIdx.x / tiles % x.heads;
+  const auto [first, b, n, key_head] = QueriesOfBlock<Tile>(x);
   const KeyRange keys = KeysOfTile<Tile>(x, b, first);
   if (x.running && keys.first >= keys.end) return;
-  const int64_t key_head = n / (x.heads / x.key_heads);
   const int head_dim = static_cast<int>(x.head_dim);
   const auto k = HeadOf<const T>(x.k, x.k_strides, b, key_head),
              v = HeadOf<const T>(x.v, x.v_strides, b, key_head);

@@ -134,10 +134,7 @@ __global__ void __launch_bounds__(kTileThreads)
 template <class T, class Tile>
 __global__ void __launch_bounds__(kTileThreads)
     QueryGradients(DeviceAttention x, DeviceAttentionGradients g) {
-  const int64_t tiles_of_head = CeilDivide(x.queries, Tile::kSize);
-  const int64_t first = (tiles_of_head - 1 - blockIdx.x % tiles_of_head) * Tile::kSize;
-  const int64_t b = blockIdx.x / tiles_of_head / x.heads, n = blockIdx.x / tiles_of_head % x.heads;
-  const int64_t key_head = n / (x.heads / x.key_heads);
+  const auto [first, b, n, key_head] = QueriesOfBlock<Tile>(x);
   const int head_dim = static_cast<int>(x.head_dim);
   const SharedTiles<Tile> tiles = SharedTiles<Tile>::Take();
   LoadTile<Tile>(HeadOf<const T>(x.q, x.q_strides, b, n), first, x.queries, head_dim,

@@ -113,6 +113,19 @@ __device__ void AddProduct(const float* scores, const float* values, HeadColumns
   }
 }
 
+// The queries that a block has: those of one head from `first` on. The last see the most keys: they
+// begin first.
+struct QueryTile {
+  int64_t first, b, n, key_head;
+};
+template <class Tile>
+__device__ QueryTile QueriesOfBlock(const DeviceAttention& x) {
+  const int64_t tiles = CeilDivide(x.queries, Tile::kSize), head = blockIdx.x / tiles;
+  const int64_t n = head % x.heads;
+  return {(tiles - 1 - blockIdx.x % tiles) * Tile::kSize, head / x.heads, n,
+          n / (x.heads / x.key_heads)};
+}
+
 // Keys [first, end) of the operands that a query sees.
 struct KeyRange {
   int64_t first, end;

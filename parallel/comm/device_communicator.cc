@@ -52,9 +52,8 @@ int NumberOnHost(const std::vector<RankPlace>& places, int rank) {
                     [&](const RankPlace& other) { return other.host == places[rank].host; }));
 }
 
-const std::string& GpuOf(const std::vector<RankPlace>& places, int rank) {
-  const std::vector<std::string>& gpus = places[rank].gpus;
-  return gpus[NumberOnHost(places, rank) % gpus.size()];
+int GpuOf(const std::vector<RankPlace>& places, int rank) {
+  return NumberOnHost(places, rank) % static_cast<int>(places[rank].gpus.size());
 }
 
 // The same on every rank: they run one program.
@@ -76,12 +75,11 @@ int NumDevices() {
 
 DevicePlan PlanDevices(const std::vector<RankPlace>& places, int rank) {
   std::set<std::string> taken;
-  for (size_t other = 0; other < places.size(); ++other) {
+  for (int other = 0; other < std::ssize(places); ++other) {
     SHOAL_CHECK(!places[other].gpus.empty()) << "rank " << other << " sees no GPU";
-    taken.insert(GpuOf(places, static_cast<int>(other)));
+    taken.insert(places[other].gpus[GpuOf(places, other)]);
   }
-  return {.gpu = NumberOnHost(places, rank) % static_cast<int>(places[rank].gpus.size()),
-          .each_its_own = taken.size() == places.size()};
+  return {.gpu = GpuOf(places, rank), .each_its_own = taken.size() == places.size()};
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> MakeDeviceCommunicator(

@@ -30,9 +30,6 @@
 namespace shoal {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-using Parameters = std::vector<Parameter>;
-
 constexpr at::ScalarType kDtypes[] = {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf};
 
 // Of the host: the device draws nothing.

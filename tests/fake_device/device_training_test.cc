@@ -2,13 +2,8 @@
 // where host code that touches device memory dies, and in build/cuda on a GPU.
 #include <gtest/gtest.h>
 
-#include "checkpoint/checkpoint.h"
-#include "core/memory_file_system.h"
-#include "core/status.h"
-#include "parallel/comm/local_communicator.h"
 #include "tests/fake_device/device_under_training.h"
-#include "tests/trainer/training_job.h"
-#include "trainer/state_pieces.h"
+#include "tests/trainer/saved_job.h"
 
 namespace shoal {
 namespace {
@@ -200,48 +195,9 @@ TEST_F(DeviceTraining, InHalfPrecision) {
   }
 }
 
-using State = std::map<std::string, std::vector<double>>;
-
-// Saves after training, or loads; returns what the optimizer then holds.
-State WithCheckpoint(const TrainingJob& job, FileSystem& files, bool save) {
-  std::mutex mutex;
-  State state;
-  const auto body = [&](Communicator& comm) {
-    return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
-      if (save) {
-        SHOAL_RETURN_IF_ERROR(parts.trainer.Run());
-        TrainerState trainer;
-        trainer.set_step(job.steps);
-        SHOAL_RETURN_IF_ERROR(SaveCheckpoint(files, comm, "checkpoints", trainer,
-                                             ToStatePieces(parts.optimizer.PiecesToSave())));
-      } else {
-        SHOAL_RETURN_IF_ERROR(LoadCheckpoint(files, comm,
-                                             "checkpoints/step-" + std::to_string(job.steps),
-                                             ToStatePieces(parts.optimizer.PiecesToLoad()))
-                                  .status());
-        parts.parameters.SyncFromMaster();
-      }
-      const std::lock_guard lock(mutex);
-      CollectState(parts.optimizer, state);
-      return absl::OkStatus();
-    });
-  };
-  const absl::Status status =
-      RunRanks(job.ranks, [&](Communicator& host) { return OnDevice(job.device, host, body); });
-  EXPECT_TRUE(status.ok()) << Describe(job) << ": " << status;
-  return state;
-}
-
 TEST_F(DeviceTraining, CheckpointsGoBetweenHostAndDevice) {
-  const TrainingJob host{.ranks = 2, .stage = 3, .steps = 2};
-  const TrainingJob device{.device = DeviceTypeUnderTest(), .ranks = 2, .tensor = 2, .steps = 2};
-  for (const auto& [from, to] : {std::pair(host, device), {device, host}, {device, device}}) {
-    MemoryFileSystem files;
-    const State saved = WithCheckpoint(from, files, /*save=*/true);
-    const State loaded = WithCheckpoint(to, files, /*save=*/false);
-    ASSERT_EQ(loaded.size(), saved.size());
-    for (const auto& [name, values] : saved) EXPECT_EQ(loaded.at(name), values) << name;
-  }
+  ExpectEachReadsAll({{.ranks = 2, .stage = 3, .steps = 2},
+                      {.device = DeviceTypeUnderTest(), .ranks = 2, .tensor = 2, .steps = 2}});
 }
 
 }  // namespace

@@ -11,10 +11,6 @@
 namespace shoal {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-using Parameters = std::vector<Parameter>;
-
-Tensor Random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
 // On the device where the other operands are.
 Tensor With(const Tensor& x, const Tensor& t) { return t.defined() ? t.to(x.device()) : t; }
 

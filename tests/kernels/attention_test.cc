@@ -11,9 +11,6 @@
 namespace shoal {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-using Parameters = std::vector<Parameter>;
-
 struct Shape {
   int64_t batch, length, heads, key_heads, head_dim;
 };

@@ -10,9 +10,6 @@
 namespace shoal {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-using Parameters = std::vector<Parameter>;
-
 struct Shape {
   int64_t rows, channels, vocabulary, chunk_rows;
 };

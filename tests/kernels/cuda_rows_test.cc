@@ -3,12 +3,11 @@
 #include <gtest/gtest.h>
 
 #include "core/random.h"
-#include "kernels/activation.h"
 #include "kernels/dropout.h"
-#include "kernels/norm.h"
 #include "kernels/reference.h"
 #include "kernels/rotary.h"
 #include "tests/kernels/device_under_test.h"
+#include "tests/kernels/row_operations.h"
 
 namespace shoal {
 namespace {
@@ -35,43 +34,23 @@ void ForShapes(F&& check) {
 }
 
 TEST_F(CudaNormTest, RmsNorm) {
-  const Operation fused = [](const Tensors& x, const Parameters& w) {
-    return RmsNorm(x[0], w[0], 1e-5);
-  };
-  const Operation exact = [](const Tensors& x, const Parameters& w) {
-    return reference::RmsNorm(x[0], WeightOf(w[0]), 1e-5);
-  };
   ForShapes([&](at::ScalarType dtype, int64_t rows, int64_t columns) {
-    Check(fused, exact, {Random({rows, columns})}, {Random({columns})}, dtype, 4);
+    Check(kRmsNorm.fused, kRmsNorm.exact, {Random({rows, columns})}, {Random({columns})}, dtype, 4);
   });
 }
 
 TEST_F(CudaNormTest, AddRmsNormGivesTheSumAndPassesItsGradient) {
-  const Operation fused = [](const Tensors& x, const Parameters& w) {
-    auto [normed, sum] = AddRmsNorm(x[0], x[1], w[0], 1e-5);
-    return at::cat({normed, sum * 2}, -1);
-  };
-  const Operation exact = [](const Tensors& x, const Parameters& w) {
-    Tensor sum = x[0] + x[1];
-    return at::cat({reference::RmsNorm(sum, WeightOf(w[0]), 1e-5), sum * 2}, -1);
-  };
   ForShapes([&](at::ScalarType dtype, int64_t rows, int64_t columns) {
-    Check(fused, exact, {Random({rows, columns}), Random({rows, columns})}, {Random({columns})},
-          dtype, 4);
+    Check(kAddRmsNorm.fused, kAddRmsNorm.exact, {Random({rows, columns}), Random({rows, columns})},
+          {Random({columns})}, dtype, 4);
   });
 }
 
 TEST_F(CudaNormTest, LayerNorm) {
-  const Operation fused = [](const Tensors& x, const Parameters& w) {
-    return LayerNorm(x[0], w[0], w[1], 1e-5);
-  };
-  const Operation exact = [](const Tensors& x, const Parameters& w) {
-    return reference::LayerNorm(x[0], WeightOf(w[0]), WeightOf(w[1]), 1e-5);
-  };
   ForShapes([&](at::ScalarType dtype, int64_t rows, int64_t columns) {
     if (columns == 1) return;  // Zeros, magnified by 1 / sqrt(epsilon)
-    Check(fused, exact, {Random({rows, columns}) + 3}, {Random({columns}), Random({columns})},
-          dtype, 4);
+    Check(kLayerNorm.fused, kLayerNorm.exact, {Random({rows, columns}) + 3},
+          {Random({columns}), Random({columns})}, dtype, 4);
   });
 }
 
@@ -86,31 +65,19 @@ TEST_F(CudaNormTest, EmptyAndNonFinite) {
 }
 
 TEST_F(CudaActivationTest, SwiGlu) {
-  const Operation fused = [](const Tensors& x, const Parameters&) { return SwiGlu(x[0], x[1]); };
-  const Operation exact = [](const Tensors& x, const Parameters&) {
-    return reference::SwiGlu(x[0], x[1]);
-  };
-  const Operation packed = [](const Tensors& x, const Parameters&) { return SwiGluPacked(x[0]); };
-  const Operation exact_packed = [](const Tensors& x, const Parameters&) {
-    const int64_t half = x[0].size(-1) / 2;
-    return reference::SwiGlu(x[0].narrow(-1, 0, half), x[0].narrow(-1, half, half));
-  };
   ForShapes([&](at::ScalarType dtype, int64_t rows, int64_t columns) {
     const Tensor gate = Random({rows, columns}) * 4, up = Random({rows, columns});
-    Check(fused, exact, {gate, up}, {}, dtype);
-    Check(fused, exact, {Strided(gate), up}, {}, dtype);
-    Check(packed, exact_packed, {at::cat({gate, up}, -1)}, {}, dtype);
+    Check(kSwiGlu.fused, kSwiGlu.exact, {gate, up}, {}, dtype);
+    Check(kSwiGlu.fused, kSwiGlu.exact, {Strided(gate), up}, {}, dtype);
+    Check(kSwiGluPacked.fused, kSwiGluPacked.exact, {at::cat({gate, up}, -1)}, {}, dtype);
   });
 }
 
 TEST_F(CudaActivationTest, Gelu) {
   for (GeluKind kind : {GeluKind::kTanh, GeluKind::kErf}) {
-    const Operation fused = [&](const Tensors& x, const Parameters&) { return Gelu(x[0], kind); };
-    const Operation exact = [&](const Tensors& x, const Parameters&) {
-      return reference::Gelu(x[0], kind);
-    };
+    const RowOperation gelu = GeluOperation(kind);
     ForShapes([&](at::ScalarType dtype, int64_t rows, int64_t columns) {
-      Check(fused, exact, {Random({rows, columns}) * 3}, {}, dtype);
+      Check(gelu.fused, gelu.exact, {Random({rows, columns}) * 3}, {}, dtype);
     });
   }
 }

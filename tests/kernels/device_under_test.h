@@ -14,15 +14,7 @@ namespace shoal {
 // Null where this machine has none.
 std::optional<c10::Device> DeviceUnderTest();
 
-using Tensors = std::vector<Tensor>;
-using Parameters = std::vector<Parameter>;
-
 inline constexpr at::ScalarType kDeviceDtypes[] = {at::kFloat, at::kBFloat16, at::kHalf};
-
-inline Tensor Random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
-
-// A view whose rows lie apart.
-inline Tensor Strided(const Tensor& x) { return at::cat({x, x}, -1).narrow(-1, 0, x.size(-1)); }
 
 class DeviceTest : public testing::Test {
  protected:

@@ -2,83 +2,55 @@
 // float64.
 #include <gtest/gtest.h>
 
-#include "kernels/activation.h"
 #include "kernels/embedding.h"
-#include "kernels/norm.h"
 #include "kernels/reference.h"
 #include "kernels/rotary.h"
 #include "kernels/threads.h"
-#include "tests/kernels/gradients.h"
 #include "tests/kernels/isa.h"
+#include "tests/kernels/row_operations.h"
 
 namespace shoal {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-using Parameters = std::vector<Parameter>;
-
 constexpr at::ScalarType kDtypes[] = {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf};
 constexpr int64_t kColumns[] = {1, 3, 17, 65, 256};
 
-Tensor Random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
-
-// A view whose rows lie apart.
-Tensor Strided(const Tensor& x) { return at::cat({x, x}, -1).narrow(-1, 0, x.size(-1)); }
-
 TEST(NormTest, RmsNorm) {
   at::manual_seed(2);
-  const Operation fused = [](const Tensors& x, const Parameters& w) {
-    return RmsNorm(x[0], w[0], 1e-5);
-  };
-  const Operation exact = [](const Tensors& x, const Parameters& w) {
-    return reference::RmsNorm(x[0], WeightOf(w[0]), 1e-5);
-  };
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : kColumns) {
-        ExpectMatches(fused, exact, {Random({2, 70, columns})}, {Random({columns})}, dtype, 4);
-        ExpectMatches(fused, exact, {Strided(Random({3, columns}))}, {Random({columns})}, dtype, 4);
+        ExpectMatches(kRmsNorm.fused, kRmsNorm.exact, {Random({2, 70, columns})},
+                      {Random({columns})}, dtype, 4);
+        ExpectMatches(kRmsNorm.fused, kRmsNorm.exact, {Strided(Random({3, columns}))},
+                      {Random({columns})}, dtype, 4);
       }
     }
   });
-  ExpectFiniteDifferences(fused, {Random({3, 5})}, {Random({5})});
+  ExpectFiniteDifferences(kRmsNorm.fused, {Random({3, 5})}, {Random({5})});
 }
 
 TEST(NormTest, LayerNorm) {
   at::manual_seed(3);
-  const Operation fused = [](const Tensors& x, const Parameters& w) {
-    return LayerNorm(x[0], w[0], w[1], 1e-5);
-  };
-  const Operation exact = [](const Tensors& x, const Parameters& w) {
-    return reference::LayerNorm(x[0], WeightOf(w[0]), WeightOf(w[1]), 1e-5);
-  };
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : {3, 17, 65, 256}) {
-        ExpectMatches(fused, exact, {Random({2, 70, columns}) + 3},
+        ExpectMatches(kLayerNorm.fused, kLayerNorm.exact, {Random({2, 70, columns}) + 3},
                       {Random({columns}), Random({columns})}, dtype, 4);
       }
     }
   });
-  ExpectFiniteDifferences(fused, {Random({3, 5})}, {Random({5}), Random({5})});
+  ExpectFiniteDifferences(kLayerNorm.fused, {Random({3, 5})}, {Random({5}), Random({5})});
 }
 
 TEST(NormTest, AddRmsNormGivesTheSumAndPassesItsGradient) {
   at::manual_seed(4);
-  // Both results count, the sum twice.
-  const Operation fused = [](const Tensors& x, const Parameters& w) {
-    auto [normed, sum] = AddRmsNorm(x[0], x[1], w[0], 1e-5);
-    return at::cat({normed, sum * 2}, -1);
-  };
-  const Operation exact = [](const Tensors& x, const Parameters& w) {
-    Tensor sum = x[0] + x[1];
-    return at::cat({reference::RmsNorm(sum, WeightOf(w[0]), 1e-5), sum * 2}, -1);
-  };
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : kColumns) {
-        ExpectMatches(fused, exact, {Random({66, columns}), Random({66, columns})},
-                      {Random({columns})}, dtype, 4);
+        ExpectMatches(kAddRmsNorm.fused, kAddRmsNorm.exact,
+                      {Random({66, columns}), Random({66, columns})}, {Random({columns})}, dtype,
+                      4);
       }
     }
   });
@@ -159,26 +131,19 @@ TEST(RotaryTest, ReadsHeadsOutOfOneProduct) {
 
 TEST(ActivationTest, SwiGlu) {
   at::manual_seed(6);
-  const Operation fused = [](const Tensors& x, const Parameters&) { return SwiGlu(x[0], x[1]); };
-  const Operation exact = [](const Tensors& x, const Parameters&) {
-    return reference::SwiGlu(x[0], x[1]);
-  };
-  const Operation packed = [](const Tensors& x, const Parameters&) { return SwiGluPacked(x[0]); };
-  const Operation exact_packed = [](const Tensors& x, const Parameters&) {
-    const int64_t half = x[0].size(-1) / 2;
-    return reference::SwiGlu(x[0].narrow(-1, 0, half), x[0].narrow(-1, half, half));
-  };
   ForEachIsa([&] {
     for (at::ScalarType dtype : kDtypes) {
       for (int64_t columns : kColumns) {
-        ExpectMatches(fused, exact, {Random({5, columns}) * 4, Random({5, columns})}, {}, dtype);
-        ExpectMatches(fused, exact, {Strided(Random({5, columns})), Random({5, columns})}, {},
+        ExpectMatches(kSwiGlu.fused, kSwiGlu.exact,
+                      {Random({5, columns}) * 4, Random({5, columns})}, {}, dtype);
+        ExpectMatches(kSwiGlu.fused, kSwiGlu.exact,
+                      {Strided(Random({5, columns})), Random({5, columns})}, {}, dtype);
+        ExpectMatches(kSwiGluPacked.fused, kSwiGluPacked.exact, {Random({5, 2 * columns}) * 4}, {},
                       dtype);
-        ExpectMatches(packed, exact_packed, {Random({5, 2 * columns}) * 4}, {}, dtype);
       }
     }
   });
-  ExpectFiniteDifferences(fused, {Random({2, 3}), Random({2, 3})}, {});
+  ExpectFiniteDifferences(kSwiGlu.fused, {Random({2, 3}), Random({2, 3})}, {});
 }
 
 TEST(ActivationTest, SwiGluOfExtremes) {
@@ -189,17 +154,14 @@ TEST(ActivationTest, SwiGluOfExtremes) {
 TEST(ActivationTest, Gelu) {
   at::manual_seed(7);
   for (GeluKind kind : {GeluKind::kTanh, GeluKind::kErf}) {
-    const Operation fused = [&](const Tensors& x, const Parameters&) { return Gelu(x[0], kind); };
-    const Operation exact = [&](const Tensors& x, const Parameters&) {
-      return reference::Gelu(x[0], kind);
-    };
+    const RowOperation gelu = GeluOperation(kind);
     ForEachIsa([&] {
       for (at::ScalarType dtype : kDtypes) {
         for (int64_t columns : kColumns)
-          ExpectMatches(fused, exact, {Random({5, columns}) * 3}, {}, dtype);
+          ExpectMatches(gelu.fused, gelu.exact, {Random({5, columns}) * 3}, {}, dtype);
       }
     });
-    ExpectFiniteDifferences(fused, {Random({2, 3})}, {});
+    ExpectFiniteDifferences(gelu.fused, {Random({2, 3})}, {});
   }
 }
 

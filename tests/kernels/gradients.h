@@ -8,13 +8,20 @@
 
 namespace shoal {
 
+using Tensors = std::vector<Tensor>;
+using Parameters = std::vector<Parameter>;
+
+inline Tensor Random(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
+
+// A view whose rows lie apart.
+inline Tensor Strided(const Tensor& x) { return at::cat({x, x}, -1).narrow(-1, 0, x.size(-1)); }
+
 struct Gradients {
   Tensor out;
   std::vector<Tensor> inputs, weights;  // One each, in order
 };
 
-using Operation =
-    std::function<Tensor(const std::vector<Tensor>& inputs, const std::vector<Parameter>& weights)>;
+using Operation = std::function<Tensor(const Tensors& inputs, const Parameters& weights)>;
 
 // Weights' gradients start at 0.25, to see that they are added to. Runs on `device`; what comes
 // back lies in host memory.
