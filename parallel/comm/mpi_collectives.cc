@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "core/dtype.h"
+#include "core/tensor_memory.h"
 #include "parallel/comm/comm_queue.h"
 #include "parallel/comm/host_reduce.h"
 #include "parallel/comm/pending_sends.h"
@@ -289,7 +290,10 @@ void MpiCommunicator::Send(const at::Tensor& tensor, int destination) {
   Unsent& message = unsent_.emplace_back();
   message.header = {static_cast<int64_t>(tensor.nbytes()),
                     static_cast<int64_t>(tensor.scalar_type())};
-  message.data = tensor.clone();
+  {
+    const TensorMemoryScope memory(nullptr);  // It outlives the pass that sends it
+    message.data = tensor.clone();
+  }
   const auto post = [&](const void* data, int count, int tag) {
     message.requests.emplace_back();
     Check(MPI_Isend(data, count, MPI_BYTE, destination, tag, comm_, &message.requests.back()),

@@ -9,7 +9,7 @@
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/zeros.h>
 
-#include "core/dtype.h"
+#include "absl/strings/str_cat.h"
 
 namespace shoal {
 namespace {
@@ -42,92 +42,80 @@ at::Tensor ReduceRows(const at::Tensor& rows, ReduceOp op) {
 
 NcclCommunicator::NcclCommunicator(std::shared_ptr<Communicator> host,
                                    std::unique_ptr<NcclHandle> handle, NcclHandle::Place place,
-                                   const CommOptions& options)
-    : host_(std::move(host)),
-      place_(place),
+                                   std::string group, const CommOptions& options)
+    : DeviceMemoryCommunicator(std::move(host), place.device),
+      place_(std::move(place)),
+      group_(std::move(group)),
       options_(options),
+      page_(place_.ledger->Open(group_, size(), rank())),
       handle_(std::move(handle)),
-      links_(std::move(place), host_->Split(0, host_->rank())) {
-  CountCallsOf(*host_);
+      links_(place_, group_, this->host().Split(0, rank())) {}
+
+TraceSpan NcclCommunicator::Begin(const char* name, Signature& call) {
+  call = page_->Note(call);
+  return Count(name, BytesSent(call, size(), rank()));
 }
 
-void NcclCommunicator::AllReduce(at::Tensor& tensor, ReduceOp op) {
-  if (!IsOnDevice(tensor)) return host_->AllReduce(tensor, op);
-  const Signature signature = CheckAllReduce(tensor, op, place_.device);
-  const TraceSpan span = Count("all-reduce", BytesSent(signature, size(), rank()));
-  if (tensor.numel() == 0) return;
-  if (UsesPieces(signature)) return AllReducePieces(Flat(tensor), signature);
-  handle_->Run(signature, [&](ncclComm_t comm, cudaStream_t stream) {
+void NcclCommunicator::DoAllReduce(Signature call, at::Tensor& tensor) {
+  const TraceSpan span = Begin("all-reduce", call);
+  if (call.numel == 0) return;
+  if (UsesPieces(call)) return AllReducePieces(Flat(tensor), call);
+  handle_->Run(call, [&](ncclComm_t comm, cudaStream_t stream) {
     void* data = tensor.mutable_data_ptr();
-    return ncclAllReduce(data, data, tensor.numel(), NcclType(signature.dtype), ncclSum, comm,
-                         stream);
+    return ncclAllReduce(data, data, tensor.numel(), NcclType(call.dtype), ncclSum, comm, stream);
   });
 }
 
-void NcclCommunicator::ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op) {
-  if (!IsOnDevice(out) && !IsOnDevice(in)) return host_->ReduceScatter(out, in, op);
-  const Signature signature = CheckReduceScatter(out, in, op, size(), rank(), place_.device);
-  const TraceSpan span = Count("reduce-scatter", BytesSent(signature, size(), rank()));
-  if (out.numel() == 0) return;
-  if (UsesPieces(signature)) return ReduceScatterPieces(Flat(out), Flat(in), signature);
-  handle_->Run(signature, [&](ncclComm_t comm, cudaStream_t stream) {
+void NcclCommunicator::DoReduceScatter(Signature call, at::Tensor& out, const at::Tensor& in) {
+  const TraceSpan span = Begin("reduce-scatter", call);
+  if (call.numel == 0) return;
+  if (UsesPieces(call)) return ReduceScatterPieces(Flat(out), Flat(in), call);
+  handle_->Run(call, [&](ncclComm_t comm, cudaStream_t stream) {
     return ncclReduceScatter(in.const_data_ptr(), out.mutable_data_ptr(), out.numel(),
-                             NcclType(signature.dtype), ncclSum, comm, stream);
+                             NcclType(call.dtype), ncclSum, comm, stream);
   });
 }
 
-void NcclCommunicator::AllGather(at::Tensor& out, const at::Tensor& in) {
-  if (!IsOnDevice(out) && !IsOnDevice(in)) return host_->AllGather(out, in);
-  const Signature signature = CheckAllGather(out, in, size(), rank(), place_.device);
-  const TraceSpan span = Count("all-gather", BytesSent(signature, size(), rank()));
-  if (in.numel() > 0) Gather(out, in, signature);
+void NcclCommunicator::DoAllGather(Signature call, at::Tensor& out, const at::Tensor& in) {
+  const TraceSpan span = Begin("all-gather", call);
+  if (call.numel > 0) Gather(out, in, call);
 }
 
-void NcclCommunicator::Broadcast(at::Tensor& tensor, int root) {
-  if (!IsOnDevice(tensor)) return host_->Broadcast(tensor, root);
-  const Signature signature = CheckBroadcast(tensor, root, size(), place_.device);
-  const TraceSpan span = Count("broadcast", BytesSent(signature, size(), rank()));
-  if (tensor.numel() == 0) return;
-  handle_->Run(signature, [&](ncclComm_t comm, cudaStream_t stream) {
+void NcclCommunicator::DoBroadcast(Signature call, at::Tensor& tensor) {
+  const TraceSpan span = Begin("broadcast", call);
+  if (call.numel == 0) return;
+  handle_->Run(call, [&](ncclComm_t comm, cudaStream_t stream) {
     void* data = tensor.mutable_data_ptr();
-    return ncclBroadcast(data, data, tensor.nbytes(), ncclInt8, root, comm, stream);
+    return ncclBroadcast(data, data, tensor.nbytes(), ncclInt8, call.root, comm, stream);
   });
 }
 
-void NcclCommunicator::AllToAll(at::Tensor& out, const at::Tensor& in) {
-  if (!IsOnDevice(out) && !IsOnDevice(in)) return host_->AllToAll(out, in);
-  const Signature signature = CheckAllToAll(out, in, size(), place_.device);
-  const TraceSpan span = Count("all-to-all", BytesSent(signature, size(), rank()));
-  if (in.numel() == 0) return;
+void NcclCommunicator::DoAllToAll(Signature call, at::Tensor& out, const at::Tensor& in) {
+  const TraceSpan span = Begin("all-to-all", call);
+  if (call.numel == 0) return;
   const int64_t slice = in.numel() / size();
   at::Tensor rows = out.detach().view({size(), slice});
-  Exchange(rows, Flat(in), slice, signature);
+  Exchange(rows, Flat(in), slice, call);
 }
 
-void NcclCommunicator::Send(const at::Tensor& tensor, int destination) {
-  if (!IsOnDevice(tensor)) return host_->Send(tensor, destination);
-  CheckPointToPoint("Send", tensor, destination, size(), rank(), place_.device);
+void NcclCommunicator::DoSend(const at::Tensor& tensor, int destination) {
   const TraceSpan span = Count("send", tensor.nbytes());
   links_.Send(tensor, destination);
 }
 
-void NcclCommunicator::Recv(at::Tensor& tensor, int source) {
-  if (!IsOnDevice(tensor)) return host_->Recv(tensor, source);
-  CheckPointToPoint("Recv", tensor, source, size(), rank(), place_.device);
+void NcclCommunicator::DoRecv(at::Tensor& tensor, int source) {
   const TraceSpan span = Count("receive", 0, tensor.nbytes());
   links_.Recv(tensor, source);
 }
 
 std::unique_ptr<Communicator> NcclCommunicator::Split(int color, int key) {
-  std::unique_ptr<Communicator> host = host_->Split(color, key);
-  auto part = std::make_unique<NcclHandle>(place_);
-  handle_->SplitInto(*part, color, key);
-  if (host == nullptr) return nullptr;
-  return std::make_unique<NcclCommunicator>(std::move(host), std::move(part), place_, options_);
-}
-
-at::Tensor NcclCommunicator::AllocateRegistered(int64_t numel, at::ScalarType dtype) {
-  return at::empty({numel}, at::TensorOptions().dtype(dtype).device(place_.device));
+  std::unique_ptr<Communicator> part = host().Split(color, key);
+  auto handle = std::make_unique<NcclHandle>(place_);
+  handle_->SplitInto(*handle, color, key);
+  std::string group = absl::StrCat(group_, "/", splits_++, ":", color);
+  if (part == nullptr) return nullptr;
+  return std::make_unique<NcclCommunicator>(std::move(part), std::move(handle), place_,
+                                            std::move(group), options_);
 }
 
 bool NcclCommunicator::UsesPieces(const Signature& signature) const {
@@ -136,7 +124,6 @@ bool NcclCommunicator::UsesPieces(const Signature& signature) const {
 }
 
 void NcclCommunicator::AllReducePieces(at::Tensor tensor, const Signature& signature) {
-  if (size() == 1) return;
   // Results are written as through pointers: no version counts up.
   const at::AutoDispatchBelowADInplaceOrView raw;
   const int64_t bytes = static_cast<int64_t>(tensor.nbytes());

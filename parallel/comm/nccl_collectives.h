@@ -11,42 +11,33 @@
 #include <string>
 
 #include "parallel/comm/comm_options.h"
+#include "parallel/comm/device_memory_communicator.h"
 #include "parallel/comm/nccl_handle.h"
 #include "parallel/comm/nccl_links.h"
 
 namespace shoal {
 
-class NcclCommunicator final : public Communicator {
+class NcclCommunicator final : public DeviceMemoryCommunicator {
  public:
-  // `host`: the same ranks' host memory. `handle` is theirs, ready. Collective.
+  // `host`: the same ranks' host memory. `handle` is theirs, ready. `group`: their name in the
+  // ledger. Collective.
   NcclCommunicator(std::shared_ptr<Communicator> host, std::unique_ptr<NcclHandle> handle,
-                   NcclHandle::Place place, const CommOptions& options);
+                   NcclHandle::Place place, std::string group, const CommOptions& options);
 
-  int rank() const override { return host_->rank(); }
-  int size() const override { return host_->size(); }
   std::string name() const override { return "nccl"; }
-  at::Device device() const override { return place_.device; }
-
-  void AllReduce(at::Tensor& tensor, ReduceOp op) override;
-  void AllGather(at::Tensor& out, const at::Tensor& in) override;
-  void ReduceScatter(at::Tensor& out, const at::Tensor& in, ReduceOp op) override;
-  void Broadcast(at::Tensor& tensor, int root) override;
-  void AllToAll(at::Tensor& out, const at::Tensor& in) override;
-  void Send(const at::Tensor& tensor, int destination) override;
-  void Recv(at::Tensor& tensor, int source) override;
-  // Of the hosts: what the devices have been given may still be under way.
-  void Barrier() override { host_->Barrier(); }
   std::unique_ptr<Communicator> Split(int color, int key) override;
-  at::Tensor AllocateRegistered(int64_t numel, at::ScalarType dtype) override;
-  [[noreturn]] void Abort(int exit_code, const std::string& reason) override {
-    host_->Abort(exit_code, reason);
-    __builtin_unreachable();
-  }
 
  private:
-  bool IsOnDevice(const at::Tensor& tensor) const {
-    return tensor.defined() && tensor.device() == place_.device;
-  }
+  void DoAllReduce(Signature call, at::Tensor& tensor) override;
+  void DoAllGather(Signature call, at::Tensor& out, const at::Tensor& in) override;
+  void DoReduceScatter(Signature call, at::Tensor& out, const at::Tensor& in) override;
+  void DoBroadcast(Signature call, at::Tensor& tensor) override;
+  void DoAllToAll(Signature call, at::Tensor& out, const at::Tensor& in) override;
+  void DoSend(const at::Tensor& tensor, int destination) override;
+  void DoRecv(at::Tensor& tensor, int source) override;
+
+  // Numbers, notes and counts a call.
+  TraceSpan Begin(const char* name, Signature& call);
   bool UsesPieces(const Signature& signature) const;
   // On flat tensors. (n) in place; the other two as the calls of those names.
   void AllReducePieces(at::Tensor tensor, const Signature& signature);
@@ -55,9 +46,11 @@ class NcclCommunicator final : public Communicator {
   void Exchange(at::Tensor& rows, const at::Tensor& in, int64_t stride, const Signature& signature);
   void Gather(at::Tensor& out, const at::Tensor& in, const Signature& signature);
 
-  std::shared_ptr<Communicator> host_;
   NcclHandle::Place place_;
+  std::string group_;
+  int splits_ = 0;
   CommOptions options_;
+  std::shared_ptr<CallLedger::Page> page_;
   std::unique_ptr<NcclHandle> handle_;
   NcclLinks links_;
 };

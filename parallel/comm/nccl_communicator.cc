@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <utility>
 
@@ -26,7 +27,7 @@ std::string CudaVersion(int version) {
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
 }
 
-NcclWatch::EndJob EndsJobOf(std::shared_ptr<Communicator> host) {
+std::function<void(const std::string& problem)> EndsJobOf(std::shared_ptr<Communicator> host) {
   return [host = std::move(host)](const std::string& problem) {
     std::fprintf(stderr, "shoal: rank %d: %s\n", host->rank(), problem.c_str());
     std::this_thread::sleep_for(kHearOthers);
@@ -78,15 +79,22 @@ absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(
   const std::shared_ptr<Communicator> shared = std::move(host);
   const absl::Duration period =
       std::clamp(options.timeout / 20, absl::Milliseconds(5), absl::Seconds(1));
+  const auto end_job = EndsJobOf(shared);
+  // All ranks know what the ledgers find; one says it.
+  const auto end_job_once = [end_job, tells = shared->rank() == 0](const std::string& problem) {
+    if (tells) end_job(problem);
+  };
   try {
-    NcclHandle::Place place = {
-        .device = device,
-        .watch = std::make_shared<NcclWatch>(device, period, EndsJobOf(shared)),
-        .timeout = options.timeout};
+    NcclHandle::Place place = {.device = device,
+                               .watch = std::make_shared<NcclWatch>(device, period, end_job),
+                               .ledger = std::make_shared<CallLedger>(
+                                   shared->Split(0, shared->rank()), period, end_job_once),
+                               .timeout = options.timeout};
     auto handle = std::make_unique<NcclHandle>(place);
     handle->Begin(SharedId(*shared), shared->size(), shared->rank());
     handle->AwaitReady([] { return std::string("starting NCCL"); });
-    return std::make_unique<NcclCommunicator>(shared, std::move(handle), std::move(place), options);
+    return std::make_unique<NcclCommunicator>(shared, std::move(handle), std::move(place), "all",
+                                              options);
   } catch (const CommError& error) {
     return absl::UnavailableError(error.what());
   }

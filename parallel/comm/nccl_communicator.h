@@ -30,8 +30,9 @@ std::string CudaVersions();
 // no other rank's, and the thread's current device. A watch thread looks after the calls: one that
 // the GPU does not end within options.timeout, or an error of NCCL's own, ends the job after a line
 // from every rank that waits, naming its call; a rank without such a line has not come. What is
-// found while a call is made throws CommError. Calls that differ between ranks are not compared:
-// that would cost a meeting of the hosts each. Error: NCCL does not start. Collective.
+// found while a call is made throws CommError. Calls are compared between ranks behind the caller's
+// back (call_ledger.h): where they differ the job ends within seconds, or options.timeout if that
+// is shorter, after a line that names both. Error: NCCL does not start. Collective.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeNcclCommunicator(
     std::unique_ptr<Communicator> host, at::Device device, const CommOptions& options);
 

@@ -70,6 +70,7 @@ bool NcclHandle::Settled() {
   } catch (const std::exception&) {  // Of CUDA; told to whoever asks for results
     if (broken_.empty()) Break("the GPU has failed");
   }
+  if (place_.ledger->disagreed() && broken_.empty()) Break("ranks disagree");
   return calls_.empty() || !broken_.empty();
 }
 
@@ -115,6 +116,7 @@ void NcclHandle::SplitInto(NcclHandle& part, int color, int key) {
 }
 
 bool NcclHandle::Ready() {
+  place_.ledger->ThrowIfDisagreed();
   const std::lock_guard lock(mutex_);
   if (!broken_.empty()) throw CommError(broken_);
   if (Comm() == nullptr) return false;
@@ -157,8 +159,7 @@ void NcclHandle::Launched(const Signature& call, const c10::Stream& stream) {
   calls_.push_back({call, stream, std::move(end), absl::Now()});
 }
 
-void NcclHandle::Run(Signature call, const Enqueue& enqueue) {
-  call.sequence = NextSequence();
+void NcclHandle::Run(const Signature& call, const Enqueue& enqueue) {
   const c10::Stream stream = CurrentStream(place_.device);
   Launch(enqueue, stream);
   AwaitReady([&] { return Describe(call); });

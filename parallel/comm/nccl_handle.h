@@ -17,6 +17,7 @@
 
 #include <c10/core/Event.h>
 
+#include "parallel/comm/call_ledger.h"
 #include "parallel/comm/nccl_watch.h"
 #include "parallel/comm/signature.h"
 
@@ -28,6 +29,7 @@ class NcclHandle final : public NcclWatched {
   struct Place {
     at::Device device;
     std::shared_ptr<NcclWatch> watch;
+    std::shared_ptr<CallLedger> ledger;  // In which users of the handle note their calls
     absl::Duration timeout;
   };
   using Enqueue = std::function<ncclResult_t(ncclComm_t comm, cudaStream_t stream)>;
@@ -48,18 +50,18 @@ class NcclHandle final : public NcclWatched {
 
   // Enqueues a call on the current stream; returns when it is there. Calls follow each other on the
   // device whatever streams are current. Throws CommError.
-  void Run(Signature call, const Enqueue& enqueue);
+  void Run(const Signature& call, const Enqueue& enqueue);
 
   // The same in parts, without waiting. After Launch: Ready until true, then Launched.
   void Launch(const Enqueue& enqueue, const c10::Stream& stream);
   void Launched(const Signature& call, const c10::Stream& stream);
-  // Whether what was begun is done. Throws CommError if it failed.
+  // Whether what was begun is done. Throws CommError if it failed, or once ranks are known to
+  // disagree.
   bool Ready();
   // Until Ready, as long as a call may take. `what`: for the error.
   void AwaitReady(const std::function<std::string()>& what);
 
   Report Look(absl::Time now) override;
-  uint64_t NextSequence() { return sequence_++; }
 
  private:
   struct Unfinished {
@@ -79,7 +81,6 @@ class NcclHandle final : public NcclWatched {
   Place place_;
   std::mutex mutex_;  // For all below: the watch looks
   ncclComm_t comm_ = nullptr;
-  uint64_t sequence_ = 0;
   std::deque<Unfinished> calls_;
   std::string broken_;
   absl::Time broken_since_;

@@ -12,7 +12,9 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "core/tensor_memory.h"
 
 namespace shoal {
 namespace {
@@ -26,8 +28,9 @@ at::Tensor IdTensor() { return at::empty({sizeof(ncclUniqueId)}, at::kByte); }
 // One direction between this rank and another.
 class NcclLink final : public NcclWatched {
  public:
-  NcclLink(const NcclHandle::Place& place, int peer)
+  NcclLink(const NcclHandle::Place& place, std::shared_ptr<CallLedger::Page> page, int peer)
       : place_(place),
+        page_(std::move(page)),
         peer_(peer),
         handle_(place),
         stream_(c10::impl::VirtualGuardImpl(place.device.type())
@@ -44,17 +47,15 @@ class NcclLink final : public NcclWatched {
   void Begin(const ncclUniqueId& id, int rank) { handle_.Begin(id, 2, rank); }
 
   void Post(const at::Tensor& tensor) {
+    const Signature call = page_->Note(Of(CollectiveKind::kSend, tensor));
+    if (tensor.numel() == 0) return;
     {
       const at::AutoDispatchBelowADInplaceOrView raw;
       c10::Event copied(place_.device.type());
+      const TensorMemoryScope memory(nullptr);  // The message outlives the pass that sends it
       at::Tensor message = tensor.detach().clone();
       copied.record(CurrentStream(place_.device));
       const std::lock_guard lock(mutex_);
-      Signature call = {.kind = CollectiveKind::kSend,
-                        .dtype = tensor.scalar_type(),
-                        .root = peer_,
-                        .numel = tensor.numel(),
-                        .sequence = handle_.NextSequence()};
       messages_.push_back({call, std::move(message), std::move(copied)});
       MoveOn();
     }
@@ -62,10 +63,8 @@ class NcclLink final : public NcclWatched {
   }
 
   void Receive(at::Tensor& tensor) {
-    const Signature call = {.kind = CollectiveKind::kRecv,
-                            .dtype = tensor.scalar_type(),
-                            .root = peer_,
-                            .numel = tensor.numel()};
+    const Signature call = page_->Note(Of(CollectiveKind::kRecv, tensor));
+    if (tensor.numel() == 0) return;
     handle_.AwaitReady([&] { return Describe(call); });
     handle_.Run(call, [&](ncclComm_t comm, cudaStream_t stream) {
       return ncclRecv(tensor.mutable_data_ptr(), tensor.nbytes(), ncclInt8, kSender, comm, stream);
@@ -90,6 +89,10 @@ class NcclLink final : public NcclWatched {
     bool launched = false;  // Its connection is being made
   };
 
+  Signature Of(CollectiveKind kind, const at::Tensor& tensor) const {
+    return {.kind = kind, .dtype = tensor.scalar_type(), .root = peer_, .numel = tensor.numel()};
+  }
+
   void MoveOn() {
     while (!messages_.empty() && handle_.Ready()) {
       Message& message = messages_.front();
@@ -111,6 +114,7 @@ class NcclLink final : public NcclWatched {
   }
 
   NcclHandle::Place place_;
+  std::shared_ptr<CallLedger::Page> page_;
   int peer_;
   NcclHandle handle_;
   c10::Stream stream_;
@@ -118,34 +122,40 @@ class NcclLink final : public NcclWatched {
   std::deque<Message> messages_;
 };
 
-NcclLinks::NcclLinks(NcclHandle::Place place, std::unique_ptr<Communicator> meeting)
-    : place_(std::move(place)), meeting_(std::move(meeting)) {}
+NcclLinks::NcclLinks(NcclHandle::Place place, std::string group,
+                     std::unique_ptr<Communicator> meeting)
+    : place_(std::move(place)), group_(std::move(group)), meeting_(std::move(meeting)) {}
 
 NcclLinks::~NcclLinks() = default;
 
+std::unique_ptr<NcclLink> NcclLinks::MakeLink(int sender, int receiver) {
+  const int mine = meeting_->rank();
+  return std::make_unique<NcclLink>(
+      place_, place_.ledger->Open(absl::StrCat(group_, "/", sender, ">", receiver), 2, mine),
+      mine == sender ? receiver : sender);
+}
+
 void NcclLinks::Send(const at::Tensor& tensor, int destination) {
-  if (tensor.numel() == 0) return;
   std::unique_ptr<NcclLink>& link = outgoing_[destination];
   if (link == nullptr) {
     const ncclUniqueId id = NcclHandle::NewId();
     at::Tensor bytes = IdTensor();
     std::memcpy(bytes.mutable_data_ptr(), &id, sizeof(id));
     meeting_->Send(bytes, destination);
-    link = std::make_unique<NcclLink>(place_, destination);
+    link = MakeLink(meeting_->rank(), destination);
     link->Begin(id, kSender);
   }
   link->Post(tensor);
 }
 
 void NcclLinks::Recv(at::Tensor& tensor, int source) {
-  if (tensor.numel() == 0) return;
   std::unique_ptr<NcclLink>& link = incoming_[source];
   if (link == nullptr) {
     ncclUniqueId id;
     at::Tensor bytes = IdTensor();
     meeting_->Recv(bytes, source);
     std::memcpy(&id, bytes.const_data_ptr(), sizeof(id));
-    link = std::make_unique<NcclLink>(place_, source);
+    link = MakeLink(source, meeting_->rank());
     link->Begin(id, kReceiver);
   }
   link->Receive(tensor);

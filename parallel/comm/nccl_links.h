@@ -11,6 +11,7 @@
 
 #include <map>
 #include <memory>
+#include <string>
 
 #include "parallel/comm/nccl_handle.h"
 
@@ -20,15 +21,19 @@ class NcclLink;
 
 class NcclLinks {
  public:
-  // `meeting`: of the same ranks and for no other use; brings links' ids from sender to receiver.
-  NcclLinks(NcclHandle::Place place, std::unique_ptr<Communicator> meeting);
+  // `group`: the ranks' name in the ledger. `meeting`: of the same ranks and for no other use;
+  // brings links' ids from sender to receiver.
+  NcclLinks(NcclHandle::Place place, std::string group, std::unique_ptr<Communicator> meeting);
   ~NcclLinks();  // Waits, for as long as a call may take, for receivers to take what was sent
 
   void Send(const at::Tensor& tensor, int destination);
   void Recv(at::Tensor& tensor, int source);
 
  private:
+  std::unique_ptr<NcclLink> MakeLink(int sender, int receiver);
+
   NcclHandle::Place place_;
+  std::string group_;
   std::unique_ptr<Communicator> meeting_;
   std::map<int, std::unique_ptr<NcclLink>> outgoing_, incoming_;  // By the other rank
 };

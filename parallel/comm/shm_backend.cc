@@ -158,6 +158,7 @@ Location ShmBackend::Locate(const std::byte* data) {
 }
 
 const std::byte* ShmBackend::Resolve(const Location& location) {
+  const std::lock_guard lock(mutex_);
   if (++calls_since_drop_ >= kCallsBetweenDrops) DropFreedMappings();
   auto found = peers_.find(location.segment);
   if (found == peers_.end()) {

@@ -10,6 +10,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -18,6 +19,7 @@
 
 namespace shoal {
 
+// Used by any number of threads, each with communicators of its own.
 class ShmBackend final : public HostBackend {
  public:
   using AbortFunction = std::function<void(int exit_code, const std::string& reason)>;
@@ -38,10 +40,11 @@ class ShmBackend final : public HostBackend {
   class Segment;
   struct Owned;
 
-  void DropFreedMappings();
+  void DropFreedMappings();  // With mutex_ held
 
   AbortFunction abort_;
   std::shared_ptr<Owned> owned_;  // Outlives this object in the tensors that live in its segments
+  std::mutex mutex_;              // For all below
   std::unordered_map<uint64_t, std::unique_ptr<Segment>> peers_;  // By segment
   int64_t calls_since_drop_ = 0;
 };

@@ -116,11 +116,15 @@ std::string Describe(const Signature& s) {
   return absl::StrCat(text, "), call ", s.sequence);
 }
 
+std::string Disagreement(int rank, const Signature& call, int other, const Signature& others) {
+  return absl::StrCat("ranks disagree: rank ", rank, " calls ", Describe(call), "; rank ", other,
+                      " calls ", Describe(others));
+}
+
 void CheckSameSignature(std::span<const Signature> ranks) {
   for (size_t rank = 1; rank < ranks.size(); ++rank) {
-    if (ranks[rank] == ranks[0]) continue;
-    throw CommError(absl::StrCat("ranks disagree: rank 0 calls ", Describe(ranks[0]), "; rank ",
-                                 rank, " calls ", Describe(ranks[rank])));
+    if (ranks[rank] != ranks[0])
+      throw CommError(Disagreement(0, ranks[0], static_cast<int>(rank), ranks[rank]));
   }
 }
 

@@ -40,6 +40,9 @@ struct Signature {
 // "AllReduce(sum, float32, 1000 elements), call 12"
 std::string Describe(const Signature& signature);
 
+// "ranks disagree: rank 0 calls AllReduce(...), call 3; rank 1 calls Broadcast(...), call 3"
+std::string Disagreement(int rank, const Signature& call, int other, const Signature& others);
+
 // One signature a rank. Throws CommError naming the first rank that differs from rank 0, and both
 // calls.
 void CheckSameSignature(std::span<const Signature> ranks);

@@ -208,7 +208,8 @@ TEST(Profile, BlocksAndCollectivesStandOnTheLaneWhereTheyRan) {
     EXPECT_EQ(lanes.at("gather weights layer 1"), communication);
     EXPECT_EQ(lanes.at("reduce gradients head"), communication);
     EXPECT_EQ(lanes.at("backward layer 0"), std::set<int>{0});
-    EXPECT_EQ(lanes.count("await communication"), overlap ? 1u : 0u);
+    // Where the step came too early for what it needs: that is up to the threads.
+    for (int lane : lanes["await communication"]) EXPECT_TRUE(overlap && lane == 0) << lane;
     const std::map<std::string, int> want = {{"forward stage 0", kSteps},
                                              {"forward embedding", kSteps},
                                              {"forward layer 0", kSteps},

@@ -9,6 +9,8 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "absl/synchronization/notification.h"
+#include "parallel/comm/pending_sends.h"
 #include "tests/fake_device/fake_device.h"
 
 namespace shoal {
@@ -28,6 +30,26 @@ TEST(CommQueue, WorksInOrderOnAThreadOfItsOwn) {
   queue.Drain();
   EXPECT_EQ(done, (std::vector<int>{0, 1, 2}));
   EXPECT_NE(where, std::this_thread::get_id());
+}
+
+TEST(CommQueue, AWaitIsASpanOnlyIfThereIsSomethingToWaitFor) {
+  TraceRecorder recorder;
+  recorder.Begin();
+  {
+    CommQueue queue;
+    absl::Notification waits;
+    const CommQueue::Ticket ticket = queue.Post([&] { waits.WaitForNotification(); });
+    PendingSends::Add(&queue, [&] {  // What a wait asks first
+      waits.Notify();
+      return true;
+    });
+    queue.Wait(ticket);
+    queue.Wait(ticket);
+  }
+  recorder.End();
+  std::vector<TraceKind> kinds;
+  for (const TraceEvent& event : recorder.lanes()[0]->events()) kinds.push_back(event.kind);
+  EXPECT_EQ(kinds, (std::vector{TraceKind::kOther, TraceKind::kAwait}));
 }
 
 TEST(CommQueue, OfADeviceCallsAtOnceOnAStreamOfItsOwn) {

@@ -161,9 +161,10 @@ ncclResult_t Post(ncclComm_t comm, Call call) {
     together.push_back(&of_rank[index]);
   }
   for (Call* other : together) {
-    if (other->kind != call.kind || (call.kind != Kind::kPairs && other->count != call.count))
-      return ncclInvalidArgument;
+    if (other->kind != call.kind) return ncclInProgress;  // For ever
+    call.count = std::min(call.count, other->count);
   }
+  for (Call* other : together) other->count = call.count;
   Do(together);
   ++group.done;
   return ncclSuccess;

@@ -27,12 +27,15 @@ namespace {
 using ::testing::HasSubstr;
 
 std::unique_ptr<Communicator> MakeNccl(Communicator& ranks, const CommOptions& options,
-                                       const NcclWatch::EndJob& end_job) {
+                                       const NcclWatch::EndJob& end_job,
+                                       const NcclWatch::EndJob& on_disagreement) {
   const at::Device device = FakeDevice(ranks.rank());
   UseDevice(device);
   NcclHandle::Place place = {
       .device = device,
       .watch = std::make_shared<NcclWatch>(device, absl::Milliseconds(5), end_job),
+      .ledger = std::make_shared<CallLedger>(ranks.Split(0, ranks.rank()), absl::Milliseconds(5),
+                                             on_disagreement),
       .timeout = options.timeout};
   const ncclUniqueId mine = NcclHandle::NewId();
   const std::string shared =
@@ -43,7 +46,12 @@ std::unique_ptr<Communicator> MakeNccl(Communicator& ranks, const CommOptions& o
   handle->Begin(id, ranks.size(), ranks.rank());
   handle->AwaitReady([] { return std::string("start"); });
   return std::make_unique<NcclCommunicator>(ranks.Split(0, ranks.rank()), std::move(handle), place,
-                                            options);
+                                            "all", options);
+}
+
+std::unique_ptr<Communicator> MakeNccl(Communicator& ranks, const CommOptions& options,
+                                       const NcclWatch::EndJob& on_problem) {
+  return MakeNccl(ranks, options, on_problem, on_problem);
 }
 
 class NcclConformance : public ::testing::TestWithParam<int> {
@@ -131,6 +139,100 @@ TEST(NcclCommunicator, EndsTheJobWhenNcclFailsBehindItsBack) {
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(told, 2);
 }
+
+// What two ranks call, not alike, and what both are told.
+struct Mismatch {
+  const char* name;
+  std::function<void(Communicator&)> calls;
+  std::string first, second;
+};
+
+at::Tensor Ones(Communicator& comm, int64_t numel, at::ScalarType dtype = at::kFloat) {
+  return comm.AllocateRegistered(numel, dtype).fill_(1);
+}
+
+class NcclMismatch : public ::testing::TestWithParam<Mismatch> {};
+
+// Whether NCCL waits for ever or moves something, every rank is told both calls: by an exception,
+// where it goes on, and the end of the job, where it may not.
+TEST_P(NcclMismatch, NamesBothCallsOnAllRanks) {
+  std::atomic<int> told = 0;
+  const absl::Status status = RunRanks(2, [&](Communicator& ranks) {
+    std::string message;
+    {
+      const auto comm = MakeNccl(
+          ranks, {}, [](const std::string& problem) { ADD_FAILURE() << problem; },
+          [&](const std::string& problem) {
+            EXPECT_THAT(problem, HasSubstr(GetParam().first));
+            EXPECT_THAT(problem, HasSubstr(GetParam().second));
+            ++told;
+          });
+      try {
+        GetParam().calls(*comm);
+        for (at::Tensor x = Ones(*comm, 10);;) comm->AllReduce(x);
+      } catch (const CommError& error) {
+        message = error.what();
+      }
+    }
+    EXPECT_THAT(message, HasSubstr(GetParam().first));
+    EXPECT_THAT(message, HasSubstr(GetParam().second));
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(told, 2);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Calls, NcclMismatch,
+    ::testing::Values(Mismatch{"Sizes",
+                               [](Communicator& comm) {
+                                 at::Tensor x = Ones(comm, 10 + comm.rank());
+                                 comm.Broadcast(x, 0);
+                               },
+                               "rank 0 calls Broadcast(float32, 10 elements, root 0), call 0",
+                               "rank 1 calls Broadcast(float32, 11 elements, root 0), call 0"},
+                      Mismatch{"Nothing",
+                               [](Communicator& comm) {
+                                 at::Tensor x = Ones(comm, 10 * comm.rank());
+                                 comm.AllReduce(x);
+                               },
+                               "rank 0 calls AllReduce(sum, float32, 0 elements), call 0",
+                               "rank 1 calls AllReduce(sum, float32, 10 elements), call 0"},
+                      Mismatch{"Kinds",
+                               [](Communicator& comm) {
+                                 at::Tensor x = Ones(comm, 10), y = Ones(comm, 20);
+                                 comm.Broadcast(x, 0);
+                                 if (comm.rank() == 0) comm.AllReduce(x);
+                                 if (comm.rank() == 1) comm.AllToAll(y, Ones(comm, 20));
+                               },
+                               "rank 0 calls AllReduce(sum, float32, 10 elements), call 1",
+                               "rank 1 calls AllToAll(float32, 20 elements), call 1"},
+                      Mismatch{"Dtypes",
+                               [](Communicator& comm) {
+                                 at::Tensor out =
+                                     Ones(comm, 20, comm.rank() == 0 ? at::kFloat : at::kInt);
+                                 comm.AllGather(out, out.narrow(0, comm.rank() * 10, 10));
+                               },
+                               "rank 0 calls AllGather(float32, 10 elements), call 0",
+                               "rank 1 calls AllGather(int32, 10 elements), call 0"},
+                      Mismatch{"InASplitGroup",
+                               [](Communicator& comm) {
+                                 const auto part = comm.Split(0, -comm.rank());
+                                 at::Tensor x = Ones(comm, 10 + comm.rank());
+                                 part->AllReduce(x);
+                                 for (at::Tensor y = Ones(comm, 10);;) part->AllReduce(y);
+                               },
+                               "rank 0 calls AllReduce(sum, float32, 11 elements), call 0",
+                               "(ranks of a group: of the job's, 1 and 0)"},
+                      Mismatch{"Messages",
+                               [](Communicator& comm) {
+                                 at::Tensor x = Ones(comm, 10), longer = Ones(comm, 11);
+                                 if (comm.rank() == 0) comm.Send(x, 1), comm.Send(x, 1);
+                                 if (comm.rank() == 1) comm.Recv(x, 0), comm.Recv(longer, 0);
+                               },
+                               "rank 0 calls Send(float32, 10 elements, to rank 1), call 1",
+                               "rank 1 calls Recv(float32, 11 elements, from rank 0), call 1"}),
+    [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace shoal
