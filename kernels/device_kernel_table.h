@@ -141,9 +141,64 @@ struct DeviceAttentionGradients {
   float* deltas;  // (batch, heads, queries) scratch
 };
 
+// New tokens of sequences whose keys and values lie in blocks of places (paged_attention.h), a row
+// each. head_dim <= kDeviceMaxHeadDim; blocks begin at multiples of 16 bytes where head_dim is one.
+struct DevicePages {
+  int64_t rows, key_heads, head_dim, block_places;
+  const int64_t* places;             // (rows): of each row's token in its sequence
+  const int64_t* tables;             // (rows): where in `blocks` those of its sequence begin
+  void* const* blocks;               // Addresses of (..., key_heads, block_places, head_dim)
+  int64_t key_offset, value_offset;  // Of the layer in a block, in elements
+};
+
+// Places that are attended to in one piece. A row that sees several has their results merged.
+inline constexpr int64_t kDevicePagedPiece = 256;
+
+struct DevicePagedAttention {
+  DevicePages pages;
+  int64_t heads;
+  float scale;
+  const void* q;  // (rows, heads, head_dim), rows q_stride apart
+  int64_t q_stride;
+  void* out;        // The same, dense
+  int64_t pieces;   // Of the row that sees the most places
+  float* partials;  // (rows, heads, pieces, head_dim + 2) scratch; null if pieces is 1
+};
+
+// Blocks of parallel/quantized_blocks.h, whose layout `packed` has, and of optim/adamw_8bit.h.
+inline constexpr int64_t kDeviceQuantizedBlock = 256;
+
+// Elements [begin, begin + n) of master weights held as parallel/split_bits.h says.
+struct DeviceMasters {
+  int64_t begin, n;
+  uint32_t* bits;           // (n) of the float32 masters
+  const uint16_t* rounded;  // (n) of their bfloat16 roundings
+  uint16_t* low;            // Of all elements
+  uint32_t* signs;          // Likewise, element i's in bit i % 32 of word i / 32
+};
+
+// Elements [first, first + n) of a weight whose moment k (0: first, 1: second) of element i is
+// scales[k][i / kDeviceQuantizedBlock] * numbers[k][codes[k][i - first]].
+struct DeviceAdamW8Bit {
+  int64_t first, n;
+  float* weights;         // (n)
+  const void* gradients;  // (n) of the call's type
+  void* copy;             // (n) or null: receives the rounded weights
+  ElementType copy_type;
+  uint8_t* codes[2];       // (n)
+  const float* scales[2];  // Of the whole weight, one a block
+  float* largest[2];       // Likewise
+  const float*
+      numbers;  // (2, 256), each row ascending; then (2, 256) their middles, the last unused
+};
+
 struct DeviceKernels {
   // The current stream of a device of this type.
   void* (*current_stream)(int device_index);
+  // Host memory that copies of the device then reach by themselves, until it is unlocked. False:
+  // the system does not give it.
+  bool (*lock_pages)(void* address, int64_t bytes);
+  void (*unlock_pages)(void* address);
 
   // sum = x + residual where residual is not null, else sum = x (and `sum` is not written).
   // y = round(sum * rstd) * weight, rstd = 1 / sqrt(mean(sum^2) + epsilon), one a row.
@@ -186,6 +241,28 @@ struct DeviceKernels {
   // Of attention's out and lse over all keys.
   void (*attention_backward)(const DeviceCall& call, const DeviceAttention& attention,
                              const DeviceAttentionGradients& gradients);
+
+  // Quantize and SumQuantized of parallel/quantized_blocks.h, in the host's arithmetic.
+  void (*quantize)(const DeviceCall& call, const void* values, int64_t n, uint8_t* packed);
+  void (*sum_quantized)(const DeviceCall& call, const uint8_t* packed, int count, int64_t n,
+                        void* values);
+  // bits := what the others say; low and signs := what `rounded` does not say of the bits.
+  void (*join_masters)(const DeviceCall& call, const DeviceMasters& masters);
+  void (*split_masters)(const DeviceCall& call, const DeviceMasters& masters);
+  // Updates the weights, and raises `largest` to the magnitudes of the new moments.
+  void (*adamw_8bit)(const DeviceCall& call, const DeviceAdamW8Bit& step,
+                     const simd::AdamWScalars& scalars);
+  // Then: codes := those of the new moments, which it computes from the old ones and the gradients
+  // once more, with `largest` as their scales.
+  void (*adamw_8bit_codes)(const DeviceCall& call, const DeviceAdamW8Bit& step,
+                           const simd::AdamWScalars& scalars);
+
+  // Writes k and v (rows, key_heads, head_dim), rows so far apart, to the rows' places.
+  void (*append_to_pages)(const DeviceCall& call, const DevicePages& pages, const void* k,
+                          int64_t k_stride, const void* v, int64_t v_stride);
+  // Of each row's queries to its sequence's places up to its own. What a row gets depends on its
+  // own sequence alone.
+  void (*paged_attention)(const DeviceCall& call, const DevicePagedAttention& attention);
 };
 
 }  // namespace shoal

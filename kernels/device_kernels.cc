@@ -41,7 +41,11 @@ void RegisterDeviceKernels(c10::DeviceType type, const DeviceKernels* kernels) {
 
 const DeviceKernels* DeviceKernelsFor(const Tensor& x) {
   if (!HasElementType(x.scalar_type())) return nullptr;
-  return RegisteredTables()[static_cast<size_t>(x.device().type())];
+  return DeviceKernelsFor(x.device().type());
+}
+
+const DeviceKernels* DeviceKernelsFor(c10::DeviceType type) {
+  return RegisteredTables()[static_cast<size_t>(type)];
 }
 
 bool HasKernels(const Tensor& x) { return IsFused(x) || DeviceKernelsFor(x) != nullptr; }

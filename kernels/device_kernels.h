@@ -19,6 +19,8 @@ void RegisterDeviceKernels(c10::DeviceType type, const DeviceKernels* kernels);
 // Null where there are none for x's device, or for its dtype (float64): kernels/fused.h serves the
 // CPU, reference.h the rest.
 const DeviceKernels* DeviceKernelsFor(const Tensor& x);
+// The device's, whatever the dtype.
+const DeviceKernels* DeviceKernelsFor(c10::DeviceType type);
 
 // Whether a fused kernel serves x, on the CPU or another device.
 bool HasKernels(const Tensor& x);

@@ -79,14 +79,9 @@ void ForBlocks(const Tensor& weights, const Tensor& compute_copy, F&& step) {
 
 }  // namespace
 
-void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
-               Tensor& compute_copy, const AdamWOptions& options) {
-  SHOAL_CHECK(moment1.defined() && moment2.defined()) << "AdamWStep: both moments are needed";
-  if (!IsFusedStep("AdamWStep", weights, grads, {&moment1, &moment2}, compute_copy)) {
-    return reference::AdamWStep(weights, grads, moment1, moment2, compute_copy, options);
-  }
+simd::AdamWScalars AdamWScalarsOf(const AdamWOptions& options) {
   const double step = static_cast<double>(options.step);
-  const simd::AdamWScalars scalars = {
+  return {
       .decay = static_cast<float>(1 - options.learning_rate * options.weight_decay),
       .beta1 = static_cast<float>(options.beta1),
       .one_minus_beta1 = static_cast<float>(1 - options.beta1),
@@ -98,6 +93,15 @@ void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& mo
       .epsilon = static_cast<float>(options.epsilon),
       .grad_scale = static_cast<float>(options.grad_scale),
   };
+}
+
+void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
+               Tensor& compute_copy, const AdamWOptions& options) {
+  SHOAL_CHECK(moment1.defined() && moment2.defined()) << "AdamWStep: both moments are needed";
+  if (!IsFusedStep("AdamWStep", weights, grads, {&moment1, &moment2}, compute_copy)) {
+    return reference::AdamWStep(weights, grads, moment1, moment2, compute_copy, options);
+  }
+  const simd::AdamWScalars scalars = AdamWScalarsOf(options);
   if (const DeviceKernels* device = DeviceKernelsFor(grads)) {
     return device->adamw(CallOn(grads), StepOf(weights, grads, moment1, moment2, compute_copy),
                          scalars);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/parameter.h"
+#include "kernels/simd/kernel_table.h"
 
 namespace shoal {
 
@@ -26,6 +27,9 @@ struct AdamWOptions {
 // same pass.
 void AdamWStep(Tensor& weights, const Tensor& grads, Tensor& moment1, Tensor& moment2,
                Tensor& compute_copy, const AdamWOptions& options);
+
+// The same as the kernels take them.
+simd::AdamWScalars AdamWScalarsOf(const AdamWOptions& options);
 
 struct SgdOptions {
   double learning_rate = 0;

@@ -10,6 +10,7 @@
 #include "core/status.h"
 #include "core/trace.h"
 #include "kernels/fused.h"
+#include "kernels/paged_attention_device.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
 
@@ -18,21 +19,6 @@ namespace {
 
 // From this many queries on, blocks of queries beat one pass over the keys for each.
 constexpr int64_t kMinFlashQueries = 16;
-
-struct PagedOperands {
-  Tensor q, k, v, out;
-  std::span<const PagedSegment> segments;
-  PagedLayout layout;
-  double scale;
-
-  int64_t head_dim() const { return q.size(2); }
-  int64_t key_heads() const { return k.size(1); }
-  int64_t group() const { return q.size(1) / k.size(1); }
-  // Of a key head's places in a block.
-  int64_t HeadOffset(int64_t of_layer, int64_t key_head) const {
-    return of_layer + key_head * layout.block_places * head_dim();
-  }
-};
 
 template <class T>
 T* Row(const PagedSegment& segment, const PagedLayout& layout, int64_t head_offset,
@@ -178,7 +164,7 @@ Tensor WithDenseHeads(const Tensor& x) {
 
 Tensor PagedAttention(const Tensor& q_RNH, const Tensor& k_RKH, const Tensor& v_RKH,
                       std::span<const PagedSegment> segments, const PagedLayout& layout,
-                      double scale) {
+                      double scale, const Tensor& table) {
   const TraceSpan span(TraceKind::kAttention, "paged attention");
   SHOAL_CHECK(q_RNH.dim() == 3 && k_RKH.dim() == 3 && v_RKH.sizes() == k_RKH.sizes() &&
               q_RNH.size(0) == k_RKH.size(0) && q_RNH.size(2) == k_RKH.size(2) &&
@@ -187,8 +173,9 @@ Tensor PagedAttention(const Tensor& q_RNH, const Tensor& k_RKH, const Tensor& v_
               v_RKH.scalar_type() == q_RNH.scalar_type())
       << "PagedAttention: q " << q_RNH.sizes() << ", k " << k_RKH.sizes() << ", v " << v_RKH.sizes()
       << "; want (R, N, H) and twice (R, K, H) of one dtype, K dividing N";
-  SHOAL_CHECK(q_RNH.is_cpu() && k_RKH.is_cpu() && v_RKH.is_cpu())
-      << "PagedAttention: its pages are host memory, q lies on " << q_RNH.device().str();
+  SHOAL_CHECK(k_RKH.device() == q_RNH.device() && v_RKH.device() == q_RNH.device())
+      << "PagedAttention: q on " << q_RNH.device().str() << ", k on " << k_RKH.device().str()
+      << ", v on " << v_RKH.device().str();
   int64_t rows = 0;
   for (const PagedSegment& segment : segments) {
     SHOAL_CHECK(segment.first_row == rows && segment.num_tokens > 0 && segment.past >= 0)
@@ -206,7 +193,11 @@ Tensor PagedAttention(const Tensor& q_RNH, const Tensor& k_RKH, const Tensor& v_
       .segments = segments,
       .layout = layout,
       .scale = scale != 0 ? scale : 1.0 / std::sqrt(static_cast<double>(q_RNH.size(2)))};
-  if (IsFused(x.q)) {
+  if (HasPagedKernels(x.q)) {
+    PagedAttentionByKernels(x, table);
+  } else if (!x.q.is_cpu()) {
+    PagedAttentionByOperators(x);
+  } else if (IsFused(x.q)) {
     DispatchFused(x.q, [&]<class T>(T) { Attend<T>(x); });
   } else {
     SHOAL_CHECK(x.q.scalar_type() == at::kDouble)

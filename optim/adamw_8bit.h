@@ -8,6 +8,10 @@
 // and moment), so every mesh quantises alike. Scales are kept by every rank.
 #pragma once
 
+#include <mutex>
+
+#include "kernels/device_kernel_table.h"
+#include "kernels/optimizer_step.h"
 #include "optim/whole_rule.h"
 
 namespace shoal {
@@ -34,9 +38,16 @@ class AdamW8Bit final : public WholeRule {
 
  private:
   void UpdateUnit(WholeUnit& unit, const UpdateOptions& options) const;
+  void UpdateByKernels(const DeviceKernels& device, WholeUnit& unit,
+                       const UpdateOptions& options) const;
+  AdamWOptions OptionsOf(const WholeWeight& weight, const UpdateOptions& options) const;
+  Tensor TablesOn(c10::Device device) const;
 
   Options options_;
-  Tensor codes_[2];  // (256) float64, ascending: of first and second moments
+  mutable std::mutex mutex_;
+  // (4, 256) float64: the numbers of first and second moments, and the middles between neighbours
+  // of both, where the last of a row is unused. On the device that was last asked for.
+  mutable Tensor tables_;
 };
 
 // The 256 numbers. Dynamic quantisation (Dettmers 2016): for each decade 10^(e-6), e = 0 .. 6, the

@@ -5,7 +5,7 @@
 // A block whose largest magnitude is m has the scale s = m / 127, and x becomes s round(x / s): off
 // by at most s / 2 = m / 254, but for the rounding of s and of the result's own type. A block that
 // holds a number that is not finite comes back as NaN, whole; one whose largest magnitude is below
-// 1e-36 as zeros.
+// 1e-36 as zeros. Every device computes the same bits.
 #pragma once
 
 #include <cstdint>

@@ -39,13 +39,20 @@ void CheckRun(const Tensor& masters, const Tensor& rounded) {
 
 }  // namespace
 
-SplitMaster::SplitMaster(int64_t numel)
-    : low_(at::zeros({numel}, at::kShort)), wholes_((numel + kBlock - 1) / kBlock) {}
+SplitMaster::SplitMaster(int64_t numel, c10::Device device) {
+  if (!device.is_cpu()) {
+    bits_ = SplitBits::Zeros(numel, device);
+    return;
+  }
+  bits_.low = at::zeros({numel}, at::kShort);
+  wholes_.resize((numel + kBlock - 1) / kBlock);
+}
 
 void SplitMaster::Join(int64_t begin, const Tensor& rounded, Tensor& masters) const {
   CheckRun(masters, rounded);
+  if (bits_.signs.defined()) return bits_.Join(begin, rounded, masters);
   const uint16_t* high = RoundedBits(rounded) - begin;
-  const int16_t* low = low_.const_data_ptr<int16_t>();
+  const int16_t* low = bits_.low.const_data_ptr<int16_t>();
   float* out = masters.mutable_data_ptr<float>() - begin;
   ForBlocksOf(begin, begin + masters.numel(), [&](int64_t block, int64_t first, int64_t end) {
     for (int64_t i = first; i < end; ++i)
@@ -59,8 +66,9 @@ void SplitMaster::Join(int64_t begin, const Tensor& rounded, Tensor& masters) co
 
 void SplitMaster::Split(int64_t begin, const Tensor& masters, const Tensor& rounded) {
   CheckRun(masters, rounded);
+  if (bits_.signs.defined()) return bits_.Split(begin, masters, rounded);
   const uint16_t* high = RoundedBits(rounded) - begin;
-  int16_t* low = low_.mutable_data_ptr<int16_t>();
+  int16_t* low = bits_.low.mutable_data_ptr<int16_t>();
   const float* in = masters.const_data_ptr<float>() - begin;
   ForBlocksOf(begin, begin + masters.numel(), [&](int64_t block, int64_t first, int64_t end) {
     uint32_t lost = 0;
@@ -96,7 +104,7 @@ MasterRun MasterRun::Narrow(int64_t first, int64_t count) const {
 
 Tensor MasterRun::Read() const {
   if (!split) return plain;
-  Tensor weights = at::empty({rounded.numel()}, at::kFloat);
+  Tensor weights = at::empty({rounded.numel()}, rounded.options().dtype(at::kFloat));
   split->Join(begin, rounded, weights);
   return weights;
 }

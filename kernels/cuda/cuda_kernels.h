@@ -34,9 +34,30 @@ void SoftmaxGradient(const DeviceCall& call, const DeviceSoftmax& softmax);
 void Attention(const DeviceCall& call, const DeviceAttention& attention);
 void AttentionBackward(const DeviceCall& call, const DeviceAttention& attention,
                        const DeviceAttentionGradients& gradients);
+void Quantize(const DeviceCall& call, const void* values, int64_t n, uint8_t* packed);
+void SumQuantized(const DeviceCall& call, const uint8_t* packed, int count, int64_t n,
+                  void* values);
+void JoinMasters(const DeviceCall& call, const DeviceMasters& masters);
+void SplitMasters(const DeviceCall& call, const DeviceMasters& masters);
+void AdamW8Bit(const DeviceCall& call, const DeviceAdamW8Bit& step,
+               const simd::AdamWScalars& scalars);
+void AdamW8BitCodes(const DeviceCall& call, const DeviceAdamW8Bit& step,
+                    const simd::AdamWScalars& scalars);
+void AppendToPages(const DeviceCall& call, const DevicePages& pages, const void* k,
+                   int64_t k_stride, const void* v, int64_t v_stride);
+void PagedAttention(const DeviceCall& call, const DevicePagedAttention& attention);
 
-inline DeviceKernels TableWith(void* (*current_stream)(int device_index)) {
-  return {.current_stream = current_stream,
+// What the CUDA runtime does, not a kernel.
+struct RuntimeCalls {
+  void* (*current_stream)(int device_index);
+  bool (*lock_pages)(void* address, int64_t bytes);
+  void (*unlock_pages)(void* address);
+};
+
+inline DeviceKernels TableWith(const RuntimeCalls& runtime) {
+  return {.current_stream = runtime.current_stream,
+          .lock_pages = runtime.lock_pages,
+          .unlock_pages = runtime.unlock_pages,
           .rms_norm = &RmsNorm,
           .rms_norm_backward = &RmsNormBackward,
           .layer_norm = &LayerNorm,
@@ -53,10 +74,18 @@ inline DeviceKernels TableWith(void* (*current_stream)(int device_index)) {
           .sum_of_squares = &SumOfSquares,
           .softmax_gradient = &SoftmaxGradient,
           .attention = &Attention,
-          .attention_backward = &AttentionBackward};
+          .attention_backward = &AttentionBackward,
+          .quantize = &Quantize,
+          .sum_quantized = &SumQuantized,
+          .join_masters = &JoinMasters,
+          .split_masters = &SplitMasters,
+          .adamw_8bit = &AdamW8Bit,
+          .adamw_8bit_codes = &AdamW8BitCodes,
+          .append_to_pages = &AppendToPages,
+          .paged_attention = &PagedAttention};
 }
 
-// The table of CUDA's own streams (cuda_kernels.cc).
+// The table of CUDA's own runtime (cuda_kernels.cc).
 const DeviceKernels& Kernels();
 
 }  // namespace shoal::cuda

@@ -1,35 +1,19 @@
 // Update rules over flat buffers, an element a thread.
-#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/update_rules.h"
 
 namespace shoal::cuda {
 namespace {
-
-// The rounded weight, where a copy is kept.
-__device__ inline void PutCopy(const DeviceStep& step, int64_t i, float weight) {
-  if (!step.copy) return;
-  if (step.copy_type == ElementType::kFloat32) {
-    static_cast<float*>(step.copy)[i] = weight;
-  } else if (step.copy_type == ElementType::kBFloat16) {
-    static_cast<Bf16*>(step.copy)[i] = FromFloat<Bf16>(weight);
-  } else {
-    static_cast<Fp16*>(step.copy)[i] = FromFloat<Fp16>(weight);
-  }
-}
 
 // Updates element i of a step, whose scaled gradient is g.
 struct AdamWRule {
   simd::AdamWScalars s;
   __device__ void operator()(const DeviceStep& step, int64_t i, float gradient) const {
-    const float g = gradient * s.grad_scale;
-    float m = step.moment1[i], v = step.moment2[i];
-    m += (g - m) * s.one_minus_beta1;
-    v = v * s.beta2 + g * g * s.one_minus_beta2;
-    const float denominator = sqrtf(v) * s.inverse_sqrt_correction2 + s.epsilon;
-    const float w = step.weights[i] * s.decay - s.step_size * (m / denominator);
-    step.moment1[i] = m;
-    step.moment2[i] = v;
+    const AdamWMoments moments = NextMoments(s, {step.moment1[i], step.moment2[i]}, gradient);
+    const float w = NextWeight(s, step.weights[i], moments);
+    step.moment1[i] = moments.first;
+    step.moment2[i] = moments.second;
     step.weights[i] = w;
-    PutCopy(step, i, w);
+    PutCopy(step.copy, step.copy_type, i, w);
   }
 };
 
@@ -45,7 +29,7 @@ struct SgdRule {
     }
     w -= g * s.learning_rate;
     step.weights[i] = w;
-    PutCopy(step, i, w);
+    PutCopy(step.copy, step.copy_type, i, w);
   }
 };
 
@@ -58,7 +42,7 @@ struct LionRule {
     const float w = step.weights[i] * s.keep - s.learning_rate * sign;
     step.weights[i] = w;
     step.moment1[i] = s.beta2 * m + (1 - s.beta2) * g;
-    PutCopy(step, i, w);
+    PutCopy(step.copy, step.copy_type, i, w);
   }
 };
 

@@ -2,11 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/paged_attention.h"
 #include "kernels/reference.h"
 #include "kernels/threads.h"
 #include "tests/kernels/gradients.h"
 #include "tests/kernels/isa.h"
+#include "tests/kernels/paged_sequences.h"
 
 namespace shoal {
 namespace {
@@ -134,74 +134,14 @@ TEST(CausalAttentionTest, SameBitsOnAnyNumberOfThreads) {
   EXPECT_TRUE(grads[0].equal(grads[1]));
 }
 
-// Sequences in blocks of a few places that lie anywhere; what no place holds is NaN.
-class Blocks {
- public:
-  Blocks(int64_t key_heads, int64_t head_dim, at::ScalarType dtype, int64_t places)
-      : places_(places), half_(key_heads * places * head_dim) {
-    // A layer before and one behind, which nobody may touch.
-    memory_ = at::full({64, 6 * half_}, NAN, dtype);
-  }
-  PagedLayout layout() const {
-    return {.block_places = places_, .key_offset = 2 * half_, .value_offset = 3 * half_};
-  }
-  std::vector<const void*> Take(int64_t length) {
-    std::vector<const void*> table;
-    for (int64_t i = 0; i < length; i += places_, next_ = (next_ + 37) % 64)
-      table.push_back(memory_[next_].const_data_ptr());
-    return table;
-  }
-  bool OtherLayersAreUntouched() const {
-    return memory_.narrow(1, 0, 2 * half_).isnan().all().item<bool>() &&
-           memory_.narrow(1, 4 * half_, 2 * half_).isnan().all().item<bool>();
-  }
-
- private:
-  int64_t places_, half_, next_ = 5;
-  Tensor memory_;
-};
-
 TEST(PagedAttentionTest, EqualsReference) {
   at::manual_seed(6);
   ForEachIsa([&] {
     for (at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
-      for (auto [heads, key_heads, head_dim] :
-           {std::array<int64_t, 3>{4, 2, 64}, {3, 3, 17}, {6, 1, 80}, {2, 2, 128}}) {
+      for (const PagedHeads& shape : {PagedHeads{4, 2, 64}, {3, 3, 17}, {6, 1, 80}, {2, 2, 128}}) {
         // Three sequences grow by pieces: a prompt, tokens, a longer piece, a token.
-        Blocks blocks(key_heads, head_dim, dtype, 8);
-        std::vector<std::vector<const void*>> tables = {blocks.Take(60), blocks.Take(30),
-                                                        blocks.Take(45)};
-        std::vector<Tensor> k(3), v(3);
-        for (auto counts : {std::array<int64_t, 3>{20, 3, 1}, {1, 1, 1}, {4, 0, 18}, {1, 1, 20}}) {
-          std::vector<PagedSegment> segments;
-          int64_t rows = 0;
-          for (int i = 0; i < 3; ++i) {
-            if (counts[i] == 0) continue;
-            segments.push_back({.first_row = rows,
-                                .num_tokens = counts[i],
-                                .past = k[i].defined() ? k[i].size(1) : 0,
-                                .blocks = tables[i].data()});
-            rows += counts[i];
-          }
-          Tensor q = at::randn({rows, heads, head_dim}).to(dtype);
-          Tensor new_k = at::randn({rows, key_heads, head_dim}).to(dtype),
-                 new_v = at::randn({rows, key_heads, head_dim}).to(dtype);
-          const Tensor got = PagedAttention(q, new_k, new_v, segments, blocks.layout());
-          for (int i = 0, s = 0; i < 3; ++i) {
-            if (counts[i] == 0) continue;
-            const auto rows_of = [&](const Tensor& x) {
-              return x.narrow(0, segments[s].first_row, counts[i]).unsqueeze(0);
-            };
-            k[i] = k[i].defined() ? at::cat({k[i], rows_of(new_k)}, 1) : rows_of(new_k);
-            v[i] = v[i].defined() ? at::cat({v[i], rows_of(new_v)}, 1) : rows_of(new_v);
-            const Tensor want = reference::CachedAttention(
-                rows_of(q).to(at::kDouble), k[i].to(at::kDouble), v[i].to(at::kDouble),
-                at::full({1}, k[i].size(1), at::kLong), 0);
-            EXPECT_TRUE(Near(rows_of(got), want, dtype)) << "sequence " << i;
-            ++s;
-          }
-        }
-        EXPECT_TRUE(blocks.OtherLayersAreUntouched());
+        ExpectPagedEqualsReference(shape, dtype, at::kCPU,
+                                   {{20, 3, 1}, {1, 1, 1}, {4, 0, 18}, {1, 1, 20}});
       }
     }
   });
@@ -211,7 +151,7 @@ TEST(PagedAttentionTest, EqualsTheTrainingPass) {
   at::manual_seed(8);
   Tensor q = at::randn({50, 4, 32}), k = at::randn({50, 2, 32}), v = at::randn({50, 2, 32});
   const Tensor want = CausalAttention(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)).squeeze(0);
-  Blocks blocks(2, 32, at::kFloat, 16);
+  PagedBlocks blocks({.key_heads = 2, .head_dim = 32, .places = 16}, at::kFloat);
   const std::vector<const void*> table = blocks.Take(50);
   const PagedSegment prompt{.first_row = 0, .num_tokens = 49, .past = 0, .blocks = table.data()};
   const auto first = [](const Tensor& x) { return x.narrow(0, 0, 49); };

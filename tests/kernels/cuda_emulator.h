@@ -65,6 +65,17 @@ T __shfl_xor_sync(unsigned /*mask*/, T value, int lane_mask) {
   return other;
 }
 
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  unsigned lanes = predicate ? 1u << (threadIdx.x % 32) : 0;
+  for (int distance = 16; distance > 0; distance /= 2)
+    lanes |= __shfl_xor_sync(mask, lanes, distance);
+  return lanes;
+}
+
+// Never fused with what follows or goes before.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+
 struct __nv_bfloat16 {
   uint16_t bits;
 };
