@@ -6,7 +6,8 @@
 // longer piece alone. So, in float32 and bfloat16 on one machine, the logits after a sequence
 // depend to the last bit on how that sequence was cut into pieces and on nothing else: not on what
 // else is read, in which order, or on the number of threads. In float64, and where another library
-// was chosen for products (SetMatMulBackend), they do up to rounding.
+// was chosen for products (SetMatMulBackend), they do up to rounding; and so on a device, where
+// libraries choose a product's kernel by its size and passes may be longer.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,8 @@ class CachedModel {
     Sequence sequence;
     std::span<const int64_t> tokens;  // At least one; read behind what the sequence holds
   };
-  // Logits (pieces, V) of the token after each piece, float32 (float64 in float64). Each sequence
-  // at most once. Throws std::bad_alloc, c10::Error.
+  // Logits (pieces, V) of the token after each piece, float32 (float64 in float64), in host memory.
+  // Each sequence at most once. Throws std::bad_alloc, c10::Error.
   Tensor Read(std::span<const Piece> pieces);
 
   KeyValueCache& cache() { return cache_; }
@@ -40,6 +41,7 @@ class CachedModel {
 
  private:
   Tensor ReadTogether(std::span<const Piece> pieces);
+  bool on_host() const { return cache_.options().device.is_cpu(); }
 
   const Model& model_;
   std::span<const std::vector<Parameter>> weights_;

@@ -1,42 +1,16 @@
 #include "inference/gathered_weights.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 
 #include <ATen/ATen.h>
 
 #include "absl/strings/str_format.h"
 
 #include "core/large_pages.h"
-#include "core/random.h"
-#include "kernels/threads.h"
 #include "parallel/flat_layout.h"
 
 namespace shoal {
 namespace {
-
-// A bijection of 64-bit integers without pattern (Steele et al. 2014, SplitMix64).
-uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-template <class Bits>
-uint64_t HashBits(uint64_t stream, int64_t begin, const void* data, int64_t count) {
-  const Bits* bits = static_cast<const Bits*>(data);
-  std::atomic<uint64_t> sum{0};
-  ParallelFor(count, 1 << 15, [&](int64_t first, int64_t last) {
-    uint64_t part = 0;
-    // An odd factor a place: no element can change without the sum changing.
-    for (int64_t i = first; i < last; ++i)
-      part += (Mix(stream + static_cast<uint64_t>(begin + i)) | 1) * (uint64_t{bits[i]} + 1);
-    sum += part;
-  });
-  return sum;
-}
 
 // The specs of a block's own weights (borrowed ones are another block's), without its buffers.
 std::vector<ParameterSpec> OwnSpecs(const Block& block) {
@@ -54,14 +28,13 @@ Tensor InMemoryOrder(const Tensor& value, const ParameterSpec& spec) {
   return (spec.transposed() ? value.t() : value).reshape({-1});
 }
 
-uint64_t HashOwnedRuns(const ParameterSpec& spec, int64_t first, const Tensor& elements) {
-  uint64_t sum = 0;
+void AddOwnedRuns(const ParameterSpec& spec, int64_t first, const Tensor& elements,
+                  WeightHash& hash) {
   int64_t at = 0;
   for (const ElementRun& run : RunsInWhole(spec, first, elements.numel())) {
-    if (run.owned) sum += HashElements(spec.name, run.first, elements.narrow(0, at, run.count));
+    if (run.owned) hash.Add(spec.name, run.first, elements.narrow(0, at, run.count));
     at += run.count;
   }
-  return sum;
 }
 
 uint64_t SumOfHashes(Communicator& comm, uint64_t mine) {
@@ -69,20 +42,6 @@ uint64_t SumOfHashes(Communicator& comm, uint64_t mine) {
 }
 
 }  // namespace
-
-uint64_t HashElements(const std::string& name, int64_t begin, const Tensor& elements) {
-  const uint64_t stream = Mix(StreamId(name));
-  const void* data = elements.const_data_ptr();
-  switch (elements.element_size()) {
-    case 2:
-      return HashBits<uint16_t>(stream, begin, data, elements.numel());
-    case 4:
-      return HashBits<uint32_t>(stream, begin, data, elements.numel());
-    default:
-      SHOAL_CHECK(elements.element_size() == 8) << toString(elements.scalar_type());
-      return HashBits<uint64_t>(stream, begin, data, elements.numel());
-  }
-}
 
 absl::StatusOr<GatheredWeights> GatheredWeights::Create(const Source& source, Layout layout) {
   GatheredWeights gathered(source, layout);
@@ -187,8 +146,9 @@ void GatheredWeights::CopyLocalBlocks(std::vector<Tensor>& flats) {
   const Model& local = LocalModel();
   for (int b = 0; b < static_cast<int>(local.blocks.size()); ++b) {
     layouts.push_back(LayoutOf(*local.blocks[b]));
-    flats.push_back(
-        EmptyInLargePages(layouts[b].numel(), source_.parameters.options().compute_dtype));
+    flats.push_back(EmptyInLargePages(layouts[b].numel(),
+                                      source_.parameters.options().compute_dtype,
+                                      source_.parameters.device()));
     if (stage_of_block_[b] != pipeline_rank) continue;
     for (int i = 0; i < static_cast<int>(layouts[b].specs().size()); ++i)
       targets[layouts[b].specs()[i].name] = {b, i};
@@ -235,7 +195,9 @@ void GatheredWeights::BindCopies(const std::vector<Tensor>& flats) {
 // Every rank of the stage holds it whole.
 Tensor GatheredWeights::CopyBuffer(const ParameterSpec& spec, int stage) {
   Communicator& pipeline = source_.mesh.pipeline();
-  Tensor value = at::empty(spec.shape, source_.parameters.options().master_dtype());
+  Tensor value =
+      at::empty(spec.shape, at::TensorOptions(source_.parameters.options().master_dtype())
+                                .device(source_.parameters.device()));
   if (pipeline.rank() == stage) {
     const Place& place = places_.at(spec.name);
     value.copy_(source_.parameters.units()[place.unit]->parameters()[place.index].value);
@@ -256,7 +218,7 @@ Tensor GatheredWeights::WholeBlock(int b, const Tensor& mine) {
   tensor.AllGather(all, padded);
 
   const FlatLayout layout = LayoutOf(*model_.blocks[b]);
-  const Tensor whole = EmptyInLargePages(layout.numel(), mine.scalar_type());
+  const Tensor whole = EmptyInLargePages(layout.numel(), mine.scalar_type(), mine.device());
   for (int rank = 0; rank < tensor.size(); ++rank) {
     for (int i = 0; i < static_cast<int>(layout.specs().size()); ++i) {
       const ParameterSpec& spec = parts[rank].specs()[i];
@@ -290,35 +252,33 @@ int64_t GatheredWeights::held_bytes() const {
 
 uint64_t GatheredWeights::HashOfSource() const {
   const at::NoGradGuard no_grad;
-  const ZeroOptions& options = source_.parameters.options();
-  uint64_t mine = 0;
+  WeightHash mine;
   // Replicas hold the same.
   if (source_.mesh.replicate().rank() == 0) {
     for (const auto& unit : source_.parameters.units()) {
-      Tensor held = unit->owned_weights();  // In master precision: all (stage 0) or a shard
-      if (unit->trainable() && options.has_master_copy())
-        held = unit->optimizer_slice().compute_copy;
+      const Tensor held = unit->owned_compute_weights();  // All (stage 0) or a shard
       const FlatLayout& layout = unit->layout();
       const int64_t begin = unit->shard_begin(), end = begin + layout.shard_numel();
       for (const FlatLayout::Slice& slice : layout.Slices(begin, end)) {
-        mine += HashOwnedRuns(layout.specs()[slice.parameter], slice.first,
-                              held.narrow(0, slice.offset - unit->owned_begin(), slice.count));
+        AddOwnedRuns(layout.specs()[slice.parameter], slice.first,
+                     held.narrow(0, slice.offset - unit->owned_begin(), slice.count), mine);
       }
     }
   }
-  return SumOfHashes(source_.mesh.control(), mine);
+  return SumOfHashes(source_.mesh.control(), mine.Total());
 }
 
 uint64_t GatheredWeights::HashOfGathered() const {
-  uint64_t mine = 0;
+  WeightHash hash;
   for (size_t b = 0; b < model_.blocks.size(); ++b) {
     const Block& block = *model_.blocks[b];
     for (size_t i = 0; i < block.parameters().size(); ++i) {
       if (block.ties()[i]) continue;
       const ParameterSpec& spec = block.parameters()[i];
-      mine += HashOwnedRuns(spec, 0, InMemoryOrder(weights_[b][i].value, spec));
+      AddOwnedRuns(spec, 0, InMemoryOrder(weights_[b][i].value, spec), hash);
     }
   }
+  const uint64_t mine = hash.Total();
   if (layout_ == Layout::kWhole) return mine;
   // The tensor ranks' parts add up, for each rank of the pipeline.
   const DeviceMesh& mesh = source_.mesh;

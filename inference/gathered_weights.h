@@ -1,5 +1,5 @@
 // The weights of a model in training, gathered out of a trainer's shards to where they are
-// generated with, and the proof that they are the same.
+// generated with, and the proof that they are the same. They lie where the trainer's do.
 //
 // Bytes that a rank sends for one gathering (N = shard ranks, S = pipeline stages, T = tensor
 // ranks), by the communicators' own count; P_b and M_b are block b's elements on this tensor rank
@@ -22,17 +22,12 @@
 #include <vector>
 
 #include "core/status.h"
+#include "inference/weight_hash.h"
 #include "models/forward.h"
 #include "parallel/device_mesh.h"
 #include "parallel/sharded_parameters.h"
 
 namespace shoal {
-
-// Of every element of a model's weights, a sum modulo 2^64 over (name, place in the whole weight,
-// bits): ranks that hold parts add up theirs, whatever the parts.
-//
-// `elements`: contiguous, places [begin, begin + numel) of the weight in the order of memory.
-uint64_t HashElements(const std::string& name, int64_t begin, const Tensor& elements);
 
 class GatheredWeights {
  public:

@@ -39,13 +39,20 @@ absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string
 }
 
 absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path,
-                                                  at::ScalarType dtype, const TensorPlace& place) {
+                                                  at::ScalarType dtype, const TensorPlace& place,
+                                                  at::Device device) {
   LoadedModel loaded;
   SHOAL_ASSIGN_OR_RETURN(loaded.directory, FindModelFolder(files, path));
   SHOAL_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(files, loaded.directory));
   SHOAL_ASSIGN_OR_RETURN(loaded.model, BuildModel(config, place));
-  SHOAL_ASSIGN_OR_RETURN(loaded.weights,
-                         LoadAllWeights(files, loaded.model, loaded.directory, dtype));
+  try {
+    SHOAL_ASSIGN_OR_RETURN(loaded.weights,
+                           LoadAllWeights(files, loaded.model, loaded.directory, dtype, device));
+  } catch (const c10::OutOfMemoryError&) {
+    return absl::ResourceExhaustedError(absl::StrCat("no memory left on ", device.str(),
+                                                     " for the weights of ", loaded.directory,
+                                                     " in ", toString(dtype)));
+  }
   return loaded;
 }
 

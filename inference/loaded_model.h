@@ -21,10 +21,12 @@ struct LoadedModel {
 absl::StatusOr<std::string> FindModelFolder(FileSystem& files, const std::string& path);
 
 // Configuration and weights in `dtype` of FindModelFolder(path): all of them or, on one of several
-// tensor-parallel ranks, its part.
+// tensor-parallel ranks, its part. Weights lie on `device`, where all that is done with them is
+// computed; ResourceExhausted: it has no room for them.
 absl::StatusOr<LoadedModel> LoadModelForInference(FileSystem& files, const std::string& path,
                                                   at::ScalarType dtype,
-                                                  const TensorPlace& place = {});
+                                                  const TensorPlace& place = {},
+                                                  at::Device device = at::kCPU);
 
 // float32, bfloat16, float16, float64. InvalidArgument for other names.
 absl::StatusOr<at::ScalarType> ParseComputeDtype(const std::string& name);

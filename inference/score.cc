@@ -73,6 +73,8 @@ absl::StatusOr<std::vector<std::vector<double>>> ScoreTokens(
         const double* values = logprobs_BT.const_data_ptr<double>() + b * (length - 1);
         results[which[b]].assign(values, values + length - 1);
       }
+    } catch (const c10::OutOfMemoryError& error) {
+      return absl::ResourceExhaustedError(error.what_without_backtrace());
     } catch (const std::bad_alloc&) {
       return absl::ResourceExhaustedError(
           absl::StrCat("no memory left to score rows of ", length, " tokens"));

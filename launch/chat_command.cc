@@ -15,6 +15,7 @@
 #include "inference/chat_template.h"
 #include "inference/loaded_model.h"
 #include "inference/text_stream.h"
+#include "launch/device_option.h"
 
 namespace shoal {
 namespace {
@@ -27,6 +28,7 @@ struct ChatOptions {
   std::optional<double> temperature;
   int64_t max_new_tokens = 512;
   uint64_t seed = 0;
+  DeviceRequest device = DeviceRequest::kAuto;
 };
 
 constexpr char kHelp[] = "/reset begins anew, /quit or the end of input ends\n";
@@ -156,7 +158,9 @@ absl::Status Chat(const ChatOptions& options) {
   SHOAL_ASSIGN_OR_RETURN(const std::string directory, FindModelFolder(files, options.model));
   SHOAL_ASSIGN_OR_RETURN(const ChatTemplate chat, ChooseTemplate(files, options, directory));
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(directory));
-  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded, LoadModelForInference(files, directory, dtype));
+  SHOAL_ASSIGN_OR_RETURN(const at::Device device, DeviceOfOption(options.device));
+  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
+                         LoadModelForInference(files, directory, dtype, {}, device));
   SHOAL_ASSIGN_OR_RETURN(SamplingOptions sampling, DefaultSampling(loaded.model.config));
   if (options.temperature) sampling.temperature = *options.temperature;
   sampling.seed = options.seed;
@@ -194,6 +198,7 @@ void AddChatCommand(CommandLine& line) {
   command->add_option("--seed", options->seed, "Of the samples")->capture_default_str();
   command->add_option("--dtype", options->dtype, "float32, bfloat16, float16 or float64")
       ->capture_default_str();
+  AddDeviceOption(command, options->device);
 }
 
 }  // namespace shoal

@@ -15,6 +15,7 @@
 #include "data/tokenizer.h"
 #include "inference/loaded_model.h"
 #include "inference/text_stream.h"
+#include "launch/device_option.h"
 #include "launch/launcher.h"
 #include "launch/ranks.h"
 
@@ -38,6 +39,7 @@ struct GenerateOptions {
   double length_penalty = 1.0;
   BeamOptions::EarlyStopping early_stopping = BeamOptions::EarlyStopping::kNo;
   int ranks = 0;
+  DeviceRequest device = DeviceRequest::kAuto;
 };
 
 absl::StatusOr<std::string> ReadPrompt(FileSystem& files, const GenerateOptions& options) {
@@ -203,6 +205,7 @@ absl::Status CheckGenerateOptions(const GenerateOptions& options) {
     return absl::InvalidArgumentError(
         "--num-return-sequences is of beams: give --num-beams, or --num-samples to sample");
   }
+  SHOAL_RETURN_IF_ERROR(CheckDeviceOption(options.device));
   return ParseComputeDtype(options.dtype).status();
 }
 
@@ -217,8 +220,9 @@ absl::Status Generate(const GenerateOptions& options, Communicator& ranks) {
   SHOAL_ASSIGN_OR_RETURN(const std::string directory, FindModelFolder(files, options.model));
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(directory));
   const TensorParallel tensor(ranks, /*sequence_parallel=*/false);
-  SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
-                         LoadModelForInference(files, directory, dtype, tensor.place()));
+  SHOAL_ASSIGN_OR_RETURN(
+      const LoadedModel loaded,
+      LoadModelForInference(files, directory, dtype, tensor.place(), ranks.device()));
   const ModelConfig& config = loaded.model.config;
 
   GenerationRequest request;
@@ -245,7 +249,8 @@ absl::Status GenerateOverRanks(const GenerateOptions& options, int argc, const c
                          ReadRankEnvironment(std::getenv, options.ranks));
   SHOAL_RETURN_IF_ERROR(HeldBack(environment, CheckGenerateOptions(options)));
   if (MustLaunch(environment, options.ranks)) std::exit(LaunchRanks(argc, argv, options.ranks));
-  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> ranks, JoinRanks(environment, {}));
+  SHOAL_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> ranks,
+                         JoinRanks(environment, {}, options.device));
   absl::Status status;
   try {
     status = Generate(options, *ranks);
@@ -323,6 +328,7 @@ void AddGenerateCommand(CommandLine& line, int argc, const char* const* argv) {
       ->check(CLI::PositiveNumber);
   command->add_option("--dtype", options->dtype, "float32, bfloat16, float16 or float64")
       ->capture_default_str();
+  AddDeviceOption(command, options->device);
 }
 
 }  // namespace shoal

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "inference/loaded_model.h"
 #include "inference/score.h"
+#include "launch/device_option.h"
 
 namespace shoal {
 namespace {
@@ -18,6 +19,7 @@ struct ScoreCommandOptions {
   std::string model;
   std::string file;
   std::string dtype = "float32";
+  DeviceRequest device = DeviceRequest::kAuto;
 };
 
 // {"input_ids": [[...], ...]}; other keys (an attention_mask, say) are refused, since they would
@@ -51,8 +53,9 @@ absl::Status Score(const ScoreCommandOptions& options) {
   PosixFileSystem files;
   SHOAL_ASSIGN_OR_RETURN(const at::ScalarType dtype, ParseComputeDtype(options.dtype));
   SHOAL_ASSIGN_OR_RETURN(const auto rows, ReadRows(files, options.file));
+  SHOAL_ASSIGN_OR_RETURN(const at::Device device, DeviceOfOption(options.device));
   SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
-                         LoadModelForInference(files, options.model, dtype));
+                         LoadModelForInference(files, options.model, dtype, {}, device));
   const auto logprobs = ScoreTokens(loaded.model, loaded.weights, rows);
   if (!logprobs.ok()) return Annotate(logprobs.status(), options.file);
 
@@ -99,6 +102,7 @@ void AddScoreCommand(CommandLine& line) {
       ->required();
   command->add_option("--dtype", options->dtype, "float32, bfloat16, float16 or float64")
       ->capture_default_str();
+  AddDeviceOption(command, options->device);
 }
 
 }  // namespace shoal

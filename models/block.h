@@ -41,8 +41,8 @@ struct RouterTraining {
 struct RouterSums {
   Tensor chosen_E;     // float64, in host memory: tokens that chose each expert, room or not
   double dropped = 0;  // Choices of experts that had no room
-  double balance = 0;  // The load-balancing loss of a token's sequence
-  double z = 0;        // The square of log sum exp of the logits
+  Tensor balance;      // (), where it was computed: the load-balancing loss of a token's sequence
+  Tensor z;            // (), there too: the square of log sum exp of the logits
 };
 
 // What a forward pass of a block may read besides its input.

@@ -23,6 +23,7 @@ struct ForwardOptions {
                                            // parallelism; null: one rank holds each matrix whole
 };
 
+// `batch` and only_rows_S are in host memory; where the weights lie on a device, it is sent a copy.
 Activations ForwardAll(const Model& model, std::span<const std::vector<Parameter>> weights,
                        const Batch& batch, const ForwardOptions& options = {});
 

@@ -1,7 +1,6 @@
 #include "models/key_value_cache.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include <ATen/ATen.h>
 
@@ -20,6 +19,7 @@ KeyValueCache::KeyValueCache(const Options& options)
       block_bytes_(2 * options.num_layers * options.num_key_value_heads * options.block_places *
                    options.head_dim * ElementBytes(options.dtype)) {
   SHOAL_CHECK(block_bytes_ > 0) << "KeyValueCache: a block of no bytes";
+  blocks_at_once_ = std::max<int64_t>(1, kBytesAtOnce / block_bytes_);
 }
 
 const KeyValueCache::Table& KeyValueCache::table(Sequence sequence) const {
@@ -52,8 +52,9 @@ void KeyValueCache::Remove(Sequence sequence) {
 
 KeyValueCache::Block KeyValueCache::Take() {
   if (free_.empty()) {
-    const int64_t count = std::max<int64_t>(1, kBytesAtOnce / block_bytes_);
-    const Tensor memory = at::empty({count * block_bytes_}, at::kByte);
+    const int64_t count = blocks_at_once_;
+    const Tensor memory =
+        at::empty({count * block_bytes_}, at::TensorOptions(at::kByte).device(options_.device));
     char* begin = static_cast<char*>(memory.mutable_data_ptr());
     memory_.push_back(memory);
     for (int64_t i = count - 1; i >= 0; --i) free_.push_back(static_cast<Block>(blocks_held() + i));
@@ -68,6 +69,11 @@ KeyValueCache::Block KeyValueCache::Take() {
   return block;
 }
 
+Tensor KeyValueCache::BytesOf(Block block) const {
+  return memory_[block / blocks_at_once_].narrow(0, block % blocks_at_once_ * block_bytes_,
+                                                 block_bytes_);
+}
+
 void KeyValueCache::GiveBack(Block block) {
   if (--users_[block] == 0) free_.push_back(block);
 }
@@ -78,7 +84,7 @@ void KeyValueCache::MakeRoom(Table& table, int64_t length) {
     const size_t last = table.length / places;
     if (const Block shared = table.blocks[last]; users_[shared] > 1) {
       const Block copy = Take();
-      std::memcpy(addresses_[copy], addresses_[shared], block_bytes_);
+      BytesOf(copy).copy_(BytesOf(shared));
       GiveBack(shared);
       table.blocks[last] = copy;
       table.addresses[last] = addresses_[copy];
@@ -105,6 +111,8 @@ void KeyValueCache::BeginPass(std::span<const Segment> segments) {
                          .blocks = table.addresses.data()});
     row += segment.num_tokens;
   }
+  paged_table_ = PagedTable(segments_, options_.block_places,
+                            at::TensorOptions(options_.dtype).device(options_.device));
 }
 
 Tensor KeyValueCache::Attend(int64_t layer, const Tensor& q_BTNH, const Tensor& k_BTKH,
@@ -119,7 +127,7 @@ Tensor KeyValueCache::Attend(int64_t layer, const Tensor& q_BTNH, const Tensor& 
                            .key_offset = 2 * layer * half,
                            .value_offset = (2 * layer + 1) * half};
   return PagedAttention(q_BTNH.flatten(0, 1), k_BTKH.flatten(0, 1), v_BTKH.flatten(0, 1), segments_,
-                        layout, scale)
+                        layout, scale, paged_table_)
       .view(q_BTNH.sizes());
 }
 
@@ -127,6 +135,7 @@ void KeyValueCache::EndPass() {
   for (const Segment& segment : pass_) tables_[segment.sequence].length += segment.num_tokens;
   pass_.clear();
   segments_.clear();
+  paged_table_ = Tensor();
 }
 
 }  // namespace shoal

@@ -10,6 +10,9 @@
 //   cache.EndPass();            // ForwardAll (forward.h) does it
 // A Batch (B, T) is B segments of T tokens, or (1, R) one after the other.
 //
+// Blocks lie where the model computes. On a device that is not the host, BeginPass sends it the
+// pass's tables of blocks, without waiting for it; no layer sends anything.
+//
 // A block takes 2 * num_layers * num_key_value_heads * block_places * head_dim elements, a sequence
 // of n places ceil(n / block_places) blocks; memory is asked for a few blocks at a time and kept
 // until the cache is destroyed.
@@ -34,6 +37,7 @@ class KeyValueCache {
     int64_t head_dim = 0;
     at::ScalarType dtype = at::kFloat;
     int64_t block_places = 16;
+    at::Device device = at::kCPU;
   };
   explicit KeyValueCache(const Options& options);
 
@@ -72,11 +76,13 @@ class KeyValueCache {
   const Table& table(Sequence sequence) const;
   Block Take();
   void GiveBack(Block block);
+  Tensor BytesOf(Block block) const;
   void MakeRoom(Table& table, int64_t length);
 
   Options options_;
   int64_t block_bytes_;
-  std::vector<Tensor> memory_;    // Of several blocks each
+  int64_t blocks_at_once_;
+  std::vector<Tensor> memory_;    // (blocks_at_once * block_bytes) uint8 each
   std::vector<void*> addresses_;  // One a block, as users_
   std::vector<int> users_;        // Tables that hold the block
   std::vector<Block> free_;
@@ -84,6 +90,7 @@ class KeyValueCache {
   // Of the pass
   std::vector<Segment> pass_;
   std::vector<PagedSegment> segments_;
+  Tensor paged_table_;  // See PagedTable
 };
 
 }  // namespace shoal

@@ -9,13 +9,15 @@
 #include "inference/text_stream.h"
 
 namespace shoal {
+namespace {
 
-absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSystem& files,
-                          const RunPaths& paths) {
-  if (section.prompts().empty()) return absl::OkStatus();
+// The text of all samples.
+absl::StatusOr<std::string> TextOfSamples(const SampleSection& section, uint64_t seed,
+                                          FileSystem& files, const RunPaths& paths,
+                                          at::Device device) {
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(paths.exported));
   SHOAL_ASSIGN_OR_RETURN(const LoadedModel loaded,
-                         LoadModelForInference(files, paths.exported, at::kFloat));
+                         LoadModelForInference(files, paths.exported, at::kFloat, {}, device));
   std::vector<GenerationRequest> requests;
   std::vector<TextStream> streams;
   streams.reserve(section.prompts_size());
@@ -40,9 +42,21 @@ absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSyste
     absl::StrAppend(&text, "--- sample ", i + 1, "\n", section.prompts(static_cast<int>(i)),
                     streams[i].text(), "\n");
   }
-  std::fputs(text.c_str(), stdout);
+  return text;
+}
+
+}  // namespace
+
+absl::Status PrintSamples(const SampleSection& section, uint64_t seed, FileSystem& files,
+                          const RunPaths& paths, at::Device device) {
+  if (section.prompts().empty()) return absl::OkStatus();
+  absl::StatusOr<std::string> text = TextOfSamples(section, seed, files, paths, device);
+  if (!device.is_cpu() && absl::IsResourceExhausted(text.status()))
+    text = TextOfSamples(section, seed, files, paths, at::kCPU);
+  SHOAL_RETURN_IF_ERROR(text.status());
+  std::fputs(text->c_str(), stdout);
   std::fflush(stdout);
-  return WriteFileAtomically(files, paths.samples, text);
+  return WriteFileAtomically(files, paths.samples, *text);
 }
 
 }  // namespace shoal

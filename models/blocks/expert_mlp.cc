@@ -111,8 +111,8 @@ ExpertMlp::Output ExpertMlp::Forward(const ForwardContext& ctx, const Tensor& x_
                z = ZLossSum(router.logits);
   out.routing = RouterSums{.chosen_E = routing.chosen_BE.sum(0),
                            .dropped = static_cast<double>(routing.dropped),
-                           .balance = balance.item<double>(),
-                           .z = z.item<double>()};
+                           .balance = balance.detach(),
+                           .z = z.detach()};
   const double mean = 1.0 / (layers_ * ctx.routers->num_tokens);
   const bool weighted = ctx.routers->balance_coefficient > 0 || ctx.routers->z_coefficient > 0;
   if (weighted && (!ctx.tensor || ctx.tensor->place().rank == 0)) {

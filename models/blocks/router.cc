@@ -92,7 +92,7 @@ Routing RouteTokens(const Tensor& scores_BTE, const Tensor& bias_E, const Router
     Tensor mask_RK = at::empty({R, k}, at::kDouble);
     for (int64_t choice = 0; choice < R * k; ++choice)
       mask_RK.mutable_data_ptr<double>()[choice] = taken[choice] ? 1.0 : 0.0;
-    rows.taken_RK = mask_RK.to(scores_BTE.options());
+    rows.taken_RK = mask_RK.to(scores_BTE.options(), /*non_blocking=*/true);
     routing.weights_RK = routing.weights_RK * rows.taken_RK;
   }
   return routing;
@@ -105,7 +105,9 @@ int64_t ExpertCapacity(double factor, int64_t choices, int64_t tokens, int64_t e
 
 Tensor BalanceLossSum(const Tensor& probabilities_BTE, const Tensor& chosen_BE, int64_t length) {
   // T * E * sum_e (chosen / T) (sum of probabilities / T)
-  return (probabilities_BTE.sum(1) * chosen_BE.to(probabilities_BTE.options())).sum() *
+  return (probabilities_BTE.sum(1) *
+          chosen_BE.to(probabilities_BTE.options(), /*non_blocking=*/true))
+             .sum() *
          (static_cast<double>(probabilities_BTE.size(2)) / static_cast<double>(length));
 }
 

@@ -1,105 +1,17 @@
 // Rollouts with the weights of models in training: every mesh generates what one rank does, for one
 // gathering of the weights whose bytes are counted.
-#include "inference/rollout_engine.h"
-
-#include <algorithm>
-#include <map>
-#include <mutex>
-
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
-#include "parallel/comm/local_communicator.h"
-#include "tests/trainer/training_job.h"
+#include "tests/inference/rollout_job.h"
 
 namespace shoal {
 namespace {
 
 using Layout = GatheredWeights::Layout;
 
-// Prompts of several lengths, two of them three times, greedy and sampled.
-std::vector<GenerationRequest> Requests() {
-  std::vector<GenerationRequest> requests;
-  for (int64_t i = 0; i < 9; ++i) {
-    GenerationRequest request{.max_new_tokens = 2 + i,
-                              .sampling = {.temperature = i % 3 == 0 ? 0.0 : 1.0, .seed = 4},
-                              .stream = static_cast<uint64_t>(i),
-                              .eos_token_ids = {30},
-                              .want_logprobs = i % 2 == 0};
-    for (int64_t j = 0; j <= i / 3; ++j) request.prompt.push_back(3 + 5 * j);
-    requests.push_back(request);
-  }
-  return requests;
-}
-
-struct Rollout {
-  std::vector<Generation> results;
-  uint64_t hash = 0, source_hash = 0, stale_hash = 0;
-  int64_t gathered_bytes = 0, generated_bytes = 0, held_bytes = 0;  // Of rank 0
-  int64_t shard_padded = 0, local_numel = 0;
-};
-
-// Trains a step, rolls out, trains another, and rolls out again; the second rollout is returned.
-Rollout RunRollout(const TrainingJob& job, Layout layout) {
-  Rollout rollout;
-  std::mutex mutex;
-  const absl::Status status = RunRanks(job.ranks, [&](Communicator& comm) {
-    return BuildTrainingJob(job, comm, [&](JobParts parts) -> absl::Status {
-      SHOAL_ASSIGN_OR_RETURN(
-          const auto engine,
-          RolloutEngine::Create(
-              {.model = parts.model, .parameters = parts.parameters, .mesh = parts.mesh},
-              {.layout = layout, .generator = {.max_batch_size = 3}}));
-      EXPECT_EQ(engine->Generate(Requests()).status().code(),
-                absl::StatusCode::kFailedPrecondition);
-      SHOAL_RETURN_IF_ERROR(parts.trainer.TrainStep().status());
-      SHOAL_RETURN_IF_ERROR(engine->Refresh());
-      const uint64_t first_hash = engine->weights().hash();
-      SHOAL_RETURN_IF_ERROR(engine->GenerateOverRanks(Requests()).status());
-      engine->Release();
-      SHOAL_RETURN_IF_ERROR(parts.trainer.TrainStep().status());
-
-      const int64_t before = parts.mesh.bytes_sent();
-      SHOAL_RETURN_IF_ERROR(engine->Refresh());
-      const int64_t refreshed = parts.mesh.bytes_sent();
-      SHOAL_ASSIGN_OR_RETURN(const std::vector<Generation> results,
-                             engine->GenerateOverRanks(Requests()));
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (comm.rank() == 0) {
-        rollout.results = results;
-        rollout.gathered_bytes = refreshed - before;
-        rollout.generated_bytes = parts.mesh.bytes_sent() - refreshed;
-        rollout.held_bytes = engine->weights().held_bytes();
-        rollout.hash = engine->weights().hash();
-        rollout.stale_hash = first_hash;
-        for (const auto& unit : parts.parameters.units()) {
-          rollout.shard_padded += unit->layout().padded_numel();
-          rollout.local_numel += unit->layout().numel();
-        }
-      } else {
-        EXPECT_EQ(results.size(), Requests().size());
-      }
-      return absl::OkStatus();
-    });
-  });
-  EXPECT_TRUE(status.ok()) << status << Describe(job);
-  return rollout;
-}
-
-void ExpectSameRollout(const Rollout& got, const Rollout& want, const std::string& what) {
-  ASSERT_EQ(got.results.size(), want.results.size()) << what;
-  for (size_t i = 0; i < want.results.size(); ++i) {
-    EXPECT_EQ(got.results[i].tokens, want.results[i].tokens) << what << ", request " << i;
-    EXPECT_EQ(got.results[i].finish_reason, want.results[i].finish_reason) << what;
-    ASSERT_EQ(got.results[i].logprobs.size(), want.results[i].logprobs.size()) << what;
-    for (size_t t = 0; t < want.results[i].logprobs.size(); ++t)
-      EXPECT_NEAR(got.results[i].logprobs[t], want.results[i].logprobs[t], 1e-9) << what;
-  }
-}
-
 TEST(RolloutEngine, EveryMeshGeneratesWhatOneRankDoes) {
   for (const char* model : {"llama", "llama-tied", "llama-uneven", "gpt2", "dots1"}) {
-    const Rollout want = RunRollout({.model = model}, Layout::kWhole);
+    const RolloutOutcome want = RunRollout({.model = model}, Layout::kWhole);
     ASSERT_EQ(want.results.size(), 9u);
     EXPECT_NE(want.hash, want.stale_hash);
     std::vector<TrainingJob> jobs;
@@ -140,18 +52,20 @@ TEST(RolloutEngine, GathersOnceAndSendsNothingATokens) {
   constexpr int64_t kBytes = 8;  // float64
   for (int stage : {0, 2, 3}) {
     SCOPED_TRACE(stage);
-    const Rollout sharded = RunRollout({.ranks = 4, .stage = stage}, Layout::kWhole);
+    const RolloutOutcome sharded = RunRollout({.ranks = 4, .stage = stage}, Layout::kWhole);
     EXPECT_EQ(sharded.gathered_bytes, stage == 3 ? sharded.shard_padded * kBytes * 3 / 4 : 0);
     EXPECT_EQ(sharded.generated_bytes, 0);
     EXPECT_EQ(sharded.held_bytes, stage == 3 ? sharded.local_numel * kBytes : 0);
-    const Rollout tensor = RunRollout({.ranks = 2, .tensor = 2, .stage = stage}, Layout::kTensor);
+    const RolloutOutcome tensor =
+        RunRollout({.ranks = 2, .tensor = 2, .stage = stage}, Layout::kTensor);
     EXPECT_EQ(tensor.gathered_bytes, 0);
     EXPECT_GT(tensor.generated_bytes, 0) << "activations";
-    const Rollout whole = RunRollout({.ranks = 2, .tensor = 2, .stage = stage}, Layout::kWhole);
+    const RolloutOutcome whole =
+        RunRollout({.ranks = 2, .tensor = 2, .stage = stage}, Layout::kWhole);
     EXPECT_EQ(whole.gathered_bytes, whole.local_numel * kBytes) << "parts are equally long here";
     EXPECT_EQ(whole.generated_bytes, 0);
   }
-  const Rollout staged =
+  const RolloutOutcome staged =
       RunRollout({.ranks = 2, .pipeline = 2, .micro_batches = 2}, Layout::kWhole);
   EXPECT_EQ(staged.gathered_bytes, staged.local_numel * kBytes);
   EXPECT_EQ(staged.generated_bytes, 0);
@@ -160,9 +74,11 @@ TEST(RolloutEngine, GathersOnceAndSendsNothingATokens) {
 // In deterministic mode the stages agree to the last bit, and so do hashes and log-probabilities.
 TEST(RolloutEngine, StagesAgreeToTheLastBit) {
   for (at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    const Rollout want = RunRollout({.dtype = dtype, .ranks = 2, .stage = 0}, Layout::kWhole);
+    const RolloutOutcome want =
+        RunRollout({.dtype = dtype, .ranks = 2, .stage = 0}, Layout::kWhole);
     for (int stage : {1, 2, 3}) {
-      const Rollout got = RunRollout({.dtype = dtype, .ranks = 2, .stage = stage}, Layout::kWhole);
+      const RolloutOutcome got =
+          RunRollout({.dtype = dtype, .ranks = 2, .stage = stage}, Layout::kWhole);
       EXPECT_EQ(got.hash, want.hash) << "stage " << stage;
       for (size_t i = 0; i < want.results.size(); ++i) {
         EXPECT_EQ(got.results[i].tokens, want.results[i].tokens);
@@ -211,7 +127,7 @@ TEST(RolloutEngine, AnErrorOfOneRequestReachesAllRanks) {
           RolloutEngine::Create(
               {.model = parts.model, .parameters = parts.parameters, .mesh = parts.mesh}));
       SHOAL_RETURN_IF_ERROR(engine->Refresh());
-      std::vector<GenerationRequest> requests = Requests();
+      std::vector<GenerationRequest> requests = RolloutRequests();
       requests[1].prompt = {99};  // The second rank's
       EXPECT_THAT(std::string(engine->GenerateOverRanks(requests).status().message()),
                   testing::HasSubstr("rank 1: request 0: token 0 of the prompt is 99"));

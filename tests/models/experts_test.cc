@@ -106,8 +106,8 @@ TEST_P(RouterLosses, AndTheirGradientsEqualPyTorchs) {
     context.weights = weights[b];
     activations = fixture.model.blocks[b]->Forward(context, activations);
     if (activations.routing) {
-      balance += activations.routing->balance / routers.num_tokens / 2 / scale;
-      z += activations.routing->z / routers.num_tokens / 2;
+      balance += activations.routing->balance.item<double>() / routers.num_tokens / 2 / scale;
+      z += activations.routing->z.item<double>() / routers.num_tokens / 2;
       EXPECT_EQ(activations.routing->chosen_E.sum().item<double>(),
                 config.experts_per_token * routers.num_tokens);
     }
