@@ -9,7 +9,7 @@
 
 namespace shoal {
 
-// Names the first such thing, "zero.quantized_weights does not run on a GPU"; empty: there is none.
+// Names the first such thing, "task ppo does not run on a GPU"; empty: there is none.
 // Reads the recipe alone and asks for no GPU.
 std::optional<std::string> WhyNotOnGpu(const Recipe& recipe);
 

@@ -26,8 +26,8 @@
 #include <ATen/core/Tensor.h>
 
 #include "absl/status/statusor.h"
+#include "core/activation_store.h"
 #include "core/scratch_file.h"
-#include "core/tensor_memory.h"
 
 namespace shoal {
 
@@ -108,27 +108,22 @@ class OffloadHold {
   std::vector<OffloadRegion*> regions_;
 };
 
-// What a thread makes while it is the source of its tensors' memory: what autograd keeps of a
-// block, put aside until its backward pass. Outlived by the space.
-class OffloadedTensors final : public TensorMemorySource {
+// Of tensors in host memory: in the file of a space, which outlives it.
+class OffloadedTensors final : public KeptTensors {
  public:
-  // Smaller ones are made as ever.
-  static constexpr int64_t kLeastBytes = ScratchFile::kAlignment;
-
   explicit OffloadedTensors(OffloadSpace& space);
   ~OffloadedTensors() override;
 
   int64_t least_bytes() const override { return kLeastBytes; }
   c10::DataPtr Allocate(int64_t bytes) override;
 
-  // `tensor` is not, or is now, one of them; any that was made by another of the space's.
-  void Leave(const at::Tensor& tensor);
-  void Join(const at::Tensor& tensor);
-  // Those that are still alive; before, waits until all that was put aside earlier is written.
-  void PutAside();
-  void Prefetch();
-  // Back for good. Throws OffloadError.
-  void Bring();
+  // Of those that were made by another of the space's.
+  void Leave(const at::Tensor& tensor) override;
+  void Join(const at::Tensor& tensor) override;
+  // Before, waits until all that was put aside earlier is written.
+  void PutAside() override;
+  void Prefetch() override;
+  void Bring() override;
 
  private:
   friend class OffloadThread;

@@ -77,9 +77,9 @@ class PrecisionValidator {
     }
     for (const auto& [where, what] : {std::pair(zero_.offload_optimizer(), "offload_optimizer"),
                                       {zero_.offload_parameters(), "offload_parameters"}}) {
-      if (where == disk)
-        error_(key, absl::StrCat("split keeps weights as two halves in memory, but zero.", what,
-                                 " is disk, expected float32"));
+      if (where != no_offload)
+        error_(key, absl::StrCat("split keeps weights as two halves where they compute, but zero.",
+                                 what, " offloads them, expected float32"));
     }
   }
 

@@ -60,8 +60,16 @@ void CountTensorMemory() {
 }
 
 TensorMemoryScope::TensorMemoryScope(TensorMemorySource* source)
-    : outer_(std::exchange(source_of_this_thread, source)) {}
-TensorMemoryScope::~TensorMemoryScope() { source_of_this_thread = outer_; }
+    : source_(source), outer_(std::exchange(source_of_this_thread, source)) {
+  if (outer_ != nullptr) outer_->End();
+  if (source_ != nullptr) source_->Begin();
+}
+
+TensorMemoryScope::~TensorMemoryScope() {
+  if (source_ != nullptr) source_->End();
+  source_of_this_thread = outer_;
+  if (outer_ != nullptr) outer_->Begin();
+}
 
 void AddTensorBytes(int64_t bytes) {
   const int64_t now = alive += bytes;

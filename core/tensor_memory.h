@@ -19,15 +19,20 @@ int64_t TensorBytes();  // Alive now
 int64_t PeakTensorBytes(at::Device device = at::kCPU);
 void ResetPeakTensorBytes(at::Device device = at::kCPU);
 
-// Where large tensors that a thread makes get their memory; it counts it.
+// Who looks after the memory of tensors that a thread makes.
 class TensorMemorySource {
  public:
   virtual ~TensorMemorySource() = default;
-  virtual int64_t least_bytes() const = 0;  // Of a large one
+  // Of those in host memory that are at least so large it is asked for the memory, and counts it;
+  // they must be counted (CountTensorMemory).
+  virtual int64_t least_bytes() const = 0;
   virtual c10::DataPtr Allocate(int64_t bytes) = 0;
+  // It becomes the thread's; it is no longer. Once or in turns.
+  virtual void Begin() {}
+  virtual void End() {}
 };
 
-// While it lives, `source` is this thread's; null: none is, as before any. Tensors must be counted.
+// While it lives, `source` is this thread's; null: none is, as before any.
 class TensorMemoryScope {
  public:
   explicit TensorMemoryScope(TensorMemorySource* source);
@@ -36,6 +41,7 @@ class TensorMemoryScope {
   TensorMemoryScope& operator=(const TensorMemoryScope&) = delete;
 
  private:
+  TensorMemorySource* source_;
   TensorMemorySource* outer_;
 };
 

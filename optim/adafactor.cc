@@ -28,7 +28,7 @@ void AddSquares(const Tensor& values, Tensor sum) { sum.add_(values.square().sum
 
 // Float64 zeros where the unit's weights are.
 Tensor ZeroSums(const WholeUnit& unit, int64_t numel) {
-  return at::zeros({numel}, at::TensorOptions(at::kDouble).device(unit.shard->device()));
+  return at::zeros({numel}, at::TensorOptions(at::kDouble).device(unit.device));
 }
 
 // The sums at `places`, in host memory.

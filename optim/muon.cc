@@ -20,7 +20,7 @@ Tensor Product(const Tensor& a, const Tensor& b) {
 
 // What the matrices are orthogonalised in.
 at::TensorOptions MasterOptions(const WholeUnit& unit) {
-  return at::TensorOptions(unit.master).device(unit.shard->device());
+  return at::TensorOptions(unit.master).device(unit.device);
 }
 
 // First element of the unit that this rank owns.

@@ -127,6 +127,7 @@ void ShardedOptimizer::AddWhole(OwnedStates& owned, bool decay_all) {
   const OptimizerSlice& slice = owned.slice;
   const FlatLayout& layout = *slice.layout;
   WholeUnit whole{.layout = &layout,
+                  .device = slice.gradients.device(),
                   .master = parameters_.options().master_dtype(),
                   .holds_all = parameters_.options().stage == 0,
                   .shard = &owned.unit->shard_ranks(),
@@ -215,7 +216,10 @@ void ShardedOptimizer::UpdateRound(size_t begin, size_t end, const UpdateOptions
     const int last = owned_[end - 1].whole;
     whole_rule_->Update(std::span(wholes_).subspan(first, last + 1 - first), options);
   }
-  for (size_t unit = begin; unit < end && ema_decay_; ++unit) MoveEma(owned_[unit]);
+  for (size_t unit = begin; unit < end; ++unit) {
+    if (ema_decay_) MoveEma(owned_[unit]);
+    owned_[unit].unit->SendToDevice();
+  }
 }
 
 void ShardedOptimizer::Step(const UpdateOptions& options) {
@@ -365,17 +369,28 @@ std::vector<Tensor> ShardedOptimizer::State(const std::string& name) const {
   return views;
 }
 
-int64_t ShardedOptimizer::state_bytes() const {
+int64_t ShardedOptimizer::StateBytes() const {
   int64_t total = 0;
-  if (parameters_.options().offload_optimizer) return total;
   for (const OwnedStates& owned : owned_)
     ForStates(owned, [&](const Tensor& state) { total += state.nbytes(); });
   return total;
 }
 
+int64_t ShardedOptimizer::state_bytes() const {
+  const ZeroOptions& options = parameters_.options();
+  const bool elsewhere = options.updates_on_host() || options.offload_optimizer == OffloadTo::kDisk;
+  return elsewhere ? 0 : StateBytes();
+}
+
+int64_t ShardedOptimizer::state_bytes_in_host() const {
+  const ZeroOptions& options = parameters_.options();
+  const bool there = options.updates_on_host() && options.offload_optimizer == OffloadTo::kHost;
+  return there ? StateBytes() : 0;
+}
+
 int64_t ShardedOptimizer::state_bytes_on_disk() const {
   int64_t total = 0;
-  if (!parameters_.options().offload_optimizer) return total;
+  if (parameters_.options().offload_optimizer != OffloadTo::kDisk) return total;
   for (const OwnedStates& owned : owned_)
     ForStates(owned, [&](const Tensor& state) { total += OffloadSpace::Rounded(state.nbytes()); });
   return total;

@@ -3,7 +3,8 @@
 //
 // Offloaded states stream (Rajbhandari et al. 2021, "ZeRO-Infinity", section 5.2): while a unit is
 // updated the next one's are read and the last one's written, and two units' are in memory at most
-// (of rules that update several units together, two such rounds').
+// (of rules that update several units together, two such rounds'). What lies in host memory beside
+// a device is updated there ([Note: what the host updates] in parallel/sharded_unit.h).
 #pragma once
 
 #include <memory>
@@ -66,8 +67,11 @@ class ShardedOptimizer {
   // a whole_rule.
   std::vector<Tensor> State(const std::string& name) const;
 
-  int64_t state_bytes() const;          // Held here by the rules' states and the mean
-  int64_t state_bytes_on_disk() const;  // The same where they are offloaded, in whole pages
+  // Of the rules' states and the mean: where the rank computes, in the host's memory beside that,
+  // on disk in whole pages.
+  int64_t state_bytes() const;
+  int64_t state_bytes_in_host() const;
+  int64_t state_bytes_on_disk() const;
 
  private:
   // Elements that `rule` updates alike, padding left out.
@@ -78,7 +82,7 @@ class ShardedOptimizer {
     UpdateOperands operands;  // Views; without weights and compute_copy, which `master` has
   };
   struct OwnedStates {
-    const ShardedUnit* unit;
+    ShardedUnit* unit;
     OptimizerSlice slice;
     // Of `rule`: each as long as the slice or, where other weights update as wholes, as all
     // segments.
@@ -99,6 +103,7 @@ class ShardedOptimizer {
   // Calls visit(tensor) for the states and the mean of a unit.
   template <class Visit>
   void ForStates(const OwnedStates& owned, Visit&& visit) const;
+  int64_t StateBytes() const;
   // One after the last of the units that are updated together with owned_[begin].
   size_t RoundEnd(size_t begin) const;
   void UpdateRound(size_t begin, size_t end, const UpdateOptions& options);

@@ -53,6 +53,7 @@ struct WholeWeight {
 // The weights of one flat unit (parallel/sharded_unit.h) that a WholeRule updates.
 struct WholeUnit {
   const FlatLayout* layout = nullptr;
+  at::Device device = at::kCPU;  // Of gradients, masters and states
   at::ScalarType master = at::kFloat;
   bool holds_all = true;           // Stage 0: this rank holds every shard
   Communicator* shard = nullptr;   // Ranks that each hold a shard, or (stage 0) all

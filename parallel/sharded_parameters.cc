@@ -4,6 +4,7 @@
 #include <array>
 
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/status.h"
 
@@ -64,8 +65,9 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
         packed_bytes,
         OptionsOfUnit(plan, options_).packed_bytes(padded(plan) / ranks, ranks, plan.trainable));
   }
-  const Tensor packed = at::empty({packed_bytes}, at::kByte);
+  const Tensor packed = at::empty({packed_bytes}, at::TensorOptions(at::kByte).device(device_));
   arena_bytes_ += packed_bytes;
+  if (options_.updates_on_host()) host_to_device_ = std::make_unique<HostToDevice>(device_);
   for (const UnitPlan& plan : plans) {
     const ShareGroups of_unit = GroupsOfUnit(plan, groups);
     ShardedUnit::Arenas arenas =
@@ -74,6 +76,7 @@ ShardedParameters::ShardedParameters(const std::vector<BlockParameters>& blocks,
         : plan.of_buffers() ? ShardedUnit::Arenas()
                             : MakeArenas(padded(plan), plan.trainable, of_unit.shard);
     arenas.packed = packed;
+    arenas.host_to_device = host_to_device_.get();
     units_.push_back(std::make_unique<ShardedUnit>(plan.specs, plan.trainable,
                                                    OptionsOfUnit(plan, options_), of_unit, arenas));
     uses_.push_back({plan.first_block, plan.last_block});
@@ -182,6 +185,10 @@ void ShardedParameters::EndBackward(int block, int micro_batch) {
 
 void ShardedParameters::FinishGradients() {
   if (queue_) queue_->Drain();
+  if (options_.updates_on_host()) {
+    const c10::impl::VirtualGuardImpl device(device_.type());
+    device.synchronizeStream(device.getStream(device_));
+  }
   for (const auto& unit : units_) unit->SumTiedGradients();
 }
 
@@ -225,14 +232,7 @@ int64_t ShardedParameters::num_padded() const {
 
 HeldBytes ShardedParameters::held_bytes() const {
   HeldBytes total{.gathered = arena_bytes_};
-  for (const auto& unit : units_) {
-    const HeldBytes held = unit->held_bytes();
-    total.weights += held.weights;
-    total.gradients += held.gradients;
-    total.master_weights += held.master_weights;
-    total.weights_on_disk += held.weights_on_disk;
-    total.master_weights_on_disk += held.master_weights_on_disk;
-  }
+  for (const auto& unit : units_) total += unit->held_bytes();
   return total;
 }
 

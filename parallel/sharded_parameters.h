@@ -43,7 +43,7 @@ class ShardedParameters {
   std::span<const Parameter> BeginBackward(int block, int next = -1);
   void EndBackward(int block, int micro_batch);
   // After the last one of a step: all reductions are done, those of weights that several pipeline
-  // stages hold too.
+  // stages hold too. Waits for the device if the host is to update.
   void FinishGradients();
   // After the optimizer's step (and once after loading).
   void PublishWeights();
@@ -87,6 +87,7 @@ class ShardedParameters {
   std::vector<UnitUse> uses_;       // One a unit
   std::vector<std::string> names_;  // One a unit, in traces
   std::vector<BlockView> blocks_;
+  std::unique_ptr<HostToDevice> host_to_device_;  // Null: nothing is offloaded from a device
   int64_t arena_bytes_ = 0;
   std::vector<CommQueue::Ticket> gathers_;  // One a unit: posted and not yet waited for; 0: none
   std::map<const void*, CommQueue::Ticket> reductions_;  // By gradient buffer

@@ -22,6 +22,15 @@
 // With R replicas of the shards (hybrid sharding, Zhang et al. 2022, MiCS) each rank all-reduces
 // its shard of the gradients (stage 0: all of them) over the replicas too, once a step: 2 P/N
 // (R-1)/R elements more (stage 0: 2 P (R-1)/R).
+//
+// [Note: what the host updates]
+// Of ranks that compute on a device, whose optimizer is offloaded (Ren et al. 2021,
+// "ZeRO-Offload"): the slice of weights in master precision, the states and the reduced gradients
+// lie in host memory and the host's cores update them; the device holds the weights that compute,
+// by their stage, and gradients that are not reduced. Each reduction's result goes to the host
+// behind the device's work, and is added up on the device, which reads what was there; new weights
+// go back unit by unit. If the weights that compute lie in host memory too, each gather begins with
+// the way to the device.
 #pragma once
 
 #include <algorithm>
@@ -33,10 +42,14 @@
 #include "core/parameter.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/flat_layout.h"
+#include "parallel/host_to_device.h"
 #include "parallel/quantized_blocks.h"
 #include "parallel/split_master.h"
 
 namespace shoal {
+
+// What holds tensors that nobody computes with.
+enum class OffloadTo { kNowhere, kHost, kDisk };
 
 struct ZeroOptions {
   int stage = 0;
@@ -54,21 +67,31 @@ struct ZeroOptions {
   // has them, by ranks that are several. The weights that compute are rounded so on every rank.
   bool quantized_weights = false;
   bool quantized_gradients = false;
-  // Master weights and the optimizer's states are in a file between steps; of stage 3: so are the
-  // weights that compute, while their unit is not gathered or updated (core/offload.h).
-  bool offload_optimizer = false;
-  bool offload_parameters = false;
-  OffloadSpace* offload = nullptr;  // Of either; outlives what is made by these options
+  // Where master weights and the optimizer's states are between steps; of stage 3: where the
+  // weights that compute are while their unit is not gathered or updated. On disk: in files of
+  // `offload` (core/offload.h), which outlives what is made by these options.
+  OffloadTo offload_optimizer = OffloadTo::kNowhere;
+  OffloadTo offload_parameters = OffloadTo::kNowhere;
+  OffloadSpace* offload = nullptr;
+  // Ranks compute on a device that is not the host's; only there kHost is another place, and
+  // parameters are offloaded only if the optimizer is.
+  bool on_device = false;
 
   // Weights as the optimizer sees them: float32 unless the model computes in float64.
   at::ScalarType master_dtype() const {
     return compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
   }
-  bool has_master_copy() const { return compute_dtype != master_dtype(); }
-  // A weight's, beside the one that computes.
-  int64_t master_copy_bytes() const {
+  // See [Note: what the host updates].
+  bool updates_on_host() const { return on_device && offload_optimizer != OffloadTo::kNowhere; }
+  bool weights_on_host() const { return on_device && offload_parameters != OffloadTo::kNowhere; }
+  bool has_master_copy() const {
+    return compute_dtype != master_dtype() || (updates_on_host() && !weights_on_host());
+  }
+  // Of so many weights, beside those that compute.
+  int64_t master_copy_bytes(int64_t numel) const {
     if (!has_master_copy()) return 0;
-    return split_master ? 2 : ElementBytes(master_dtype());
+    return split_master ? SplitMaster::BytesOf(numel, on_device)
+                        : numel * ElementBytes(master_dtype());
   }
   // Bytes of what lies packed while a unit of such shards is gathered or reduced.
   int64_t packed_bytes(int64_t shard_numel, int ranks, bool trainable) const {
@@ -88,8 +111,8 @@ struct OptimizerSlice {
   int64_t begin;        // First flat element
   Tensor weights;       // (n) master dtype; undefined if they are split
   Tensor gradients;     // (n) gradient dtype
-  Tensor compute_copy;  // (n) compute dtype, or undefined if weights are the compute weights
-                        // themselves
+  Tensor compute_copy;  // (n) compute dtype, or undefined: weights are the compute weights
+                        // themselves, or are sent to them (ShardedUnit::SendToDevice)
   SplitMaster* split;   // Null: weights
   int64_t shard_numel;  // n is this, or (stage 0) layout->padded_numel()
   int shard;            // This rank's among those of the unit
@@ -110,18 +133,24 @@ struct ShareGroups {
   Communicator* expert_shard = nullptr;
 };
 
-// Bytes that a rank holds, by what they are for.
+// Bytes that a rank holds, by what they are for: where it computes, in the host's memory if that is
+// elsewhere, and on disk in whole pages.
 struct HeldBytes {
   int64_t weights = 0;
   int64_t gradients = 0;
   int64_t master_weights = 0;
   int64_t gathered = 0;  // Buffers of gathered weights and of a block's gradients before reduction
-  int64_t weights_on_disk = 0;  // Offloaded, in whole pages; not of the others
+  int64_t weights_in_host = 0;
+  int64_t gradients_in_host = 0;
+  int64_t master_weights_in_host = 0;
+  int64_t weights_on_disk = 0;
   int64_t master_weights_on_disk = 0;
+
+  HeldBytes& operator+=(const HeldBytes& other);
 };
 
-// (numel) zeros of that dtype and, unless they are offloaded, device, of which the optimizer is the
-// only user between steps.
+// (numel) zeros of that dtype and, unless they are offloaded, device, which only the optimizer
+// uses.
 Tensor OptimizerZeros(const ZeroOptions& options, int64_t numel, const at::TensorOptions& kind);
 
 class ShardedUnit {
@@ -131,6 +160,8 @@ class ShardedUnit {
     Tensor gathered;   // Stage 3: compute dtype
     Tensor gradients;  // Stages 2 and 3, trainable units: gradient dtype
     Tensor packed;     // Of all units: packed_bytes or more
+    // Of all units, if anything is offloaded from a device; outlives them.
+    HostToDevice* host_to_device = nullptr;
   };
 
   // Collective over groups.shard. `trainable` is of all specs alike.
@@ -144,7 +175,7 @@ class ShardedUnit {
   Communicator* tensor_ranks() const { return groups_.tensor; }
   // One a spec; valid while gathered, gradients between ZeroGradients and ReduceGradients.
   const std::vector<Parameter>& parameters() const { return parameters_; }
-  at::Device device() const { return comm_.device(); }  // Of all that it holds
+  at::Device device() const { return comm_.device(); }  // Of all that is not offloaded
 
   // Stage 3: fills the gathered weights from all shards. Collective.
   void Gather();
@@ -166,7 +197,10 @@ class ShardedUnit {
   // After all reductions: weights that another pipeline stage holds too. Collective over
   // groups.tied_stages.
   void SumTiedGradients();
-  // After the optimizer has written its slice: stages 1 and 2 gather the new weights. Collective.
+  // After the optimizer has written its slice in host memory: to the weights that compute, if they
+  // are elsewhere. Not collective; the slice may change at once.
+  void SendToDevice() const;
+  // After that: stages 1 and 2 gather the new weights. Collective.
   void PublishWeights();
 
   // Trainable units: what the optimizer updates.
@@ -178,6 +212,10 @@ class ShardedUnit {
   // The same for who writes all of them or some, and then calls SyncFromMaster(), which is
   // collective.
   Tensor owned_weights_to_write();
+  // The same as they compute.
+  Tensor owned_compute_weights() const {
+    return options_.stage == 0 ? weights_full_ : weights_shard_;
+  }
   int64_t owned_begin() const { return owned_begin_; }
   int64_t shard_begin() const { return layout_.shard_numel() * comm_.rank(); }
   void SyncFromMaster();
@@ -190,6 +228,15 @@ class ShardedUnit {
   // What the reductions of the header's table are, quantized or not.
   void ReduceScatterGradients(Tensor& out);
   bool gradients_sharded() const { return options_.reduces_each_micro_batch(); }
+  Tensor OwnedGradients() const;
+  Tensor ZeroedShard() const;
+  // This rank's shard of the weights where the gather reads it.
+  Tensor BringShard();
+  // The weights that compute are written with their masters, not sent to.
+  bool rounds_in_place() const {
+    return options_.has_master_copy() &&
+           (!options_.updates_on_host() || options_.weights_on_host());
+  }
 
   FlatLayout layout_;
   bool trainable_;
@@ -204,10 +251,12 @@ class ShardedUnit {
   std::unique_ptr<SplitMaster> split_;  // Instead of owned_weights_, of split master weights
   Tensor written_;  // Split master weights while they are written; else undefined
   int64_t owned_begin_;
-  Tensor packed_;          // The arena, if anything is quantized
+  Tensor packed_;  // The arena, if anything is quantized
+  HostToDevice* host_to_device_;
   Tensor gradients_full_;  // (P) gradient dtype; stages 2 and 3: the arena
   Tensor
-      gradients_shard_;  // (P/N) sum of reduced gradients; undefined or a view of gradients_full_
+      gradients_shard_;    // (P/N) sum of reduced gradients; undefined or a view of gradients_full_
+  Tensor gradients_host_;  // (P) at stage 0, else (P/N), reduced; undefined unless updated there
   std::vector<Parameter> parameters_;
 };
 

@@ -126,8 +126,8 @@ void BlockRunner::Give(Box& box, Communicator* comm, int to_stage, int micro_bat
     comm->Send(tensor.contiguous(), to);
 }
 
-std::shared_ptr<OffloadedTensors> BlockRunner::MakeAside() const {
-  return options_.offload ? std::make_shared<OffloadedTensors>(*options_.offload) : nullptr;
+std::unique_ptr<KeptTensors> BlockRunner::MakeAside() const {
+  return options_.offload ? options_.offload->Make() : nullptr;
 }
 
 void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_is_next) {
@@ -138,7 +138,7 @@ void BlockRunner::Forward(Step& step, int chunk, int micro_batch, bool backward_
   span.Label([&] { return StageLabel(stage); });
   Tensor hidden;
   if (stage > 0) {
-    const std::shared_ptr<OffloadedTensors> received = MakeAside();
+    const std::unique_ptr<KeptTensors> received = MakeAside();
     const TensorMemoryScope memory(received.get());
     hidden = Take(step.activations, options_.activations, stage - 1, stage, micro_batch,
                   TrainingContext(step, micro_batch).tokens().sizes());

@@ -9,8 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "core/activation_store.h"
 #include "core/batch.h"
-#include "core/offload.h"
 #include "kernels/weight_gradients.h"
 #include "models/model.h"
 #include "parallel/pipeline/schedule.h"
@@ -35,7 +35,7 @@ struct RunnerOptions {
   Recompute recompute = Recompute::kNone;
   // Set: what a block keeps for its backward pass goes there after its forward pass and comes back
   // a block ahead of the backward pass. Two blocks' are in memory at most, beside the head's.
-  OffloadSpace* offload = nullptr;
+  ActivationStore* offload = nullptr;
   double label_smoothing = 0.0;  // Of the training loss (see CrossEntropyOptions)
   std::optional<uint64_t> dropout_seed = std::nullopt;  // Set where the model drops activations
   // Outlives the runner. Null: the cross entropy of all targets, fused with the head's product.
@@ -83,6 +83,7 @@ class BlockRunner {
   Activations Head(const Batch& batch, const HeadOptions& options);
 
   const Objective* objective() const { return options_.objective; }
+  const ActivationStore* offload() const { return options_.offload; }
   // What a batch adds to the denominator.
   double Count(const Batch& batch) const;
   ObjectiveMetrics MakeMetrics() const;
@@ -94,8 +95,8 @@ class BlockRunner {
   struct BlockPass {
     Activations in;  // Its hidden_BTC is a leaf of the block's own graph
     Activations out;
-    bool recompute = false;                   // `out` has no graph: it is made anew
-    std::shared_ptr<OffloadedTensors> aside;  // What the block keeps, and `in`; null: in memory
+    bool recompute = false;              // `out` has no graph: it is made anew
+    std::unique_ptr<KeptTensors> aside;  // What the block keeps, and `in`; null: they stay
   };
   // One micro-batch in one chunk, between its forward and its backward.
   struct ChunkPass {
@@ -125,7 +126,7 @@ class BlockRunner {
   Activations RunStages(const ForwardContext& base);
   std::span<const Parameter> HeadWeights();
   // Of what is made between a block and the next: see RunnerOptions::offload.
-  std::shared_ptr<OffloadedTensors> MakeAside() const;
+  std::unique_ptr<KeptTensors> MakeAside() const;
   void Forward(Step& step, int chunk, int micro_batch, bool backward_is_next);
   void Backward(Step& step, int chunk, int micro_batch, bool split);
   void BlockBackward(Step& step, int chunk, int micro_batch, int block, ChunkPass& pass,

@@ -146,11 +146,19 @@ absl::StatusOr<ZeroOptions> Engine::MakeZeroOptions() {
   const std::string moves = mesh_.shard().name();
   const bool leaves_host = moves == "mpi" || moves == "nccl";
   ZeroOptions zero = ZeroOptionsOf(recipe_.proto, batch_,
-                                   {.ranks = mesh_.shard().size(), .leaves_host = leaves_host});
+                                   {.ranks = mesh_.shard().size(),
+                                    .leaves_host = leaves_host,
+                                    .on_device = !mesh_.shard().device().is_cpu()});
   SHOAL_ASSIGN_OR_RETURN(offload_, OpenOffloadSpace(recipe_, mesh_.control()));
   zero.offload = offload_.get();
-  if (recipe_.proto.training().offload_activations() == disk)
-    runner_options_.offload = offload_.get();
+  const at::Device device = mesh_.shard().device();
+  const OffloadTo activations =
+      PlaceOf(recipe_.proto.training().offload_activations(), !device.is_cpu());
+  if (activations != OffloadTo::kNowhere) {
+    activations_ =
+        ActivationStore::Of(device, activations == OffloadTo::kDisk ? offload_.get() : nullptr);
+    runner_options_.offload = activations_.get();
+  }
   return zero;
 }
 
@@ -243,12 +251,23 @@ std::vector<std::string> Engine::Describe() const {
     if (mesh_.control().size() > 1)
       absl::StrAppend(&lines.back(), ", ", mesh_.control().name(), " between ranks");
   }
+  const int64_t states_in_host = optimizer_->state_bytes_in_host();
+  if (held.weights_in_host + held.gradients_in_host + held.master_weights_in_host + states_in_host >
+      0) {
+    lines.push_back(absl::StrFormat(
+        "in host   weights %s, gradients %s, master weights %s, optimizer %s; the host updates",
+        HumanBytes(held.weights_in_host), HumanBytes(held.gradients_in_host),
+        HumanBytes(held.master_weights_in_host), HumanBytes(states_in_host)));
+  }
+  if (parameters_->device().is_cpu() && OffloadsToHost(recipe_.proto))
+    lines.push_back("in host   everything is there anyway: these ranks compute on the CPU");
   if (offload_) {
     lines.push_back(absl::StrFormat(
         "on disk   weights %s, master weights %s, optimizer %s%s, in %s",
         HumanBytes(held.weights_on_disk), HumanBytes(held.master_weights_on_disk),
         HumanBytes(optimizer_->state_bytes_on_disk()),
-        runner_options_.offload ? ", activations as they come" : "", OffloadFolder(recipe_.proto)));
+        recipe_.proto.training().offload_activations() == disk ? ", activations as they come" : "",
+        OffloadFolder(recipe_.proto)));
   }
   if (const auto line = DescribeQuantized(parameters_->options(), mesh_.shard().size()))
     lines.push_back(*line);

@@ -89,7 +89,8 @@ class Engine {
   std::optional<ExpertParallel> experts_;   // Empty: one rank holds all experts, if there are any
   Model model_;
   RunnerOptions runner_options_;
-  std::unique_ptr<OffloadSpace> offload_;  // Null: nothing is offloaded
+  std::unique_ptr<OffloadSpace> offload_;         // Null: nothing goes to disk
+  std::unique_ptr<ActivationStore> activations_;  // Null: they stay in memory
   std::unique_ptr<ShardedParameters> parameters_;
   std::unique_ptr<ShardedOptimizer> optimizer_;
 };

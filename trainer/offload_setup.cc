@@ -7,9 +7,10 @@
 namespace shoal {
 namespace {
 
-bool Offloads(const Recipe& recipe) {
-  return recipe.zero().offload_optimizer() == disk || recipe.zero().offload_parameters() == disk ||
-         recipe.training().offload_activations() == disk;
+bool OffloadsTo(Offload place, const Recipe& recipe) {
+  return recipe.zero().offload_optimizer() == place ||
+         recipe.zero().offload_parameters() == place ||
+         recipe.training().offload_activations() == place;
 }
 
 absl::Status Blame(const LoadedRecipe& recipe, Communicator& ranks, const absl::Status& status) {
@@ -19,6 +20,8 @@ absl::Status Blame(const LoadedRecipe& recipe, Communicator& ranks, const absl::
 
 }  // namespace
 
+bool OffloadsToHost(const Recipe& recipe) { return OffloadsTo(host_memory, recipe); }
+
 std::string OffloadFolder(const Recipe& recipe) {
   return recipe.zero().has_offload_dir() ? recipe.zero().offload_dir()
                                          : JoinPath(recipe.run().output_dir(), "offload");
@@ -27,7 +30,7 @@ std::string OffloadFolder(const Recipe& recipe) {
 absl::StatusOr<std::unique_ptr<OffloadSpace>> OpenOffloadSpace(const LoadedRecipe& recipe,
                                                                Communicator& ranks) {
   std::unique_ptr<OffloadSpace> space;
-  if (!Offloads(recipe.proto)) return space;
+  if (!OffloadsTo(disk, recipe.proto)) return space;
   const std::string folder = OffloadFolder(recipe.proto);
   SHOAL_RETURN_IF_ERROR(Blame(recipe, ranks, Guarded([&]() -> absl::Status {
                                 PosixFileSystem files;
@@ -43,7 +46,7 @@ absl::Status ReserveOffload(const LoadedRecipe& recipe, OffloadSpace& space, Com
 }
 
 void RemoveOffloadFolder(const Recipe& recipe) {
-  if (!Offloads(recipe) || recipe.zero().has_offload_dir()) return;
+  if (!OffloadsTo(disk, recipe) || recipe.zero().has_offload_dir()) return;
   PosixFileSystem files;
   (void)files.Remove(OffloadFolder(recipe));  // Somebody's file keeps it: theirs to remove
 }

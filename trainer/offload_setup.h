@@ -18,6 +18,9 @@ absl::StatusOr<std::unique_ptr<OffloadSpace>> OpenOffloadSpace(const LoadedRecip
 // Room on disk for all that is offloaded but activations. The same of errors. Collective.
 absl::Status ReserveOffload(const LoadedRecipe& recipe, OffloadSpace& space, Communicator& ranks);
 
+// Whether the recipe wants anything in host memory that a device would hold.
+bool OffloadsToHost(const Recipe& recipe);
+
 // zero.offload_dir, or its default.
 std::string OffloadFolder(const Recipe& recipe);
 

@@ -51,6 +51,11 @@ MeshShape ShapeOf(const MeshPlan& plan) {
           .expert = plan.expert};
 }
 
+OffloadTo PlaceOf(Offload offload, bool on_device) {
+  if (offload == disk) return OffloadTo::kDisk;
+  return offload == host_memory && on_device ? OffloadTo::kHost : OffloadTo::kNowhere;
+}
+
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group) {
   ZeroOptions options{
       .stage = recipe.zero().stage(),
@@ -61,8 +66,9 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Sh
       .split_master = recipe.optimizer().master_weights() == OptimizerSection::split,
       .quantized_weights = recipe.zero().quantized_weights(),
       .quantized_gradients = recipe.zero().quantized_gradients(),
-      .offload_optimizer = recipe.zero().offload_optimizer() == disk,
-      .offload_parameters = recipe.zero().offload_parameters() == disk};
+      .offload_optimizer = PlaceOf(recipe.zero().offload_optimizer(), group.on_device),
+      .offload_parameters = PlaceOf(recipe.zero().offload_parameters(), group.on_device),
+      .on_device = group.on_device};
   const ParallelismSection& parallelism = recipe.parallelism();
   const bool halves = parallelism.pipeline_schedule() == ParallelismSection::zb_h1 ||
                       parallelism.pipeline_schedule() == ParallelismSection::zbv;
@@ -70,9 +76,10 @@ ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const Sh
   if (halves) options.reduce_every_micro_batch = false;
   const ZeroSection::OverlapComm overlap = recipe.zero().overlap_comm();
   // Between threads or processes of one host, moving is work for the same cores.
-  options.overlap =
-      group.ranks > 1 && (overlap == ZeroSection::overlap ||
-                          (overlap == ZeroSection::auto_overlap && group.leaves_host));
+  const bool moves = group.ranks > 1 || options.updates_on_host();
+  const bool others_move = group.leaves_host || options.updates_on_host();
+  options.overlap = moves && (overlap == ZeroSection::overlap ||
+                              (overlap == ZeroSection::auto_overlap && others_move));
   const bool adds_up = batch.accumulation > 1;
   switch (recipe.zero().gradient_dtype()) {
     case ZeroSection::auto_dtype:

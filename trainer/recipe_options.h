@@ -27,12 +27,15 @@ DeviceRequest DeviceRequestOf(const Recipe& recipe);
 // A line for the log where auto leaves GPUs alone that this process sees; empty: it does not.
 std::optional<std::string> DescribeIdleGpus(const Recipe& recipe, const Communicator& ranks);
 MeshShape ShapeOf(const MeshPlan& plan);
+// Of ranks that compute on a device or on the CPU, where host memory holds all anyway.
+OffloadTo PlaceOf(Offload offload, bool on_device);
 // The ranks that will share the states.
 struct ShardGroup {
   int ranks = 1;
   bool leaves_host = false;  // What they send crosses a network, or goes from device to device
+  bool on_device = false;    // They compute on one that is not the host's
 };
-// Without the space that is offloaded to.
+// Without the space on disk.
 ZeroOptions ZeroOptionsOf(const Recipe& recipe, const BatchPlan& batch, const ShardGroup& group);
 // The pipeline's schedule. InvalidArgument: sizes that the kind does not take.
 absl::StatusOr<Schedule> PipelineScheduleOf(const ParallelismSection& parallelism,

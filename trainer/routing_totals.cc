@@ -6,19 +6,27 @@ namespace shoal {
 
 RoutingTotals::RoutingTotals(const ModelConfig& config)
     : experts_(config.num_experts), choices_(config.experts_per_token) {
-  if (experts_ > 0) sums_ = at::zeros({config.num_layers, experts_ + 3}, at::kDouble);
+  if (experts_ == 0) return;
+  sums_ = at::zeros({config.num_layers, experts_ + 3}, at::kDouble);
+  balance_.resize(config.num_layers);
+  z_.resize(config.num_layers);
 }
 
 void RoutingTotals::Add(int64_t layer, const RouterSums& sums) {
   Tensor row = sums_[layer];
   row.narrow(0, 0, experts_).add_(sums.chosen_E);
   row[experts_] += sums.dropped;
-  row[experts_ + 1] += sums.balance;
-  row[experts_ + 2] += sums.z;
+  balance_[layer].Add(sums.balance);
+  z_[layer].Add(sums.z);
 }
 
 void RoutingTotals::Reduce(const DeviceMesh& mesh) {
   if (experts_ == 0) return;
+  std::vector<ScalarSum> losses = balance_;
+  losses.insert(losses.end(), z_.begin(), z_.end());
+  const std::vector<double> read = ReadSums(losses);
+  const Tensor of_layers = at::tensor(read, at::kDouble).view({2, -1}).t();
+  sums_.narrow(1, experts_ + 1, 2).copy_(of_layers);
   // Tensor-parallel ranks all route the same tokens.
   if (mesh.tensor().rank() != 0) sums_.zero_();
   mesh.control().AllReduce(sums_);

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/scalar_sum.h"
 #include "models/block.h"
 #include "models/model_config.h"
 #include "parallel/device_mesh.h"
@@ -35,6 +36,8 @@ class RoutingTotals {
  private:
   int64_t experts_, choices_;  // Of a layer; of a token
   Tensor sums_;                // (layers, experts + 3): RouterSums
+  // By layer: RouterSums::balance and z, which go into sums_ when they are reduced.
+  std::vector<ScalarSum> balance_, z_;
 };
 
 }  // namespace shoal

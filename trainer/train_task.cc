@@ -27,8 +27,8 @@ absl::Status FinishRun(const LoadedRecipe& recipe, Communicator& world,
   if (world.rank() == 0) {
     RemoveOffloadFolder(recipe.proto);
     finished = Guarded([&]() -> absl::Status {
-      SHOAL_RETURN_IF_ERROR(
-          PrintSamples(recipe.proto.sample(), recipe.proto.run().seed(), environment.files, paths));
+      SHOAL_RETURN_IF_ERROR(PrintSamples(recipe.proto.sample(), recipe.proto.run().seed(),
+                                         environment.files, paths, world.device()));
       return WriteReport(environment.files, {paths.root}, paths.report);
     });
     environment.log.Info(absl::StrCat("report    ", paths.report));

@@ -16,6 +16,14 @@ double SecondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+std::optional<StepMetrics::OffloadBytes> Since(
+    const std::optional<StepMetrics::OffloadBytes>& before,
+    const std::optional<StepMetrics::OffloadBytes>& now) {
+  if (!now) return std::nullopt;
+  return StepMetrics::OffloadBytes{.read = now->read - before->read,
+                                   .written = now->written - before->written};
+}
+
 }  // namespace
 
 void Trainer::Resume(const TrainProgress& progress) {
@@ -26,9 +34,14 @@ void Trainer::Resume(const TrainProgress& progress) {
     progress_.loss_scale = LossScale{.scale = options_.loss_scaling->initial_scale};
 }
 
-StepMetrics::OffloadBytes Trainer::OffloadedSoFar() const {
-  if (parts_.offload == nullptr) return {};
-  return {.read = parts_.offload->bytes_read(), .written = parts_.offload->bytes_written()};
+Trainer::Offloaded Trainer::OffloadedSoFar() const {
+  Offloaded so_far;
+  if (const OffloadSpace* disk = parts_.offload)
+    so_far.disk = {.read = disk->bytes_read(), .written = disk->bytes_written()};
+  const ActivationStore* activations = parts_.runner.offload();
+  if (activations != nullptr && !parts_.parameters.device().is_cpu())
+    so_far.host = {.read = activations->bytes_to_device(), .written = activations->bytes_to_host()};
+  return so_far;
 }
 
 absl::StatusOr<StepMetrics> Trainer::TrainStep() {
@@ -38,7 +51,7 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   DeviceMesh& mesh = parts_.mesh;
   const int64_t bytes_before = mesh.bytes_sent();
   ResetPeakTensorBytes(parts_.parameters.device());
-  const StepMetrics::OffloadBytes offloaded_before = OffloadedSoFar();
+  const Offloaded offloaded_before = OffloadedSoFar();
 
   SHOAL_ASSIGN_OR_RETURN(std::vector<Batch> micro_batches, [&] {
     const TraceSpan data(TraceKind::kOther, "data");
@@ -90,11 +103,9 @@ absl::StatusOr<StepMetrics> Trainer::TrainStep() {
   progress_.tokens += metrics.tokens;
   metrics.bytes_sent = mesh.bytes_sent() - bytes_before;
   metrics.peak_tensor_bytes = PeakTensorBytes(parts_.parameters.device());
-  if (parts_.offload != nullptr) {
-    const StepMetrics::OffloadBytes so_far = OffloadedSoFar();
-    metrics.offload = {.read = so_far.read - offloaded_before.read,
-                       .written = so_far.written - offloaded_before.written};
-  }
+  const Offloaded offloaded = OffloadedSoFar();
+  metrics.offload = Since(offloaded_before.disk, offloaded.disk);
+  metrics.offload_host = Since(offloaded_before.host, offloaded.host);
   metrics.seconds = SecondsSince(start);
   return metrics;
 }

@@ -29,12 +29,14 @@ struct StepMetrics {
   int64_t bytes_sent = 0;  // By this rank, along all axes of the mesh
   // Of this rank in this step, in the memory that it trains in; 0 where nothing counts them.
   int64_t peak_tensor_bytes = 0;
-  // By this rank; set where something is offloaded.
+  // By this rank; set where something is offloaded to disk.
   struct OffloadBytes {
     int64_t read = 0;
     int64_t written = 0;
   };
   std::optional<OffloadBytes> offload;
+  // The same of a device's activations, from host memory and to it; set where they are offloaded.
+  std::optional<OffloadBytes> offload_host;
   double seconds = 0;
   double loss_scale = 1;  // Of this step's gradients, where the optimizer finds them
   bool skipped = false;   // Loss or gradients were not finite: weights and states are as before
@@ -105,7 +107,10 @@ class Trainer {
   const TrainProgress& progress() const { return progress_; }
 
  private:
-  StepMetrics::OffloadBytes OffloadedSoFar() const;
+  struct Offloaded {
+    std::optional<StepMetrics::OffloadBytes> disk, host;
+  };
+  Offloaded OffloadedSoFar() const;
   absl::Status CountSkipped(const StepMetrics& metrics);
 
   Options options_;

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import unittest
 
-from harness import SHOAL, TEXT, EndToEndTest
+from harness import SHOAL, TEXT, EndToEndTest, environment
 
 
 class CommandsTest(EndToEndTest):
@@ -118,6 +118,21 @@ class CommandsTest(EndToEndTest):
         self.assertIn("\n".join(best), several)
         refused = self.shoal(*arguments, "--num-beams", 2, "--temperature", 1, expect=64)
         self.assertIn("--num-beams searches and --temperature samples", refused)
+
+    def test_a_gpu_that_is_not_there(self):
+        export = self.run_folder() / "export"
+        tokens = self.folder / "tokens.json"
+        tokens.write_text('{"input_ids": [[1, 2, 3]]}')
+        hidden = environment(CUDA_VISIBLE_DEVICES="")
+        for command in (
+            ("generate", export, "--prompt", "The"),
+            ("chat", export, "--turn-start", "{role}: "),
+            ("score", export, "--file", tokens),
+        ):
+            refused = self.shoal(*command, "--device", "cuda", expect=64, env=hidden)
+            self.assertRegex(refused, r"^shoal: --device cuda, but this [^\n]*--device cpu\n$")
+        asked = self.shoal("score", export, "--file", tokens, "--device", "cpu")
+        self.assertEqual(asked, self.shoal("score", export, "--file", tokens, env=hidden))
 
     def test_chat(self):
         export = self.run_folder() / "export"

@@ -4,6 +4,7 @@ Several ranks share one GPU if there are no more: what they send then passes thr
 """
 
 import ctypes
+import json
 import math
 import unittest
 
@@ -82,6 +83,25 @@ class GpuTest(EndToEndTest):
             with self.subTest(name):
                 self.compare(name, *overrides, ranks=ranks, training=batch, difference=1e-4)
 
+    def test_offloading(self):
+        everything = [
+            f"{key}={{0}}"
+            for key in (
+                "zero.offload_optimizer",
+                "zero.offload_parameters",
+                "training.offload_activations",
+            )
+        ]
+        for place in ("host", "disk"):
+            for name, ranks, overrides in (
+                ("optimizer", 1, everything[:1]),
+                ("all", 1, ["zero.stage=3", *everything]),
+                ("two", 2, ["zero.stage=3", *everything]),
+            ):
+                with self.subTest(place=place, name=name):
+                    overrides = [override.format(place) for override in overrides]
+                    self.compare(f"{place}-{name}", *overrides, ranks=ranks, difference=1e-4)
+
     def test_checkpoints_go_from_the_cpu_to_the_gpu_and_back(self):
         want = self.train("whole", "-n", 1, CPU, training=dict(max_steps=9))
         for name, devices in (("to-gpu", [CPU, GPU, GPU]), ("to-cpu", [GPU, CPU, CPU])):
@@ -89,6 +109,41 @@ class GpuTest(EndToEndTest):
             for end, device in zip((3, 6, 9), devices):
                 got = self.train(name, "-n", 1, device, training=dict(max_steps=end))
             self.assert_close(got, want, 1e-4)
+
+    def test_generates_and_scores_what_the_cpu_does(self):
+        self.train(
+            "base",
+            "-n",
+            1,
+            CPU,
+            model=dict(dtype="float64"),
+            checkpoint=dict(export_hf="final"),
+        )
+        export = self.folder / "base/export"
+        tokens = self.folder / "tokens.json"
+        tokens.write_text(json.dumps({"input_ids": [list(range(5, 45)), [7, 9, 11]]}))
+
+        def texts(*arguments):
+            """On the CPU and on the GPU, the line of statistics left out."""
+            for device in ("cpu", "cuda"):
+                text = self.shoal(*arguments, "--dtype", "float64", "--device", device)
+                yield text.rpartition("\n")[0].rpartition("\n")[0]
+
+        prompt = ("generate", export, "--prompt", "The License", "--max-new-tokens", 30)
+        for more in (
+            ("--temperature", 0),
+            ("--temperature", 0.8, "--num-samples", 3),
+            ("--num-beams", 3),
+        ):
+            want, got = texts(*prompt, *more)
+            self.assertEqual(got, want)
+        scores = [
+            json.loads(self.shoal("score", export, "--file", tokens, "--device", device))["logprobs"]
+            for device in ("cpu", "cuda")
+        ]
+        for want, got in zip(*scores):
+            for a, b in zip(want, got, strict=True):
+                self.assertAlmostEqual(a, b, places=4)
 
     def test_memory_is_as_planned(self):
         path = self.write_recipe("memory", run=dict(deterministic=False))

@@ -130,6 +130,26 @@ TEST_F(DeviceTraining, PartsOfAModel) {
   ExpectAsOnHost({.ranks = 2, .stage = 2, .freeze = {"embed_tokens", "layers.0"}});
 }
 
+TEST_F(DeviceTraining, ActivationsElsewhere) {
+  for (const OffloadTo place : {OffloadTo::kHost, OffloadTo::kDisk}) {
+    ExpectAsOnHost({.layers = 6, .offload_activations = place, .seq_length = 48});
+    ExpectAsOnHost({.model = "mixtral", .offload_activations = place, .seq_length = 48});
+    ExpectAsOnHost({.ranks = 2,
+                    .recompute = Recompute::kSelective,
+                    .layers = 4,
+                    .stage = 3,
+                    .overlap = true,
+                    .offload_activations = place,
+                    .seq_length = 48});
+    ExpectAsOnHost({.ranks = 2,
+                    .pipeline = 2,
+                    .layers = 4,
+                    .micro_batches = 4,
+                    .offload_activations = place,
+                    .seq_length = 48});
+  }
+}
+
 // A step whose loss is not finite is left out.
 TEST_F(DeviceTraining, SkipsBadSteps) {
   for (const int ranks : {1, 2}) {

@@ -21,7 +21,7 @@
 // As strict as CUDA and a little more: every tensor with dimensions (indices, out= and lists too)
 // lies on one and the same device; 0-dim host tensors pass where CUDA takes them (element-wise
 // operators). Copies, and only they, go between host and device or two devices. Streams and events
-// exist and are recorded, but everything has happened when a call returns.
+// exist and are recorded, but everything has happened when a call returns, but for LazyFakeStreams.
 #pragma once
 
 #include <cstddef>
@@ -63,7 +63,20 @@ bool IsFakeAddress(const void* address);
 size_t FakeOperatorCalls();
 
 // How often, in all, the host has waited for a device: numbers read, shapes that depend on values,
-// copies between host and device that are not asked to be non-blocking.
+// copies between host and device that are not asked to be non-blocking, streams awaited.
 size_t FakeDeviceWaits();
+
+// While it lives, non-blocking copies between page-locked memory and a device, on other streams
+// than the one that a thread begins with, happen as late as they may: when another stream or the
+// host waits for an event behind them, or the stream is given something else. So who reads what
+// they bring, or gives away what they read, without waiting for them, finds or sends something
+// else.
+class LazyFakeStreams {
+ public:
+  LazyFakeStreams();
+  ~LazyFakeStreams();
+  LazyFakeStreams(const LazyFakeStreams&) = delete;
+  LazyFakeStreams& operator=(const LazyFakeStreams&) = delete;
+};
 
 }  // namespace shoal

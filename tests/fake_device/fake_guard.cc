@@ -13,6 +13,7 @@
 
 #include "core/status.h"
 #include "tests/fake_device/fake_memory.h"
+#include "tests/fake_device/fake_streams.h"
 
 namespace shoal {
 namespace {
@@ -39,7 +40,10 @@ void CheckIndex(Device device) {
 
 // An event that knows on which device it was made: others may not record it, as with CUDA.
 struct FakeEvent {
-  DeviceIndex device;
+  Stream stream;
+  int64_t behind;  // So much of what the stream has deferred
+
+  void Await() const { FakeStreams::Get().Do(stream, behind); }
 };
 
 class FakeGuard final : public c10::impl::DeviceGuardImplInterface {
@@ -83,18 +87,30 @@ class FakeGuard final : public c10::impl::DeviceGuardImplInterface {
     return reinterpret_cast<void*>(static_cast<intptr_t>(stream.id()));
   }
   bool queryStream(const Stream&) const override { return true; }
-  void synchronizeStream(const Stream&) const override {}
-  void synchronizeDevice(DeviceIndex) const override {}
+  void synchronizeStream(const Stream&) const override { CountFakeDeviceWait(); }
+  void synchronizeDevice(DeviceIndex) const override { CountFakeDeviceWait(); }
 
   void record(void** event, const Stream& stream, DeviceIndex device,
               c10::EventFlag) const override {
     TORCH_CHECK(device == -1 || device == stream.device_index(), "event of device ", int(device),
                 " recorded on stream of device ", int(stream.device_index()));
-    if (*event == nullptr) *event = new FakeEvent{stream.device_index()};
+    auto* made = static_cast<FakeEvent*>(*event);
+    TORCH_CHECK(made == nullptr || made->stream.device() == stream.device(),
+                "event of another device recorded on ", stream);
+    const FakeEvent now{stream, FakeStreams::Get().Deferred(stream)};
+    if (made == nullptr)
+      *event = new FakeEvent(now);
+    else
+      *made = now;
   }
-  void block(void*, const Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void synchronizeEvent(void*) const override {}
+  void block(void* event, const Stream&) const override { synchronizeEvent(event); }
+  bool queryEvent(void* event) const override {
+    synchronizeEvent(event);
+    return true;
+  }
+  void synchronizeEvent(void* event) const override {
+    if (event != nullptr) static_cast<FakeEvent*>(event)->Await();
+  }
   void destroyEvent(void* event, DeviceIndex) const noexcept override {
     delete static_cast<FakeEvent*>(event);
   }

@@ -56,4 +56,6 @@ class FakeMemory {
   int open_ = 0;
 };
 
+void CountFakeDeviceWait();  // See FakeDeviceWaits()
+
 }  // namespace shoal

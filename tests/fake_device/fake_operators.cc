@@ -1,5 +1,6 @@
 // Every ATen operator on the fake device; see fake_device.h.
 #include <atomic>
+#include <cstring>
 #include <string_view>
 #include <unordered_set>
 
@@ -14,6 +15,8 @@
 
 #include "core/status.h"
 #include "tests/fake_device/fake_device.h"
+#include "tests/fake_device/fake_memory.h"
+#include "tests/fake_device/fake_streams.h"
 #include "tests/fake_device/host_views.h"
 
 namespace shoal {
@@ -82,6 +85,10 @@ bool TakesHostScalars(const c10::OperatorHandle& op) {
   name.remove_prefix(std::min(name.size(), std::string_view("aten::").size()));
   while (name.ends_with('_')) name.remove_suffix(1);
   return names.contains(name);
+}
+
+c10::Stream CurrentStream(c10::Device device) {
+  return c10::impl::VirtualGuardImpl(c10::kPrivateUse1).getStream(device);
 }
 
 // Operators whose results the host needs before it can go on.
@@ -159,6 +166,7 @@ void RunOnFakeDevice(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t num_args = schema.arguments().size();
   const std::vector<IValue> args(stack->end() - num_args, stack->end());
   const c10::Device device = CommonDevice(op, args);
+  FakeStreams::Get().Do(CurrentStream(device));
 
   HostViews views;
   stack->erase(stack->end() - num_args, stack->end());
@@ -208,10 +216,30 @@ Tensor EmptyStrided(at::IntArrayRef sizes, at::IntArrayRef strides,
                                            kFakeKey, c10::dtype_or_default(dtype));
 }
 
+// A copy that its stream may make later. Host memory is kept for it, as libtorch's allocators of
+// page-locked memory do; the device's is not.
+bool Defer(const Tensor& to, const Tensor& from) {
+  const Tensor& host = to.is_cpu() ? to : from;
+  const c10::Stream stream = CurrentStream(to.is_cpu() ? from.device() : to.device());
+  if (!FakeStreams::Get().Lazy(stream) || !host.is_cpu() || !host.is_pinned() ||
+      to.scalar_type() != from.scalar_type() || !to.is_contiguous() || !from.is_contiguous() ||
+      to.sizes() != from.sizes())
+    return false;
+  const auto address = [](const Tensor& x) {
+    void* data = const_cast<void*>(x.const_data_ptr());
+    return x.is_cpu() ? data : FakeMemory::Get().HostAddress(data);
+  };
+  FakeStreams::Get().Defer(stream, [host, to = address(to), from = address(from),
+                                    bytes = to.nbytes()] { std::memcpy(to, from, bytes); });
+  return true;
+}
+
 // Between any two devices, or host and device.
 Tensor& Copy(Tensor& self, const Tensor& from, bool non_blocking) {
   ++operator_calls;
   if (!non_blocking && self.device().type() != from.device().type()) ++waits;
+  if (non_blocking && Defer(self, from)) return self;
+  FakeStreams::Get().Do(CurrentStream(self.is_cpu() ? from.device() : self.device()));
   HostViews views;
   const auto view = [&](const Tensor& t) { return t.is_privateuseone() ? views.Of(t) : t; };
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -274,5 +302,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 
 size_t FakeOperatorCalls() { return operator_calls; }
 size_t FakeDeviceWaits() { return waits; }
+void CountFakeDeviceWait() { ++waits; }
 
 }  // namespace shoal

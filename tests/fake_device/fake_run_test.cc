@@ -1,103 +1,27 @@
 // Whole runs by a recipe, from text to checkpoints, exports and samples, on the fake device and on
 // the host.
-#include <filesystem>
 #include <fstream>
 
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
-
-#include "core/recipe.h"
-#include "core/status.h"
-#include "parallel/comm/local_communicator.h"
 #include "tests/fake_device/fake_kernels.h"
+#include "tests/fake_device/recipe_run.h"
 #include "tests/trainer/training_job.h"
-#include "trainer/train_task.h"
 
 namespace shoal {
 namespace {
 
-using Rows = std::vector<nlohmann::json>;
-
-class FakeRun : public testing::Test {
- protected:
-  // What `recipe` with `overrides` leaves in metrics.jsonl.
-  Rows Run(const nlohmann::json& recipe, const std::string& name, int ranks, c10::DeviceType device,
-           std::vector<std::string> overrides = {}) {
-    overrides.push_back("run.output_dir=" + (folder_ / name).string());
-    const absl::StatusOr<LoadedRecipe> loaded = ParseRecipe(recipe.dump(1), "fake.yaml", overrides);
-    EXPECT_TRUE(loaded.ok()) << loaded.status();
-    if (!loaded.ok()) return {};
-    PosixFileSystem files;
-    const size_t before = FakeOperatorCalls();
-    std::FILE* quiet = std::fopen("/dev/null", "w");
-    const absl::Status status = RunRanks(ranks, [&](Communicator& host) {
-      return OnDevice(device, host, [&](Communicator& comm) {
-        const Logger log(comm.rank(), ranks, quiet);
-        const TaskEnvironment environment{.files = files, .log = log, .version = "test"};
-        return Caught([&] { return RunTraining(*loaded, comm, environment); });
-      });
-    });
-    std::fclose(quiet);
-    EXPECT_TRUE(status.ok()) << name << ": " << status;
-    if (device != c10::kCPU) EXPECT_GT(FakeOperatorCalls() - before, 100) << name;
-    Rows rows;
-    std::ifstream lines(folder_ / name / "metrics.jsonl");
-    for (std::string line; std::getline(lines, line);) rows.push_back(nlohmann::json::parse(line));
-    return rows;
-  }
-
-  static void ExpectSameRows(const Rows& got, const Rows& want, const std::string& what) {
-    ASSERT_EQ(got.size(), want.size()) << what;
-    for (size_t i = 0; i < got.size(); ++i) {
-      for (const char* key : {"loss", "grad_norm", "eval_loss", "aux_loss"}) {
-        ASSERT_EQ(got[i].contains(key), want[i].contains(key)) << what << ": " << got[i];
-        if (!got[i].contains(key)) continue;
-        const double value = want[i][key].get<double>();
-        EXPECT_NEAR(got[i][key].get<double>(), value, 1e-10 * std::max(1.0, std::abs(value)))
-            << what << ": " << key << " of " << got[i];
-      }
-    }
-  }
-
-  nlohmann::json Pretraining() const {
-    return {
-        {"run", {{"name", "fake"}, {"seed", 7}}},
-        {"model",
-         {{"dtype", "float64"},
-          {"config",
-           {{"model_type", "llama"},
-            {"vocab_size", 320},
-            {"hidden_size", 16},
-            {"num_hidden_layers", 2},
-            {"num_attention_heads", 4},
-            {"num_key_value_heads", 2},
-            {"intermediate_size", 24},
-            {"max_position_embeddings", 64},
-            {"tie_word_embeddings", true}}}}},
-        {"tokenizer", {{"train", {{"vocab_size", 320}, {"special_tokens", {"<|endoftext|>"}}}}}},
-        {"data",
-         {{"train", {{{"path", "LICENSE"}, {"format", "text"}}}},
-          {"seq_length", 32},
-          {"holdout", 0.1}}},
-        {"training", {{"max_steps", 6}, {"global_batch_size", 8}}},
-        {"optimizer", {{"name", "adamw"}, {"learning_rate", 3e-3}, {"weight_decay", 0.1}}},
-        {"eval", {{"steps", 3}}},
-        {"checkpoint", {{"save_steps", 3}, {"export_hf", "final"}}},
-        {"logging", {{"steps", 1}}},
-        {"sample", {{"prompts", {"The "}}, {"max_new_tokens", 4}}},
-    };
-  }
-
-  const std::filesystem::path folder_ =
-      std::filesystem::path(testing::TempDir()) / ("fake_run_" + std::to_string(getpid()));
-  ~FakeRun() override { std::filesystem::remove_all(folder_); }
-};
+class FakeRun : public RecipeRun {};
 
 TEST_F(FakeRun, Pretrains) {
   const nlohmann::json recipe = Pretraining();
   const Rows want = Run(recipe, "host", 1, c10::kCPU);
   EXPECT_GE(want.size(), 6u);
   ExpectSameRows(Run(recipe, "one", 1, c10::kPrivateUse1), want, "one rank");
+  const auto samples = [&](const char* name) {
+    std::ifstream file(folder_ / name / "samples.txt");
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  EXPECT_FALSE(samples("host").empty());
+  EXPECT_EQ(samples("one"), samples("host"));
   ExpectSameRows(Run(recipe, "zero", 2, c10::kPrivateUse1, {"zero.stage=3"}), want, "ZeRO-3");
   ExpectSameRows(
       Run(recipe, "whole", 4, c10::kPrivateUse1,
@@ -180,6 +104,25 @@ TEST(FakeTraining, StepsWaitForTheDeviceTwice) {
     }
     EXPECT_EQ(waits[1] - waits[0], 3 * 2) << model;
   }
+}
+
+// And once a layer and micro-batch for what its experts take, which decides sizes; the routers'
+// losses and their figures for the log are read together.
+TEST(FakeTraining, LayersOfExpertsWaitOnce) {
+  const FakeDeviceKernels kernels;
+  std::vector<size_t> waits;
+  for (const int steps : {2, 5}) {
+    const size_t before = FakeDeviceWaits();
+    RunTrainingJob({.model = "mixtral",
+                    .dtype = at::kFloat,
+                    .device = c10::kPrivateUse1,
+                    .layers = 2,
+                    .micro_batches = 2,
+                    .steps = steps,
+                    .router_z_loss = 0.01});
+    waits.push_back(FakeDeviceWaits() - before);
+  }
+  EXPECT_EQ(waits[1] - waits[0], 3 * (2 + 1 + 2 * 2));
 }
 
 }  // namespace

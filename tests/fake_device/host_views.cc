@@ -34,6 +34,8 @@ Tensor HostViews::Of(const Tensor& device_tensor) {
   const c10::Storage& device = device_tensor.storage();
   auto known = host_of_.find(device.unsafeGetStorageImpl());
   if (known == host_of_.end()) {
+    TORCH_CHECK(Begin(device) != nullptr || device.nbytes() == 0, "the memory of a tensor ",
+                device_tensor.sizes(), " on ", device_tensor.device(), " is not there");
     void* address = FakeMemory::Get().HostAddress(Begin(device));
     c10::Storage host(c10::Storage::use_byte_size_t(), device.nbytes(),
                       c10::DataPtr(address, c10::Device(c10::kCPU)), c10::GetCPUAllocator(),

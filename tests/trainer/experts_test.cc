@@ -365,7 +365,8 @@ TEST(Experts, ABiasMovesAgainstItsExpertsLoad) {
       RoutingTotals routing(config);
       // Choices of eight experts; the mean is 3.
       const Tensor chosen = at::tensor({3.0, 4.0, 2.0, 3.0, 0.0, 9.0, 3.0, 0.0}, at::kDouble);
-      routing.Add(/*layer=*/1, {.chosen_E = chosen});
+      const Tensor none = at::zeros({}, at::kDouble);
+      routing.Add(/*layer=*/1, {.chosen_E = chosen, .balance = none, .z = none});
       routing.Reduce(parts.mesh);
       MoveRouterBiases(routing, config, 0.5, parts.parameters);
       MoveRouterBiases(routing, config, 0.25, parts.parameters);

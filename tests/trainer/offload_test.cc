@@ -17,9 +17,9 @@ namespace {
 
 TrainingJob Offloaded(TrainingJob job) {
   const bool halves = job.schedule == ScheduleKind::kZbH1 || job.schedule == ScheduleKind::kZbV;
-  job.offload_optimizer = true;
-  job.offload_parameters = job.stage == 3;
-  job.offload_activations = !halves;
+  job.offload_optimizer = OffloadTo::kDisk;
+  if (job.stage == 3) job.offload_parameters = OffloadTo::kDisk;
+  job.offload_activations = halves ? OffloadTo::kNowhere : OffloadTo::kDisk;
   return job;
 }
 
@@ -207,13 +207,13 @@ TEST(OffloadPlan, BytesOnDiskAndMoved) {
         TrainingJob job{.dtype = dtype, .ranks = 3, .stage = stage, .micro_batches = 2};
         job.rule = rule;
         job.ema_decay = stage == 2 ? 0.9 : 0;
-        job.offload_optimizer = true;
+        job.offload_optimizer = OffloadTo::kDisk;
         ExpectAsPlanned(job);
         if (stage < 3) continue;
-        job.offload_parameters = true;
+        job.offload_parameters = OffloadTo::kDisk;
         ExpectAsPlanned(job);
         job.freeze = {"layers.0"};
-        job.offload_optimizer = false;
+        job.offload_optimizer = OffloadTo::kNowhere;
         ExpectAsPlanned(job);
       }
     }
@@ -222,8 +222,8 @@ TEST(OffloadPlan, BytesOnDiskAndMoved) {
                    .ranks = 4,
                    .tensor = 2,
                    .stage = 3,
-                   .offload_optimizer = true,
-                   .offload_parameters = true});
+                   .offload_optimizer = OffloadTo::kDisk,
+                   .offload_parameters = OffloadTo::kDisk});
 }
 
 // Rank threads share one count of tensors, so what they take is looked at one rank at a time.
@@ -237,10 +237,11 @@ TEST(OffloadMemory, StatesLeaveItAndMeansSwapInPlace) {
         SHOAL_RETURN_IF_ERROR(parts.trainer.Run());
         parts.optimizer.SwapEma();
         parts.optimizer.SwapEma();
-        if (job.offload_optimizer) parts.parameters.options().offload->Drain();
+        const bool on_disk = job.offload_optimizer == OffloadTo::kDisk;
+        if (on_disk) parts.parameters.options().offload->Drain();
         bytes = TensorBytes() - before;
-        EXPECT_EQ(parts.optimizer.state_bytes() == 0, job.offload_optimizer);
-        EXPECT_EQ(parts.optimizer.state_bytes_on_disk() > 0, job.offload_optimizer);
+        EXPECT_EQ(parts.optimizer.state_bytes() == 0, on_disk);
+        EXPECT_EQ(parts.optimizer.state_bytes_on_disk() > 0, on_disk);
         return absl::OkStatus();
       });
     });
@@ -249,12 +250,12 @@ TEST(OffloadMemory, StatesLeaveItAndMeansSwapInPlace) {
   };
   CountTensorMemory();
   const int64_t in_memory = taken(job);
-  job.offload_optimizer = true;
+  job.offload_optimizer = OffloadTo::kDisk;
   const int64_t on_disk = taken(job);
   // Moments and the mean: three numbers a weight.
   int64_t states = 0;
   const absl::Status status = RunRanks(1, [&](Communicator& comm) {
-    job.offload_optimizer = false;
+    job.offload_optimizer = OffloadTo::kNowhere;
     return BuildTrainingJob(job, comm, [&](JobParts parts) {
       states = parts.optimizer.state_bytes();
       return absl::OkStatus();

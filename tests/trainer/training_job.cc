@@ -218,9 +218,15 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
   mesh.set_loss_stage(schedule.PlaceOf(schedule.stages() - 1).rank);
   const bool halves = job.schedule == ScheduleKind::kZbH1 || job.schedule == ScheduleKind::kZbV;
   std::unique_ptr<OffloadSpace> offload;
-  if (job.offload_optimizer || job.offload_parameters || job.offload_activations) {
+  if (job.offload_optimizer == OffloadTo::kDisk || job.offload_parameters == OffloadTo::kDisk ||
+      job.offload_activations == OffloadTo::kDisk) {
     CountTensorMemory();
     SHOAL_ASSIGN_OR_RETURN(offload, OffloadSpace::Open("."));
+  }
+  std::unique_ptr<ActivationStore> activations;
+  if (job.offload_activations != OffloadTo::kNowhere) {
+    activations = ActivationStore::Of(
+        comm.device(), job.offload_activations == OffloadTo::kDisk ? offload.get() : nullptr);
   }
   ShardedParameters parameters(
       OfChunks(blocks, chunks),
@@ -238,7 +244,8 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .quantized_gradients = job.quantized_gradients,
        .offload_optimizer = job.offload_optimizer,
        .offload_parameters = job.offload_parameters,
-       .offload = offload.get()},
+       .offload = offload.get(),
+       .on_device = !comm.device().is_cpu()},
       GroupsOf(mesh, tied));
   ShardedOptimizer optimizer(UpdateRuleOf(recipe.proto.optimizer()), parameters,
                              OptimizerOptionsOf(recipe.proto.optimizer()));
@@ -252,7 +259,7 @@ absl::Status BuildTrainingJob(const TrainingJob& job, Communicator& comm,
        .router_z_loss = job.router_z_loss,
        .capacity_factor = job.capacity_factor,
        .recompute = job.recompute,
-       .offload = job.offload_activations ? offload.get() : nullptr,
+       .offload = activations.get(),
        .dropout_seed = config.dropout.any() ? std::optional<uint64_t>(11) : std::nullopt,
        .objective = objective.get(),
        .schedule = schedule,

@@ -41,9 +41,9 @@ struct TrainingJob {
   bool quantized_weights = false;
   bool quantized_gradients = false;
   std::optional<LossScaling> loss_scaling = std::nullopt;
-  bool offload_optimizer = false;
-  bool offload_parameters = false;
-  bool offload_activations = false;
+  OffloadTo offload_optimizer = OffloadTo::kNowhere;
+  OffloadTo offload_parameters = OffloadTo::kNowhere;
+  OffloadTo offload_activations = OffloadTo::kNowhere;
   bool sgd = false;       // Else AdamW. SGD sees the gradients' scale
   std::string rule = {};  // As a recipe's optimizer.name: instead of both
   bool groups = false;    // Some weights with a learning rate and a weight decay of their own

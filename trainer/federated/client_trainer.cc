@@ -1,7 +1,8 @@
 #include "trainer/federated/client_trainer.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 namespace shoal {
 namespace {
@@ -27,10 +28,6 @@ ClientTrainer::ClientTrainer(const Options& options, const Parts& parts)
       vector_(slices_, parts.copies),
       weights_(WeightsOf(slices_)),
       runner_(parts.model, parts.parameters, parts.runner_options) {}
-
-Tensor ClientTrainer::NewVector() const {
-  return at::zeros({vector_.size()}, parts_.parameters.options().master_dtype());
-}
 
 void ClientTrainer::Begin(const std::vector<Start>& starts) {
   const at::NoGradGuard no_grad;
@@ -82,9 +79,13 @@ absl::StatusOr<ClientTrainer::Outcome> ClientTrainer::Train(const Work& work) {
                  .diverged = !trained.ok()};
 }
 
-void ClientTrainer::ReadWeights(int copy, Tensor& weights) const {
+void ClientTrainer::ReadUpdate(int copy, const Tensor& start, Tensor& update) const {
   const at::NoGradGuard no_grad;
-  vector_.Read(weights_, copy, weights);
+  const bool apart = start.device() != update.device();
+  Tensor near = apart ? at::empty_like(start) : update;
+  vector_.Read(weights_, copy, near);
+  near.neg_().add_(start);
+  if (apart) update.copy_(near);
 }
 
 std::vector<std::string> ClientTrainer::state_names() const {
@@ -97,12 +98,18 @@ std::vector<std::string> ClientTrainer::state_names() const {
 
 KeptStates ClientTrainer::ReadStates(int copy, int64_t updates) const {
   const at::NoGradGuard no_grad;
-  KeptStates kept{.vectors = {}, .updates = updates};
-  for (const std::string& name : state_names()) {
-    Tensor vector = NewVector();
-    vector_.Read(parts_.optimizer.State(name), copy, vector);
-    kept.vectors[name] = std::move(vector);
+  const std::vector<std::string> names = state_names();
+  const auto count = static_cast<int64_t>(names.size());
+  const Tensor near = at::empty({count, vector_.size()},
+                                at::TensorOptions(parts_.parameters.options().master_dtype())
+                                    .device(parts_.parameters.device()));
+  for (int64_t i = 0; i < count; ++i) {
+    Tensor vector = near[i];
+    vector_.Read(parts_.optimizer.State(names[i]), copy, vector);
   }
+  const Tensor in_host_memory = near.cpu();
+  KeptStates kept{.vectors = {}, .updates = updates};
+  for (int64_t i = 0; i < count; ++i) kept.vectors[names[i]] = in_host_memory[i];
   return kept;
 }
 

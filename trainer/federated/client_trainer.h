@@ -15,7 +15,8 @@
 
 namespace shoal {
 
-// An optimizer's states between two visits of a client: vectors by name, and the updates so far.
+// An optimizer's states between two visits of a client: vectors by name, in host memory, and the
+// updates so far.
 struct KeptStates {
   std::map<std::string, Tensor> vectors;
   int64_t updates = 0;
@@ -39,7 +40,7 @@ class ClientTrainer {
   };
   ClientTrainer(const Options& options, const Parts& parts);
 
-  // What one client begins with; undefined tensors: zeros.
+  // What one client begins with, in host memory or where the weights are; undefined tensors: zeros.
   struct Start {
     Tensor weights;     // (size())
     Tensor correction;  // (size()) if options.corrected
@@ -62,15 +63,15 @@ class ClientTrainer {
   // Collective over the mesh.
   absl::StatusOr<Outcome> Train(const Work& work);
 
-  // Weights that copy `copy` came out with.
-  void ReadWeights(int copy, Tensor& weights) const;
+  // update (size()) = start less the weights that copy `copy` came out with. `start` lies where the
+  // weights do, `update` there or in host memory.
+  void ReadUpdate(int copy, const Tensor& start, Tensor& update) const;
   // The inner rule's states of a copy, and their names.
   KeptStates ReadStates(int copy, int64_t updates) const;
 
   std::vector<std::string> state_names() const;
 
   const WeightVector& vector() const { return vector_; }
-  Tensor NewVector() const;
 
  private:
   void Begin(const std::vector<Start>& starts);

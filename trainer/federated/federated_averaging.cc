@@ -9,6 +9,7 @@
 
 #include "checkpoint/agreement.h"
 #include "core/random.h"
+#include "kernels/locked_memory.h"
 #include "kernels/optimizer_step.h"
 #include "optim/grad_norm.h"
 #include "trainer/federated/robust_aggregation.h"
@@ -77,7 +78,7 @@ absl::Status FederatedAveraging::Prepare() {
                              .group_rank = parts_.mesh.control().rank(),
                              .coordinates = vector_.CoordinatesIn(parts_.model)};
   updates_sum_ = std::make_unique<RoundUpdates>(sums, parts_.outer);
-  delta_ = at::zeros({vector_.size()}, dtype);
+  delta_ = LockedZeros(vector_.size(), dtype, parts_.parameters.device());
   mean_ = at::zeros({vector_.size()}, dtype);
   if (scaffold()) {
     sums.federated = FederatedSection();
@@ -150,16 +151,14 @@ std::vector<int> FederatedAveraging::GroupsOf(const std::vector<ClientStack>& st
   return group_of;
 }
 
-absl::Status FederatedAveraging::TakeUpdate(const RoundPlan& plan, int task, ClientTrainer& trainer,
-                                            int copy, const ClientTrainer::Outcome& outcome,
-                                            int64_t in_stack, Tensor& report) {
+absl::Status FederatedAveraging::TakeUpdate(const RoundPlan& plan, const Visit& visit,
+                                            Tensor& report) {
+  const auto& [task, trainer, copy, copies, start, outcome] = visit;
   const int64_t client = plan.tasks[task].client;
-  if (outcome.diverged) {
+  if (outcome.diverged)
     delta_.fill_(std::numeric_limits<double>::quiet_NaN());
-  } else {
-    trainer.ReadWeights(copy, delta_);
-    delta_.neg_().add_(versions_.at(plan.tasks[task].version));
-  }
+  else
+    trainer.ReadUpdate(copy, start, delta_);
   const double norm = NormOf(delta_);
   const double range = options_.federated.update_range();
   Tensor control_change;
@@ -205,7 +204,7 @@ absl::Status FederatedAveraging::TakeUpdate(const RoundPlan& plan, int task, Cli
     memories_[client].states = trainer.ReadStates(copy, outcome.updates);
   row[kLoss] = outcome.loss;
   row[kNorm] = norm;
-  row[kTokens] = static_cast<double>(outcome.tokens) / static_cast<double>(in_stack);
+  row[kTokens] = static_cast<double>(outcome.tokens) / static_cast<double>(copies);
   row[kUnclipped] = norm <= terms_.clip;
   return absl::OkStatus();
 }
@@ -216,11 +215,18 @@ absl::Status FederatedAveraging::TrainStack(const RoundPlan& plan, const ClientS
   SHOAL_ASSIGN_OR_RETURN(ClientTrainer* const trainer, parts_.trainer(copies));
   std::vector<ClientBatches::Client> clients;
   std::vector<ClientTrainer::Start> starts;
+  std::map<int64_t, Tensor> weights;  // Of versions, where the clients train
   for (int index : stack.tasks) {
     const ClientTask& task = plan.tasks[index];
+    Tensor& start_weights = weights[task.version];
+    if (!start_weights.defined()) {
+      const Tensor& version = versions_.at(task.version);
+      start_weights =
+          version.to(parts_.parameters.device(), version.scalar_type(), /*non_blocking=*/true);
+    }
     clients.push_back({.examples = parts_.clients[task.client],
                        .order_seed = ClientBatches::OrderSeed(options_.seed, task)});
-    ClientTrainer::Start start{.weights = versions_.at(task.version)};
+    ClientTrainer::Start start{.weights = start_weights};
     if (remembers()) {
       const auto memory = memories_.find(task.client);
       if (scaffold()) {
@@ -242,7 +248,7 @@ absl::Status FederatedAveraging::TrainStack(const RoundPlan& plan, const ClientS
                          trainer->Train({.steps = stack.steps,
                                          .learning_rate = options_.learning_rate.At(round_),
                                          .batches = batches,
-                                         .starts = std::move(starts),
+                                         .starts = starts,
                                          .seed = ClientBatches::OrderSeed(
                                              options_.seed, plan.tasks[stack.tasks[0]])}));
   if (outcome.diverged && copies > 1) {  // Nobody pays for another: each by itself
@@ -251,8 +257,14 @@ absl::Status FederatedAveraging::TrainStack(const RoundPlan& plan, const ClientS
     return absl::OkStatus();
   }
   for (int copy = 0; copy < copies; ++copy) {
-    SHOAL_RETURN_IF_ERROR(
-        TakeUpdate(plan, stack.tasks[copy], *trainer, copy, outcome, copies, report));
+    SHOAL_RETURN_IF_ERROR(TakeUpdate(plan,
+                                     {.task = stack.tasks[copy],
+                                      .trainer = *trainer,
+                                      .copy = copy,
+                                      .copies = copies,
+                                      .start = starts[copy].weights,
+                                      .outcome = outcome},
+                                     report));
   }
   return absl::OkStatus();
 }
@@ -338,7 +350,7 @@ RoundMetrics FederatedAveraging::Summarise(const RoundPlan& plan, const Tensor& 
 absl::StatusOr<RoundMetrics> FederatedAveraging::RunRound() {
   const at::NoGradGuard no_grad;
   const RoundPlan plan = planner_->Plan(round_);
-  Tensor start = at::zeros_like(mean_);
+  Tensor start = at::zeros({vector_.size()}, mean_.options().device(parts_.parameters.device()));
   vector_.Read(WeightsOf(slices_), 0, start);
   versions_[round_] = std::move(start);
 
@@ -378,6 +390,7 @@ absl::StatusOr<RoundMetrics> FederatedAveraging::RunRound() {
   ++round_;
   tokens_ += metrics.tokens;
   versions_.erase(versions_.begin(), versions_.lower_bound(planner_->OldestVersionNeeded()));
+  for (auto& [version, weights] : versions_) weights = weights.cpu();
   return metrics;
 }
 

@@ -12,6 +12,9 @@
 //
 // The ranks are groups of equal size; a client trains on one group. Every group holds the server's
 // weights and states, sharded within it by the ZeRO stage, and takes the same step 4.
+//
+// Where ranks compute on a device, steps 2 and 4 do. Step 3 is the host's: a client's update comes
+// to host memory once, and the mean goes back once a round.
 #pragma once
 
 #include <functional>
@@ -100,6 +103,15 @@ class FederatedAveraging {
     std::optional<KeptStates> states;
   };
   struct Report;  // A row a task, summed over groups
+  // A task's client as one of `copies` that a trainer has trained together.
+  struct Visit {
+    int task;
+    ClientTrainer& trainer;
+    int copy;
+    int copies;
+    Tensor start;  // The weights that it began with, where the trainer's are
+    const ClientTrainer::Outcome& outcome;
+  };
 
   FederatedAveraging(const Options& options, const Parts& parts);
   absl::Status Prepare();
@@ -123,8 +135,7 @@ class FederatedAveraging {
   double SamplingRate() const { return clients_a_round_ / parts_.clients.size(); }
 
   absl::Status TrainStack(const RoundPlan& plan, const ClientStack& stack, Tensor& report);
-  absl::Status TakeUpdate(const RoundPlan& plan, int task, ClientTrainer& trainer, int copy,
-                          const ClientTrainer::Outcome& outcome, int64_t in_stack, Tensor& report);
+  absl::Status TakeUpdate(const RoundPlan& plan, const Visit& visit, Tensor& report);
   absl::Status ServerStep(const std::vector<bool>& survivors, RoundMetrics& metrics);
   RoundMetrics Summarise(const RoundPlan& plan, const Tensor& report,
                          const std::vector<bool>& survivors);
@@ -146,7 +157,10 @@ class FederatedAveraging {
 
   RoundUpdates::Round terms_;  // Of the current round
   int64_t round_ = 0, updates_ = 0, tokens_ = 0;
-  std::map<int64_t, Tensor> versions_;  // Weights after so many rounds, those that are needed
+  // Weights after so many rounds, those that are needed: the current round's where the clients
+  // train, earlier ones in host memory.
+  std::map<int64_t, Tensor> versions_;
+  // In host memory.
   Tensor control_;                      // SCAFFOLD's c
   std::map<int64_t, Memory> memories_;  // By client, of this group
   std::vector<int64_t> remembered_;     // Of all groups, after AgreeOnClients

@@ -29,7 +29,7 @@ absl::StatusOr<HeldOut> EvaluateHeldOut(Engine& engine, const ExampleSet& exampl
     if (options.accuracy) {
       const Activations head = runner.Head(batch, {.mode = HeadMode::kLogits});
       if (head.logits_BTV.defined())
-        hits = (head.logits_BTV.argmax(-1) == batch.targets_BT).sum().item<double>();
+        hits = (head.logits_BTV.argmax(-1).cpu() == batch.targets_BT).sum().item<double>();
     }
     auto* row = sums.mutable_data_ptr<double>() + index * 3;
     row[0] = SumOverRanks(engine.mesh().control(), mesh.reports_loss() ? loss : 0.0);

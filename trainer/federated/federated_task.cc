@@ -95,13 +95,17 @@ class FederatedRun {
     const auto due = [&](int64_t every) {
       return averaging_->round() == last || (every > 0 && averaging_->round() % every == 0);
     };
-    Profiler profiler(
-        ProfilerOptionsOf(recipe),
-        {.ranks = world_,
-         .files = environment_.files,
-         .log = environment_.log,
-         .matrix_peak = [&] { return MeasureMatMulPeak(ComputeDtype(recipe), GetNumThreads()); },
-         .write_row = [this](const MetricsRow& row) { return Write(row); }});
+    Profiler profiler(ProfilerOptionsOf(recipe),
+                      {.ranks = world_,
+                       .files = environment_.files,
+                       .log = environment_.log,
+                       .matrix_peak =
+                           [&] {
+                             return world_.device().is_cpu()
+                                        ? MeasureMatMulPeak(ComputeDtype(recipe), GetNumThreads())
+                                        : 0.0;
+                           },
+                       .write_row = [this](const MetricsRow& row) { return Write(row); }});
     while (averaging_->round() < last) {
       const auto begin = std::chrono::steady_clock::now();
       const int64_t bytes_before = BytesSent();

@@ -76,6 +76,8 @@ absl::StatusOr<std::unique_ptr<Federation>> Federation::Build(const LoadedRecipe
 absl::Status Federation::Arrange() {
   // A client's sums must not depend on how many threads its rank has.
   SetNumThreads(1);
+  // Nor on what was measured: the host's products keep to their library.
+  if (!world_.device().is_cpu()) ChooseProductLibrary(recipe_.proto, world_);
   SHOAL_ASSIGN_OR_RETURN(const MeshPlan plan, PlanMesh(recipe_, world_.size()));
   shape_ = ShapeOf(plan);
   const int size = shape_.num_ranks();

@@ -39,10 +39,12 @@ void WeightVector::Read(absl::Span<const Tensor> tensors, int copy, Tensor& vect
 }
 
 void WeightVector::Write(const Tensor& vector, int copy, absl::Span<const Tensor> tensors) const {
+  if (runs_.empty()) return;
+  const Tensor near = vector.to(tensors[0].device(), vector.scalar_type(), /*non_blocking=*/true);
   for (const Run& run : runs_) {
     tensors[run.slice]
         .narrow(0, run.begin + copy * run.count, run.count)
-        .copy_(vector.narrow(0, run.offset, run.count));
+        .copy_(near.narrow(0, run.offset, run.count));
   }
 }
 

@@ -28,9 +28,10 @@ class WeightVector {
   int copies() const { return copies_; }
 
   // `tensors`: one a slice and as long as it, such as the slices' weights or an optimizer's state.
-  // vector: (size) receives copy `copy` of them.
+  // vector: (size) on their device receives copy `copy` of them.
   void Read(absl::Span<const Tensor> tensors, int copy, Tensor& vector) const;
-  // The other way.
+  // The other way. A vector in host memory goes to the tensors' device in one piece, and has been
+  // read, unless its memory is locked, when this returns.
   void Write(const Tensor& vector, int copy, absl::Span<const Tensor> tensors) const;
 
   // The vector of one copy as parts of whole weights, as checkpoints know them:

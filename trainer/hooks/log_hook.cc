@@ -54,13 +54,17 @@ absl::Status LogHook::AfterStep(const Trainer& trainer, const StepMetrics& metri
     row.extra.insert(row.extra.end(), figures.begin(), figures.end());
   }
   if (trainer.options().loss_scaling) row.extra.emplace_back("loss_scale", metrics.loss_scale);
-  if (metrics.offload) {
-    const auto most = [&](int64_t bytes) {
-      return static_cast<double>(MaxOverRanks(mesh_.control(), bytes));
+  const auto offloaded = [&](const std::string& name,
+                             const std::optional<StepMetrics::OffloadBytes>& bytes) {
+    if (!bytes) return;
+    const auto most = [&](int64_t of_rank) {
+      return static_cast<double>(MaxOverRanks(mesh_.control(), of_rank));
     };
-    row.extra.emplace_back("offload_bytes_read", most(metrics.offload->read));
-    row.extra.emplace_back("offload_bytes_written", most(metrics.offload->written));
-  }
+    row.extra.emplace_back(name + "_bytes_read", most(bytes->read));
+    row.extra.emplace_back(name + "_bytes_written", most(bytes->written));
+  };
+  offloaded("offload", metrics.offload);
+  offloaded("offload_host", metrics.offload_host);
   if (metrics.skipped) row.extra.emplace_back("skipped", 1.0);
   steps_ = tokens_ = peak_tensor_bytes_ = 0;
   seconds_ = 0;

@@ -53,7 +53,7 @@ HeadBytes HeadBytesOf(const PlanJob& job, const ModelConfig& config, const PartW
   }
   // As cross_entropy.cc and vocabulary_parallel.cc cut the rows.
   const int64_t part = shared ? config.vocab_size / job.mesh.tensor + 1 : vocabulary;
-  const int64_t chunk = CrossEntropyChunkRows(part);
+  const int64_t chunk = CrossEntropyChunkRows(part, job.device_type());
   const int64_t chunk_rows = std::min(chunk, rows);
   head.working = chunk_rows * vocabulary *
                      (ElementBytes(sums) + (compute == sums ? 0 : ElementBytes(compute))) +
@@ -91,10 +91,13 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
       held.weights += unit.count * ElementBytes(zero.master_dtype()) * padded;
       continue;
     }
-    if (zero.stage == 3 && zero.offload_parameters)
+    if (zero.stage < 3)
+      held.weights += unit.count * compute * padded;
+    else if (zero.offload_parameters == OffloadTo::kDisk)
       held.weights_on_disk += unit.count * OffloadSpace::Rounded(compute * shard);
     else
-      held.weights += unit.count * compute * (zero.stage == 3 ? shard : padded);
+      (zero.weights_on_host() ? held.weights_in_host : held.weights) +=
+          unit.count * compute * shard;
     if (unit.takes_turns)
       largest[unit.of_experts][unit.trainable] =
           std::max(largest[unit.of_experts][unit.trainable], padded);
@@ -102,12 +105,16 @@ HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zer
       held.gathered += unit.count * buffers(padded, unit.trainable);
     if (!unit.trainable) continue;
     if (zero.stage < 2) held.gradients += unit.count * gradient * padded;
-    if (zero.reduces_each_micro_batch()) held.gradients += unit.count * gradient * shard;
-    const int64_t master = zero.master_copy_bytes() * (zero.stage == 0 ? padded : shard);
-    if (zero.offload_optimizer)
+    if (zero.updates_on_host())
+      held.gradients_in_host += unit.count * gradient * (zero.stage == 0 ? padded : shard);
+    else if (zero.reduces_each_micro_batch())
+      held.gradients += unit.count * gradient * shard;
+    const int64_t master = zero.master_copy_bytes(zero.stage == 0 ? padded : shard);
+    if (zero.offload_optimizer == OffloadTo::kDisk)
       held.master_weights_on_disk += unit.count * OffloadSpace::Rounded(master);
     else
-      held.master_weights += unit.count * master;
+      (zero.updates_on_host() ? held.master_weights_in_host : held.master_weights) +=
+          unit.count * master;
   }
   int64_t packed = 0;
   for (const UnitSize& unit : units) {
@@ -134,7 +141,7 @@ int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
 }
 
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job) {
-  if (job.zero.offload_optimizer) return 0;
+  if (job.zero.offload_optimizer == OffloadTo::kDisk) return 0;
   int64_t most = 0;
   const int different = DifferentShards(units, job);
   for (int shard = 0; shard < different; ++shard) {
@@ -204,6 +211,7 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
   // Of offloaded activations: what two blocks that follow each other keep, at most, of all blocks'.
   int64_t two = 0, moved = 0;
   std::vector<int64_t> aside;
+  const bool offloads = job.offload_activations != OffloadTo::kNowhere;
   for (const BlockRange& chunk : rank.chunks) {
     const bool has_head = chunk.end == model.num_blocks();
     if (has_head) head = HeadBytesOf(job, config, widths, rank, schedule);
@@ -215,8 +223,8 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
       if (layer.total() == 0) continue;
       const int64_t all = LayerBytes(job, config, widths, block - 1);
       const int64_t own = layer.recomputed > 0 ? input : all;
-      (job.offload_activations ? aside : kept).back() += own;
-      moved += job.offload_activations ? own * job.micro_batches() : 0;
+      (offloads ? aside : kept).back() += own;
+      moved += offloads ? own * job.micro_batches() : 0;
       two = std::max(two, before + own);
       before = own;
       working = std::max(working, WorkingBytes(job, config, widths, block - 1) +
@@ -228,7 +236,7 @@ PassBytes PassBytesOf(const PlanJob& job, const ModelOutline& model, const RankO
   const int64_t batch = 3 * 8 * job.rows() * job.micro_batches();
   PassBytes bytes;
   bytes.activations = batch + schedule.PeakBytes(rank.pipeline, kept);
-  if (job.offload_activations) {
+  if (offloads) {
     bytes.activations += two;
     bytes.aside = schedule.PeakBytes(rank.pipeline, aside);
     bytes.moved = moved;

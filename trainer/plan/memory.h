@@ -17,9 +17,9 @@ namespace shoal {
 // As ShardedParameters::held_bytes().
 HeldBytes HeldBytesOf(const std::vector<UnitSize>& units, const ZeroOptions& zero,
                       const MeshShape& mesh);
-// As ShardedOptimizer::state_bytes() (offloaded ones: see offload_plan.h); of the shard rank that
-// holds most, if they differ: of weights that are updated as wholes and others, each has its own
-// share.
+// As ShardedOptimizer::state_bytes() or, if they are there, state_bytes_in_host() (those on disk:
+// see offload_plan.h); of the shard rank that holds most, if they differ: of weights that are
+// updated as wholes and others, each has its own share.
 int64_t OptimizerBytesOf(const std::vector<UnitSize>& units, const PlanJob& job);
 // Elements that a rank's optimizer updates.
 int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
@@ -28,7 +28,8 @@ int64_t OwnedNumel(const std::vector<UnitSize>& units, const ZeroOptions& zero,
 struct PassBytes {
   int64_t activations = 0;  // Of all micro-batches under way, and of the block at work
   int64_t head = 0;         // A chunk's logits, and gradients made in the head's forward pass
-  // Offloaded activations: on disk at most, and of a step, as often read as written.
+  // Offloaded activations: on disk or in host memory at most, and of a step, as often read as
+  // written.
   int64_t aside = 0;
   int64_t moved = 0;
 };

@@ -19,11 +19,12 @@ UnitPages PagesOf(const UnitSize& unit, const PlanJob& job, int shard) {
   const ZeroOptions& zero = job.zero;
   const int64_t part = unit.shard_numel(job.mesh);
   UnitPages pages;
-  if (zero.stage == 3 && zero.offload_parameters && !unit.of_buffers)
+  if (zero.stage == 3 && zero.offload_parameters == OffloadTo::kDisk && !unit.of_buffers)
     pages.weights = OffloadSpace::Rounded(part * ElementBytes(zero.compute_dtype));
-  if (!unit.trainable || unit.of_buffers || !zero.offload_optimizer) return pages;
+  if (!unit.trainable || unit.of_buffers || zero.offload_optimizer != OffloadTo::kDisk)
+    return pages;
   const int64_t owned = zero.stage == 0 ? unit.padded_numel(job.mesh) : part;
-  pages.masters = OffloadSpace::Rounded(owned * zero.master_copy_bytes());
+  pages.masters = OffloadSpace::Rounded(zero.master_copy_bytes(owned));
   ForStateTensors(unit, job, shard,
                   [&](int64_t bytes) { pages.states += OffloadSpace::Rounded(bytes); });
   return pages;

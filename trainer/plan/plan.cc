@@ -176,12 +176,17 @@ absl::StatusOr<Plan> Planner::Make(const PlanJob& job) {
             .tied_ranks = pipeline->tied_ranks,
             .ranks = {}};
   for (const RankOutline& rank : pipeline->ranks) {
+    const int64_t states = OptimizerBytesOf(rank.units, job);
+    const bool in_host = job.zero.updates_on_host();
     plan.ranks.push_back({.pipeline = rank.pipeline,
                           .tensor = model->parts[rank.part].ranks,
                           .memory = {.held = HeldBytesOf(rank.units, job.zero, job.mesh),
-                                     .optimizer = OptimizerBytesOf(rank.units, job),
+                                     .optimizer = in_host ? 0 : states,
+                                     .optimizer_in_host = in_host ? states : 0,
                                      .passes = PassBytesOf(job, *model, rank, *schedule),
-                                     .offload = OffloadPlanOf(rank, job)},
+                                     .offload = OffloadPlanOf(rank, job),
+                                     .activations = job.offload_activations,
+                                     .on_device = job.zero.on_device},
                           .traffic = TrafficOf(job, *model, *pipeline, rank),
                           .work = WorkOf(job, *model, rank)});
   }

@@ -27,21 +27,35 @@
 
 namespace shoal {
 
+// Where the rank computes, but for what has "host" in its name: the host's memory beside a device.
 struct RankMemory {
   HeldBytes held;         // Exact
   int64_t optimizer = 0;  // Exact; of the shard rank that holds most, if they differ
-  PassBytes passes;       // Estimates
-  OffloadPlan offload;    // Exact
+  int64_t optimizer_in_host = 0;
+  PassBytes passes;     // Estimates
+  OffloadPlan offload;  // Exact
+  OffloadTo activations = OffloadTo::kNowhere;
+  bool on_device = false;
 
   int64_t held_bytes() const {
     return held.weights + held.gradients + held.master_weights + optimizer + held.gathered;
   }
-  // Buffers of what is offloaded are there in turn: those of the passes, those of the update.
+  // Buffers of what is offloaded to disk are there in turn: those of the passes, those of the
+  // update. They are host memory.
   int64_t total_bytes() const {
-    return held_bytes() + std::max(passes.activations + passes.head + offload.passes_buffer,
-                                   offload.update_buffer);
+    const int64_t in_passes = passes.activations + passes.head;
+    return held_bytes() +
+           (on_device ? in_passes
+                      : std::max(in_passes + offload.passes_buffer, offload.update_buffer));
   }
-  int64_t disk_bytes() const { return offload.held_bytes() + passes.aside; }
+  int64_t aside_in_host() const { return activations == OffloadTo::kHost ? passes.aside : 0; }
+  int64_t aside_on_disk() const { return activations == OffloadTo::kDisk ? passes.aside : 0; }
+  int64_t host_bytes() const {
+    const int64_t in_host = held.weights_in_host + held.gradients_in_host +
+                            held.master_weights_in_host + optimizer_in_host + aside_in_host();
+    return in_host + (on_device ? std::max(offload.passes_buffer, offload.update_buffer) : 0);
+  }
+  int64_t disk_bytes() const { return offload.held_bytes() + aside_on_disk(); }
 };
 
 // A step's, of one rank.

@@ -29,9 +29,11 @@ struct PlanJob {
   int optimizer_states = 2;  // Numbers a weight that is updated element by element
   std::shared_ptr<const WholeRule> whole_rule = nullptr;  // Of the others; null: there are none
   bool ema = false;  // A running mean of the weights beside them
-  bool offload_activations = false;
+  OffloadTo offload_activations = OffloadTo::kNowhere;
 
   int micro_batches() const { return zero.micro_batches; }
+  // Where ranks compute; which GPU it is changes nothing.
+  at::DeviceType device_type() const { return zero.on_device ? at::kCUDA : at::kCPU; }
   // Tokens of a micro-batch and rank.
   int64_t rows() const { return sequences * (seq_length / mesh.context); }
   bool shares_rows() const { return sequence_parallel && mesh.tensor > 1; }

@@ -28,14 +28,22 @@ Json MemoryJson(const RankMemory& memory) {
           {"read_ahead", memory.offload.passes_buffer},
           {"update_buffers", memory.offload.update_buffer},
           {"total_estimate", memory.total_bytes()},
+          {"host",
+           {{"weights", memory.held.weights_in_host},
+            {"gradients", memory.held.gradients_in_host},
+            {"master_weights", memory.held.master_weights_in_host},
+            {"optimizer_states", memory.optimizer_in_host},
+            {"activations_estimate", memory.aside_in_host()},
+            {"total_estimate", memory.host_bytes()}}},
           {"disk",
            {{"weights", memory.offload.weights},
             {"master_weights", memory.offload.master_weights},
             {"optimizer_states", memory.offload.optimizer},
-            {"activations_estimate", memory.passes.aside},
+            {"activations_estimate", memory.aside_on_disk()},
             {"read", memory.offload.read},
             {"written", memory.offload.written},
-            {"activations_moved_estimate", memory.passes.moved}}}};
+            {"activations_moved_estimate",
+             memory.activations == OffloadTo::kDisk ? memory.passes.moved : 0}}}};
 }
 
 Json TrafficJson(const Traffic& traffic) {

@@ -71,6 +71,13 @@ class Table {
   std::string text_;
 };
 
+// Of what goes to disk.
+template <class Row>
+void BufferRows(const Row& row) {
+  row("read ahead", "", [](const RankMemory& m) { return m.offload.passes_buffer; });
+  row("or in the update", "", [](const RankMemory& m) { return m.offload.update_buffer; });
+}
+
 std::string MemoryText(const PlanFrame& frame, const Plan& plan) {
   const RankPlan& fullest = plan.fullest();
   Table table(plan);
@@ -86,8 +93,7 @@ std::string MemoryText(const PlanFrame& frame, const Plan& plan) {
   row("held", "", [](const RankMemory& m) { return m.held_bytes(); });
   row("activations", " ~", [](const RankMemory& m) { return m.passes.activations; });
   row("logits", " ~", [](const RankMemory& m) { return m.passes.head; });
-  row("read ahead", "", [](const RankMemory& m) { return m.offload.passes_buffer; });
-  row("or in the update", "", [](const RankMemory& m) { return m.offload.update_buffer; });
+  if (!fullest.memory.on_device) BufferRows(row);
   row("total", " ~", [](const RankMemory& m) { return m.total_bytes(); });
   const std::string verdict = MemoryVerdict(plan, frame.hardware);
   return absl::StrCat(
@@ -157,6 +163,25 @@ std::string StageSizes(const std::vector<BlockRange>& stages) {
   return absl::StrCat(absl::StrJoin(sizes, ", "), " blocks");
 }
 
+std::string HostText(const Plan& plan) {
+  const RankPlan& fullest = plan.fullest();
+  if (fullest.memory.host_bytes() == 0) return "";
+  Table table(plan);
+  const auto row = [&](const char* name, const char* mark,
+                       std::function<int64_t(const RankMemory&)> value) {
+    table.Row(name, fullest, mark, [&](const RankPlan& rank) { return value(rank.memory); });
+  };
+  row("weights", "", [](const RankMemory& m) { return m.held.weights_in_host; });
+  row("gradients", "", [](const RankMemory& m) { return m.held.gradients_in_host; });
+  row("master weights", "", [](const RankMemory& m) { return m.held.master_weights_in_host; });
+  row("optimizer states", "", [](const RankMemory& m) { return m.optimizer_in_host; });
+  row("activations", " ~", [](const RankMemory& m) { return m.aside_in_host(); });
+  BufferRows(row);
+  const char* estimated = fullest.memory.aside_in_host() > 0 ? " ~" : "";
+  row("total", estimated, [](const RankMemory& m) { return m.host_bytes(); });
+  return absl::StrCat("in host memory, of that rank (~ estimated, else exact)\n", table.text());
+}
+
 std::string DiskText(const Plan& plan) {
   const RankPlan& fullest = plan.fullest();
   if (fullest.memory.disk_bytes() == 0) return "";
@@ -168,12 +193,14 @@ std::string DiskText(const Plan& plan) {
   row("weights", "", [](const RankMemory& m) { return m.offload.weights; });
   row("master weights", "", [](const RankMemory& m) { return m.offload.master_weights; });
   row("optimizer states", "", [](const RankMemory& m) { return m.offload.optimizer; });
-  row("activations", " ~", [](const RankMemory& m) { return m.passes.aside; });
-  const char* estimated = fullest.memory.passes.moved > 0 ? " ~" : "";
-  row("read a step", estimated,
-      [](const RankMemory& m) { return m.offload.read + m.passes.moved; });
+  row("activations", " ~", [](const RankMemory& m) { return m.aside_on_disk(); });
+  const auto moved = [](const RankMemory& m) {
+    return m.activations == OffloadTo::kDisk ? m.passes.moved : 0;
+  };
+  const char* estimated = moved(fullest.memory) > 0 ? " ~" : "";
+  row("read a step", estimated, [&](const RankMemory& m) { return m.offload.read + moved(m); });
   row("written a step", estimated,
-      [](const RankMemory& m) { return m.offload.written + m.passes.moved; });
+      [&](const RankMemory& m) { return m.offload.written + moved(m); });
   return absl::StrCat("on disk, of that rank (~ estimated, else exact)\n", table.text());
 }
 
@@ -227,7 +254,9 @@ std::string TimeText(const PlanFrame& frame, const Plan& plan) {
       frame.hardware.between_hosts.bytes_per_second * 1e-9,
       plan.job.zero.overlap ? " sharding beside the passes, nothing else overlaps;"
                             : " nothing overlaps;",
-      plan.fullest().memory.disk_bytes() > 0 ? " disks take no time;" : "");
+      plan.fullest().memory.disk_bytes() + plan.fullest().memory.host_bytes() > 0
+          ? " what is offloaded takes no time to move;"
+          : "");
 }
 
 }  // namespace
@@ -253,8 +282,8 @@ std::string PlanText(const PlanFrame& frame, const Plan& plan) {
       "model     ", frame.model, "\n",                                                     //
       "mesh      ", plan.job.mesh.Equation(), ", ZeRO stage ", plan.job.zero.stage, "\n",  //
       "batch     ", frame.batch_equation, ", ", plan.job.tokens_per_step(), " tokens a step\n",
-      MemoryText(frame, plan), DiskText(plan), TrafficText(plan), PipelineText(plan),
-      TimeText(frame, plan));
+      MemoryText(frame, plan), HostText(plan), DiskText(plan), TrafficText(plan),
+      PipelineText(plan), TimeText(frame, plan));
 }
 
 std::string SuggestionsText(const PlanFrame& frame, const Suggestions& suggestions) {

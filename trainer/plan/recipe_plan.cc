@@ -41,14 +41,15 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
               const Hardware& hardware) {
   static constexpr Recompute kRecompute[] = {Recompute::kNone, Recompute::kSelective,
                                              Recompute::kFull};
+  const bool on_device = recipe.run().device() == RunConfig::cuda;
   // A job on several hosts speaks MPI, one on GPUs NCCL.
   const bool leaves_host = mesh.num_ranks() > hardware.ranks_per_host ||
-                           recipe.comm().transport() == CommSection::mpi ||
-                           recipe.run().device() == RunConfig::cuda;
+                           recipe.comm().transport() == CommSection::mpi || on_device;
   PlanJob job{
       .mesh = mesh,
-      .zero =
-          ZeroOptionsOf(recipe, batch, {.ranks = mesh.weight_shards(), .leaves_host = leaves_host}),
+      .zero = ZeroOptionsOf(
+          recipe, batch,
+          {.ranks = mesh.weight_shards(), .leaves_host = leaves_host, .on_device = on_device}),
       .sequence_parallel = recipe.parallelism().sequence_parallel(),
       .recompute = kRecompute[recipe.training().activation_checkpointing()],
       .label_smoothing = recipe.training().label_smoothing_factor(),
@@ -58,7 +59,7 @@ PlanJob JobOf(const Recipe& recipe, const MeshShape& mesh, const BatchPlan& batc
       .optimizer_states = static_cast<int>(UpdateRuleOf(recipe.optimizer())->state_names().size()),
       .whole_rule = WholeRuleOf(recipe.optimizer()),
       .ema = recipe.optimizer().has_ema(),
-      .offload_activations = recipe.training().offload_activations() == disk};
+      .offload_activations = PlaceOf(recipe.training().offload_activations(), on_device)};
   // A small one suffices to see the kind and its chunks. Sizes that it does not take fail later,
   // where they are planned.
   ParallelismSection small = recipe.parallelism();

@@ -112,7 +112,7 @@ class Search {
     for (int stage = 0; stage <= (halves ? 1 : 3); ++stage) {
       // Alone there is nothing to share, and replicas of what is whole are more of the same.
       if (stage > 0 ? mesh.weight_shards() == 1 : mesh.replicate > 1) continue;
-      if (stage < 3 && proto_.zero().offload_parameters() == disk) continue;
+      if (stage < 3 && proto_.zero().offload_parameters() != no_offload) continue;
       if (stage < 3 && proto_.zero().quantized_weights()) continue;
       if (stage < 2 && proto_.zero().quantized_gradients()) continue;
       proto_.mutable_zero()->set_stage(stage);

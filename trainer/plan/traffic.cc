@@ -119,7 +119,7 @@ class TensorPasses {
   // smoothed, the sum of logits. A chunk of rows at a time, as vocabulary_parallel.cc cuts them.
   void CrossEntropy(int64_t vocabulary) {
     const int64_t part = vocabulary / job_.mesh.tensor + 1;
-    const int64_t chunk = CrossEntropyChunkRows(part);
+    const int64_t chunk = CrossEntropyChunkRows(part, job_.device_type());
     const Group sums(job_.mesh.tensor, job_.zero.master_dtype());
     const int64_t values = job_.label_smoothing > 0 ? 3 : 2;
     for (const auto& [rows, times] :

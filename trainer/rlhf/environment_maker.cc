@@ -50,7 +50,8 @@ void SetRow(Tensor& to_F, const std::vector<double>& from) {
 
 }  // namespace
 
-// log-softmax of the policy's logits at each copy's newest observation: (copies, actions) float64.
+// log-softmax of the policy's logits at each copy's newest observation: (copies, actions) float64,
+// in host memory.
 Tensor EnvironmentMaker::ActionLogprobs(std::span<const Copy> copies) const {
   const int64_t B = static_cast<int64_t>(copies.size());
   const int64_t T = static_cast<int64_t>(copies[0].observations.size());
@@ -76,7 +77,7 @@ Tensor EnvironmentMaker::ActionLogprobs(std::span<const Copy> copies) const {
   const Tensor logits_BA =
       ForwardAll(weights.model(), weights.weights(), batch, {.head_mode = HeadMode::kLogits})
           .logits_BTV.select(1, T - 1);
-  return at::log_softmax(logits_BA.to(at::kDouble) / options_.temperature, -1);
+  return at::log_softmax(logits_BA.to(at::kCPU, at::kDouble) / options_.temperature, -1);
 }
 
 EnvironmentMaker::Played EnvironmentMaker::Play(int64_t number) {

@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/scalar_sum.h"
 #include "inference/loaded_model.h"
 
 namespace shoal {
@@ -17,14 +18,14 @@ class ModelReward final : public Reward {
   explicit ModelReward(LoadedModel model) : model_(std::move(model)) {}
 
   absl::StatusOr<std::vector<double>> Score(std::span<const Answer> answers) override {
-    std::vector<double> scores;
+    std::vector<at::Tensor> scores;
     for (size_t first = 0; first < answers.size(); first += kAnswersAPass)
       ScorePass(answers.subspan(first, std::min(kAnswersAPass, answers.size() - first)), scores);
-    return scores;
+    return ReadNumbers(scores);
   }
 
  private:
-  void ScorePass(std::span<const Answer> answers, std::vector<double>& scores) const {
+  void ScorePass(std::span<const Answer> answers, std::vector<at::Tensor>& scores) const {
     const at::NoGradGuard no_grad;
     const int64_t B = static_cast<int64_t>(answers.size());
     std::vector<int64_t> lengths;
@@ -44,7 +45,7 @@ class ModelReward final : public Reward {
     }
     const at::Tensor scores_BT =
         ForwardAll(model_.model, model_.weights, batch, {.head_mode = HeadMode::kScores}).scores_BT;
-    for (int64_t b = 0; b < B; ++b) scores.push_back(scores_BT[b][lengths[b] - 1].item<double>());
+    for (int64_t b = 0; b < B; ++b) scores.push_back(scores_BT[b][lengths[b] - 1]);
   }
 
   LoadedModel model_;
@@ -53,8 +54,10 @@ class ModelReward final : public Reward {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Reward>> MakeModelReward(FileSystem& files, const std::string& path,
-                                                        const Tokenizer& tokenizer) {
-  SHOAL_ASSIGN_OR_RETURN(LoadedModel model, LoadModelForInference(files, path, at::kFloat));
+                                                        const Tokenizer& tokenizer,
+                                                        at::Device device) {
+  SHOAL_ASSIGN_OR_RETURN(LoadedModel model,
+                         LoadModelForInference(files, path, at::kFloat, TensorPlace(), device));
   SHOAL_ASSIGN_OR_RETURN(const Tokenizer own, Tokenizer::Load(model.directory));
   if (own.fingerprint() != tokenizer.fingerprint()) {
     return absl::FailedPreconditionError(

@@ -16,8 +16,8 @@ std::string NameOf(const RewardSection& section) {
 }
 
 absl::StatusOr<std::unique_ptr<Reward>> MakeReward(const RewardSection& section,
-                                                   const RolloutSection& rollout, FileSystem& files,
-                                                   const Tokenizer& tokenizer) {
+                                                   const RolloutSection& rollout,
+                                                   const RewardSum::Sources& sources) {
   switch (section.kind()) {
     case RewardSection::arithmetic:
       return MakeArithmeticReward();
@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<Reward>> MakeReward(const RewardSection& section,
       return MakeProgramReward(
           {.command = section.command(), .timeout = absl::Seconds(section.timeout_s())});
     case RewardSection::model:
-      return MakeModelReward(files, section.path(), tokenizer);
+      return MakeModelReward(sources.files, section.path(), sources.tokenizer, sources.device);
   }
   return absl::InternalError(absl::StrCat("reward kind ", section.kind()));
 }
@@ -40,14 +40,12 @@ absl::StatusOr<std::unique_ptr<Reward>> MakeReward(const RewardSection& section,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RewardSum>> RewardSum::Create(const LoadedRecipe& recipe,
-                                                             FileSystem& files,
-                                                             const Tokenizer& tokenizer) {
+                                                             const Sources& sources) {
   auto sum = std::unique_ptr<RewardSum>(new RewardSum);
   const RlhfSection& rlhf = recipe.proto.rlhf();
   for (int i = 0; i < rlhf.rewards_size(); ++i) {
     const RewardSection& section = rlhf.rewards(i);
-    absl::StatusOr<std::unique_ptr<Reward>> reward =
-        MakeReward(section, rlhf.rollout(), files, tokenizer);
+    absl::StatusOr<std::unique_ptr<Reward>> reward = MakeReward(section, rlhf.rollout(), sources);
     if (!reward.ok())
       return recipe.ErrorAt(absl::StrCat("rlhf.rewards.", i), reward.status().message());
     sum->terms_.push_back({NameOf(section), section.weight(), *std::move(reward)});

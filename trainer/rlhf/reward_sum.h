@@ -14,11 +14,14 @@ namespace shoal {
 
 class RewardSum {
  public:
-  // Of recipe.rlhf.rewards. Errors name the key to blame. `tokenizer` outlives this; it is the
-  // policy's.
+  struct Sources {
+    FileSystem& files;
+    const Tokenizer& tokenizer;  // The policy's; outlives the sum
+    at::Device device;           // Where models that reward are asked
+  };
+  // Of recipe.rlhf.rewards. Errors name the key to blame.
   static absl::StatusOr<std::unique_ptr<RewardSum>> Create(const LoadedRecipe& recipe,
-                                                           FileSystem& files,
-                                                           const Tokenizer& tokenizer);
+                                                           const Sources& sources);
 
   struct Scores {
     std::vector<double> rewards;                        // One an answer: the weighted sum

@@ -188,7 +188,10 @@ absl::Status RlhfRun::BuildEnvironmentRollouts(const RolloutLayout& layout) {
 }
 
 absl::Status RlhfRun::BuildPromptRollouts(const RolloutLayout& layout) {
-  SHOAL_ASSIGN_OR_RETURN(rewards_, RewardSum::Create(recipe_, environment_.files, *tokenizer_));
+  SHOAL_ASSIGN_OR_RETURN(
+      rewards_, RewardSum::Create(recipe_, {.files = environment_.files,
+                                            .tokenizer = *tokenizer_,
+                                            .device = policy_.engine->parameters().device()}));
   RolloutOptions options = RolloutOptionsOf(recipe_.proto, steps_per_rollout_);
   options.eos_token_ids = config_.eos_token_ids;
   if (options.eos_token_ids.empty() && tokenizer_->eos_id())

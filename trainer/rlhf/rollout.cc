@@ -12,6 +12,24 @@ namespace shoal {
 
 using at::Tensor;
 
+namespace {
+
+// Brings tensors of one dtype to host memory, for one wait in all.
+void InHostMemory(std::vector<Tensor>& tensors) {
+  if (tensors.empty() || tensors[0].is_cpu()) return;
+  std::vector<Tensor> flat;
+  for (const Tensor& tensor : tensors) flat.push_back(tensor.flatten());
+  const Tensor all = at::cat(flat).cpu();
+  int64_t begin = 0;
+  for (Tensor& tensor : tensors) {
+    const int64_t numel = tensor.numel();
+    tensor = all.narrow(0, begin, numel).view(tensor.sizes());
+    begin += numel;
+  }
+}
+
+}  // namespace
+
 Rollout CollectRollout(int64_t number, std::span<const int64_t> prompts,
                        std::span<const GenerationRequest> requests,
                        std::vector<Generation> generations) {
@@ -104,20 +122,26 @@ void SetPositions(Batch& batch) {
 
 Tensor HeadOfRollout(BlockRunner& runner, DeviceMesh& mesh, const Rollout& rollout,
                      const RolloutLayout& layout, const BlockRunner::HeadOptions& options) {
-  Tensor head_NA = at::zeros(rollout.mask_NA.sizes(), at::kDouble);
+  std::vector<std::vector<int64_t>> rows;  // [micro-batch]
+  std::vector<Tensor> heads_BT;
   for (int64_t step = 0; step < rollout.size() / layout.global(); ++step) {
     for (int64_t m = 0; m < layout.micro_batches; ++m) {
-      const std::vector<int64_t> rows = MicroBatchRows(rollout, layout, /*epoch=*/0, step, m);
-      const Batch batch = MakeRolloutBatch(rollout, rows, layout.multiple, {});
+      rows.push_back(MicroBatchRows(rollout, layout, /*epoch=*/0, step, m));
+      const Batch batch = MakeRolloutBatch(rollout, rows.back(), layout.multiple, {});
       const Activations out = runner.Head(batch, options);
-      const Tensor& head_BT = options.mode == HeadMode::kScores ? out.scores_BT : out.logprobs_BT;
-      if (!mesh.reports_loss() || !head_BT.defined()) continue;
-      for (size_t b = 0; b < rows.size(); ++b) {
-        const Rollout::Row& row = rollout.rows[rows[b]];
-        head_NA[rows[b]]
+      heads_BT.push_back(options.mode == HeadMode::kScores ? out.scores_BT : out.logprobs_BT);
+    }
+  }
+  Tensor head_NA = at::zeros(rollout.mask_NA.sizes(), at::kDouble);
+  if (mesh.reports_loss()) {
+    InHostMemory(heads_BT);
+    for (size_t m = 0; m < rows.size(); ++m) {
+      for (size_t b = 0; b < rows[m].size(); ++b) {
+        const Rollout::Row& row = rollout.rows[rows[m][b]];
+        head_NA[rows[m][b]]
             .narrow(0, 0, row.answer_length())
-            .copy_(head_BT[static_cast<int64_t>(b)].narrow(0, row.prompt_length - 1,
-                                                           row.answer_length()));
+            .copy_(heads_BT[m][static_cast<int64_t>(b)].narrow(0, row.prompt_length - 1,
+                                                               row.answer_length()));
       }
     }
   }

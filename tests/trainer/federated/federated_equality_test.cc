@@ -15,32 +15,8 @@ Overrides Joined(Overrides a, const Overrides& b) {
   return a;
 }
 
-// Every way of averaging that there is.
-std::vector<Overrides> Variants() {
-  return {
-      {},
-      {"federated.algorithm=fedprox", "federated.proximal_mu=0.1"},
-      {"federated.algorithm=scaffold", "federated.clients_per_round=5"},
-      {"federated.server.name=adam", "federated.server.learning_rate=0.1"},
-      {"federated.server.name=yogi", "federated.clients_per_round=7", "federated.dropout=0.3"},
-      {"federated.server.momentum=0.9", "federated.server.nesterov=true",
-       "federated.keep_optimizer_state=true", "optimizer.name=adamw",
-       "optimizer.learning_rate=0.01", "federated.local_steps=3"},
-      {"federated.sampling=poisson", "federated.clients_per_round=6", "federated.weighting=equal",
-       "federated.privacy.clip_norm=0.2", "federated.privacy.noise_multiplier=0.5",
-       "federated.privacy.adaptive_clip=true"},
-      {"federated.secure_aggregation.enabled=true", "federated.secure_aggregation.threshold=7",
-       "federated.dropout=0.2"},
-      {"federated.aggregation=median"},
-      {"federated.aggregation=trimmed_mean", "federated.trim=0.2"},
-      {"federated.aggregation=krum", "federated.num_byzantine=2", "federated.krum_selected=3"},
-      {"federated.asynchronous.buffer_size=4", "federated.asynchronous.concurrency=9"},
-      {"federated.stacked_clients=4"},
-  };
-}
-
 TEST(FederatedEquality, TheSameBitsOnAnyNumberOfRanksAndInAnyAssignment) {
-  for (const Overrides& variant : Variants()) {
+  for (const Overrides& variant : FederatedVariants()) {
     const std::string what = absl::StrJoin(variant, " ");
     const FederatedResult one = RunFederatedJob({.ranks = 1, .overrides = variant});
     for (int ranks : {2, 4}) {
@@ -55,7 +31,7 @@ TEST(FederatedEquality, TheSameBitsOnAnyNumberOfRanksAndInAnyAssignment) {
 }
 
 TEST(FederatedEquality, ARestartOnOtherRanksChangesNothing) {
-  for (const Overrides& variant : Variants()) {
+  for (const Overrides& variant : FederatedVariants()) {
     const std::string what = absl::StrJoin(variant, " ");
     const FederatedResult whole = RunFederatedJob({.ranks = 2, .rounds = 5, .overrides = variant});
     ExpectSameBits(RunFederatedJob({.ranks = 2,

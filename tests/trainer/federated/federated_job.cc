@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/random.h"
 #include "parallel/comm/local_communicator.h"
+#include "tests/trainer/training_job.h"
 #include "trainer/state_pieces.h"
 
 namespace shoal {
@@ -119,7 +120,7 @@ FederatedResult RunFederatedJob(const FederatedJob& job) {
   overrides.push_back(absl::StrCat("training.max_steps=", job.rounds));
   FederatedResult result;
   auto saved = std::make_unique<Saved>();
-  const auto run = [&](int ranks, bool resumed, int until) {
+  const auto run = [&](int ranks, bool resumed, int until, c10::DeviceType device) {
     const absl::StatusOr<LoadedRecipe> recipe = ParseRecipe(RecipeText(csv), "job.yaml", overrides);
     EXPECT_TRUE(recipe.ok()) << recipe.status();
     if (!recipe.ok()) return;
@@ -128,8 +129,10 @@ FederatedResult RunFederatedJob(const FederatedJob& job) {
       fresh->progress = saved->progress;
       fresh->pieces = saved->pieces;
     }
-    const absl::Status status = RunRanks(ranks, [&](Communicator& world) {
-      return RunPart(job, *recipe, world, resumed, until, *fresh, result);
+    const absl::Status status = RunRanks(ranks, [&](Communicator& host) {
+      return OnDevice(device, host, [&](Communicator& world) {
+        return RunPart(job, *recipe, world, resumed, until, *fresh, result);
+      });
     });
     EXPECT_TRUE(status.ok() || job.may_fail) << status;
     if (!status.ok()) result.error = std::string(status.message());
@@ -138,17 +141,41 @@ FederatedResult RunFederatedJob(const FederatedJob& job) {
   if (job.restart_after > 0) {
     const size_t given = overrides.size();
     overrides.insert(overrides.end(), job.before_restart.begin(), job.before_restart.end());
-    run(job.ranks, false, job.restart_after);
+    run(job.ranks, false, job.restart_after, job.device);
     overrides.resize(given);
-    run(job.restart_ranks > 0 ? job.restart_ranks : job.ranks, true, job.rounds);
+    run(job.restart_ranks > 0 ? job.restart_ranks : job.ranks, true, job.rounds,
+        job.restart_device);
   } else {
-    run(job.ranks, false, job.rounds);
+    run(job.ranks, false, job.rounds, job.device);
   }
   for (const auto& [name, whole] : saved->pieces) {
     std::vector<double>& into = name.rfind("weights/", 0) == 0 ? result.weights : result.states;
     for (double value : AsDoubles(whole)) into.push_back(value);
   }
   return result;
+}
+
+std::vector<std::vector<std::string>> FederatedVariants() {
+  return {
+      {},
+      {"federated.algorithm=fedprox", "federated.proximal_mu=0.1"},
+      {"federated.algorithm=scaffold", "federated.clients_per_round=5"},
+      {"federated.server.name=adam", "federated.server.learning_rate=0.1"},
+      {"federated.server.name=yogi", "federated.clients_per_round=7", "federated.dropout=0.3"},
+      {"federated.server.momentum=0.9", "federated.server.nesterov=true",
+       "federated.keep_optimizer_state=true", "optimizer.name=adamw",
+       "optimizer.learning_rate=0.01", "federated.local_steps=3"},
+      {"federated.sampling=poisson", "federated.clients_per_round=6", "federated.weighting=equal",
+       "federated.privacy.clip_norm=0.2", "federated.privacy.noise_multiplier=0.5",
+       "federated.privacy.adaptive_clip=true"},
+      {"federated.secure_aggregation.enabled=true", "federated.secure_aggregation.threshold=7",
+       "federated.dropout=0.2"},
+      {"federated.aggregation=median"},
+      {"federated.aggregation=trimmed_mean", "federated.trim=0.2"},
+      {"federated.aggregation=krum", "federated.num_byzantine=2", "federated.krum_selected=3"},
+      {"federated.asynchronous.buffer_size=4", "federated.asynchronous.concurrency=9"},
+      {"federated.stacked_clients=4"},
+  };
 }
 
 double LargestDifference(const std::vector<double>& a, const std::vector<double>& b) {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <c10/core/DeviceType.h>
+
 #include "core/metrics.h"
 #include "trainer/federated/federation.h"
 
@@ -20,6 +22,8 @@ struct FederatedJob {
   std::vector<std::string> before_restart = {};  // Overrides of the first part alone
   std::string csv = {};                          // Other data
   bool may_fail = false;                         // Then FederatedResult::error says why
+  c10::DeviceType device = c10::kCPU;            // Each rank has one of this type
+  c10::DeviceType restart_device = c10::kCPU;    // After restart_after
 };
 
 struct FederatedResult {
@@ -32,6 +36,9 @@ struct FederatedResult {
 // The recipe: 12 clients (Dirichlet 0.5) of 96 images of 4 x 4 pixels in 3 classes, a perceptron in
 // float64, batches of 4, one epoch a round, SGD 0.5; `overrides` come last.
 FederatedResult RunFederatedJob(const FederatedJob& job);
+
+// Overrides for every way of averaging that there is.
+std::vector<std::vector<std::string>> FederatedVariants();
 
 // To the last bit.
 void ExpectSameBits(const FederatedResult& got, const FederatedResult& want,
